@@ -143,7 +143,7 @@ class MqttClient:
         """The next packet; Closed when there will be none, TimeoutError when none came in time."""
         self.sock.settimeout(timeout)
         while not self._packets:
-            self._read(0)
+            self._read()
         return self._packets.popleft()
 
     def expect(self, kind: Kind) -> Packet:
@@ -163,14 +163,17 @@ class MqttClient:
 
     def available(self) -> list[Packet]:
         """All packets that have arrived, without waiting; Closed when it ended and nothing is left."""
+        self.sock.setblocking(False)
         try:
             while True:
-                self._read(socket.MSG_DONTWAIT)
+                self._read()
         except BlockingIOError:
             pass
         except Closed:
             if not self._packets:
                 raise
+        finally:
+            self.sock.settimeout(DEADLINE)
         packets = list(self._packets)
         self._packets.clear()
         return packets
@@ -206,8 +209,8 @@ class MqttClient:
             return b""
         return encode_properties(properties or {})
 
-    def _read(self, flags: int) -> None:
-        data = self.sock.recv(65536, flags)
+    def _read(self) -> None:
+        data = self.sock.recv(65536)
         if not data:
             raise Closed
         self._packets.extend(self._decoder.feed(data))
