@@ -43,7 +43,11 @@ class Peer:
         raise NotImplementedError
 
     def turn(self) -> None:
-        """Handle what has arrived."""
+        """Do what there is to do."""
+        self.listen()
+
+    def listen(self) -> None:
+        """Handle what has arrived, and start nothing new."""
         assert self.client is not None
         for packet in self.client.available():
             self.handle(self.client, packet)
@@ -90,7 +94,7 @@ class Sender(Peer):
             client.publish(self.topic, self.payload(number), self.qos, dup=True, packet_id=packet_id)
 
     def turn(self) -> None:
-        super().turn()
+        self.listen()
         assert self.client is not None
         while self.sending and len(self._unanswered) + len(self._released) < self._window:
             packet_id = self.sent % 65535 + 1
