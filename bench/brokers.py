@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -33,6 +35,11 @@ persistence false
 log_dest none
 max_inflight_messages 1000
 max_queued_messages 0
+"""
+REDIS_RULES = """\
+backend.redis.pool1.server = 127.0.0.1:{port}
+backend.redis.hook.client.connected.1 = {{"action": {{"function": "on_client_connected"}}, "pool": "pool1"}}
+backend.redis.hook.message.publish.1 = {{"action": {{"function": "on_message_publish"}}, "pool": "pool1"}}
 """
 
 
@@ -76,24 +83,22 @@ class Mosquitto:
 
 
 class Tidegate:
-    """The gateway as shipped, on uvloop or asyncio's own loop. `files` are laid beside gateway.toml."""
+    """The gateway as shipped, on uvloop or asyncio's own loop; with a Redis pool if `redis_port` is given."""
 
     stores = True
 
-    def __init__(
-        self, uvloop: bool, backends: tuple[str, ...] = ("sqlite",), files: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, uvloop: bool, redis_port: int | None = None) -> None:
         self.name = "tidegate" if uvloop else "tidegate, asyncio"
         self._uvloop = uvloop
-        self._backends = backends
-        self._files = files or {}
+        self._redis_port = redis_port
 
     def command(self, directory: Path, port: int) -> list[str]:
         config = directory / "gateway.toml"
-        names = ", ".join(f'"{name}"' for name in self._backends)
-        config.write_text(f'[gateway]\nname = "bench"\n\n[uplink]\nbackends = [{names}]\n')
-        for name, text in self._files.items():
-            (directory / name).write_text(text)
+        text = '[gateway]\nname = "bench"\n'
+        if self._redis_port is not None:
+            text += '\n[uplink]\nbackends = ["sqlite", "redis"]\n'
+            (directory / "emqx_backend_redis.conf").write_text(REDIS_RULES.format(port=self._redis_port))
+        config.write_text(text)
         return [
             *(sys.executable, "-m", "tidegate.gateway.cli", "run"),
             *("--data", str(directory / "data"), "--config", str(config), "--listen", f"127.0.0.1:{port}"),
@@ -181,11 +186,11 @@ class Broker:
 
     def cpu_seconds(self) -> float:
         """CPU seconds that its processes have used so far."""
-        ticks = 0
+        nanoseconds = 0
         for pid in self.processes():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                nanoseconds += int((task / "schedstat").read_text().split()[0])
+        return nanoseconds / 1e9
 
     def _answers(self) -> bool:
         try:
@@ -193,6 +198,34 @@ class Broker:
         except OSError:
             return False
         return True
+
+
+@contextmanager
+def redis() -> Iterator[int]:
+    """A redis-server of our own; yields its port."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise BrokerError("redis-server is not installed: apt-get install redis-server")
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+    process = subprocess.Popen(
+        [program, *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while process.poll() is None and not _connects(port):
+            time.sleep(0.005)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 def free_port() -> int:

@@ -179,8 +179,8 @@ class Subscriber:
         self._load = load
         self._qos = qos
         self._layout = wire.delivery(qos)
-        self._head = int.from_bytes(wire.publish_head(wire.topic_of(0), qos)[:2], "big")
-        self._topics = [wire.topic_of(publisher) for publisher in range(len(expected))]
+        topics = [wire.topic_of(publisher) for publisher in range(len(expected))]
+        self._heads = [wire.publish_head(topic, qos) for topic in topics]
         self._next = [0] * len(expected)
         self._missing = sum(expected)
         self._rest = b""
@@ -211,17 +211,12 @@ class Subscriber:
                 publisher.grant(self._next[number] - before[number])
 
     def _check(self, messages: memoryview) -> None:
-        following, topics, right_head, filler = self._next, self._topics, self._head, wire.FILLER
-        for head, topic, publisher, index, rest in self._layout.iter_unpack(messages):
-            if (
-                head != right_head
-                or rest != filler
-                or following[publisher] != index
-                or topic != topics[publisher]
-            ):
+        following, heads, filler = self._next, self._heads, wire.FILLER
+        for head, publisher, index, rest in self._layout.iter_unpack(messages):
+            if following[publisher] != index or rest != filler or head != heads[publisher]:
                 raise WrongAnswer(
-                    f"publisher {publisher}: expected message {following[publisher]}, got {index} "
-                    f"on {topic!r}, first bytes {head:04x}, filler {'right' if rest == filler else 'wrong'}"
+                    f"publisher {publisher}: expected message {following[publisher]}, got {index}, "
+                    f"head {head!r}, filler {'right' if rest == filler else 'wrong'}"
                 )
             following[publisher] = index + 1
 

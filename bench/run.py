@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import brokers
@@ -61,15 +62,23 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(results: table.Results, scenario: Scenario, options: argparse.Namespace, label: str) -> None:
-    targets: list[brokers.Target] = [] if scenario.alone else [brokers.Mosquitto()]
-    if not options.peer_only:
-        targets += [brokers.Tidegate(True), brokers.Tidegate(False)]
-    for target in targets:
-        with brokers.Broker(target, options.directory) as broker:
-            figures = scenario.measure(broker, scenario.messages // (QUICK if options.quick else 1))
-        table.add(results, target.name, figures)
-        for figure in figures:
-            _tell(label, target.name, figure)
+    with ExitStack() as stack:
+        redis_port = _redis_port(scenario, stack)
+        targets: list[brokers.Target] = [] if scenario.alone else [brokers.Mosquitto()]
+        if not options.peer_only:
+            targets += [brokers.Tidegate(True, redis_port), brokers.Tidegate(False, redis_port)]
+        for target in targets:
+            with brokers.Broker(target, options.directory) as broker:
+                figures = scenario.measure(broker, scenario.messages // (QUICK if options.quick else 1))
+            table.add(results, target.name, figures)
+            for figure in figures:
+                _tell(label, target.name, figure)
+
+
+def _redis_port(scenario: Scenario, stack: ExitStack) -> int | None:
+    if scenario.uplink == "up":
+        return stack.enter_context(brokers.redis())
+    return brokers.free_port() if scenario.uplink == "down" else None
 
 
 def _tell(label: str, broker: str, figure: Figure) -> None:

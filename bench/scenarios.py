@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
 import wire
 from brokers import Broker
@@ -27,6 +29,8 @@ WINDOW = 100
 CREDIT = 500
 """Messages per publisher that may be on their way to the subscriber."""
 IDLE = 1000
+SETTLED = 2.0
+"""Seconds after which an idle broker has loaded and connected whatever it wants."""
 PUBLISH_KIND = 6
 
 
@@ -44,12 +48,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A measurement; `messages` is its size in a full run. `alone`: the peer has nothing to compare."""
+    """A measurement; `messages` is its size in a full run.
+
+    `alone`: the peer has nothing to compare. `uplink`: the gateway has a Redis pool, reachable ("up") or not.
+    """
 
     name: str
     messages: int
     measure: Callable[[Broker, int], list[Figure]]
     alone: bool = False
+    uplink: Literal["", "up", "down"] = ""
 
 
 def ingest(broker: Broker, messages: int) -> list[Figure]:
@@ -195,6 +203,7 @@ def memory(broker: Broker, messages: int) -> list[Figure]:
 
 def idle(broker: Broker, messages: int) -> list[Figure]:
     """Proportional set size of all processes of a broker that nobody uses."""
+    time.sleep(SETTLED)
     return [Figure("idle memory, all processes", "MiB", broker.pss() / (1 << 20), True)]
 
 
@@ -247,6 +256,6 @@ SCENARIOS = (
     Scenario("replay", 100_000, replay),
     Scenario("latency", 10_000, latency),
     Scenario("memory", 0, memory),
-    Scenario("idle", 0, idle),
-    Scenario("start-up", 100_000, start_up, alone=True),
+    Scenario("idle", 0, idle, uplink="up"),
+    Scenario("start-up", 100_000, start_up, alone=True, uplink="down"),
 )

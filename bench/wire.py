@@ -62,9 +62,9 @@ def publish_head(topic: bytes, qos: int) -> bytes:
 
 
 def delivery(qos: int) -> struct.Struct:
-    """The layout of a delivered message: first two bytes, topic, publisher, index, filler."""
-    topic = len(topic_of(0))
-    return struct.Struct(f">H2x{topic}s{'2x' if qos else ''}HI{len(FILLER)}s")
+    """The layout of a delivered message: head (see `publish_head`), publisher, index, filler."""
+    head = len(publish_head(topic_of(0), qos))
+    return struct.Struct(f">{head}s{'2x' if qos else ''}HI{len(FILLER)}s")
 
 
 def connect(port: int, client_id: bytes, clean: bool = True) -> socket.socket:
