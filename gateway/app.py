@@ -1,0 +1,315 @@
+"""The broker process: everything is put together here, started, watched and stopped.
+
+Downward: listeners and timers drive the broker's core; the core hands batches to the committer's thread and questions to the
+reader's; a supervised child carries the log away. Upward only "there is something new": the child is woken after commits.
+
+Invariant: one broker per data directory (a lock file of its own), and after a clean stop the run is marked clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from tidegate.store.catchup import CatchUp
+from tidegate.store.log import Batch, Log
+from tidegate.store.msgid import gateway_code, message_id
+from tidegate.store.store import Store
+from tidegate.store.trim import Plan, Trim
+from tidegate.store.worker import Worker
+
+from .access import Access
+from .broker import Broker
+from .config import Config, Listener
+from .connecting import Limits
+from .server import MqttProtocol
+from .snapshot import Snapshot
+
+TRIM_PAUSE = 10.0
+STOP_DEADLINE = 4.0
+
+
+class StartError(Exception):
+    """The gateway cannot start; the text is for the user."""
+
+
+def run(config: Config) -> int:
+    """Run until SIGTERM or SIGINT. Raises StartError or StoreError with one sentence for the user."""
+    runner: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
+    if not os.environ.get("TIDEGATE_NO_UVLOOP"):
+        try:
+            import uvloop
+        except ImportError:
+            pass
+        else:
+            runner = uvloop.run
+    return runner(App(config).main())
+
+
+class App:
+    """One gateway; `main` is its whole life."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopping = asyncio.Event()
+        self._started = time.monotonic()
+
+    async def main(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        config = self._config
+        lock = _lock(config.data)
+        wall, mono = _clock()
+        self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono)
+        try:
+            self._build(wall, mono)
+            servers = [await self._listen(listener) for listener in config.listeners]
+            await self._serve(servers)
+        finally:
+            os.close(lock)
+        return 0
+
+    # -- building --------------------------------------------------------------------------------------------------
+
+    def _build(self, wall: int, mono: int) -> None:
+        config, store = self._config, self._store
+        identity = store.identity
+        log = Log(identity.next_seq, identity.last_at, identity.run)
+        log.tick(wall, mono)
+        post = self._loop.call_soon_threadsafe
+        self._committer = Worker("committer", post, store.rest)
+        self._reader: Worker | None = None
+        self._catch_up: CatchUp | None = None
+        self._runs: dict[int, tuple[str, int]] = {
+            run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
+        }
+        self.access = Access(config.password_file)
+        self.broker = Broker(
+            log,
+            self._commit,
+            self._read,
+            self._loop.call_later,
+            self.access,
+            Limits(
+                max_packet_size=config.max_packet_size,
+                max_inflight=config.max_inflight,
+                max_queued_bytes=config.max_queued_bytes,
+                max_connections=config.max_connections,
+                max_keep_alive=config.max_keep_alive,
+                session_expiry=config.session_expiry,
+            ),
+            config.durability,
+            config.commit_delay,
+            self._message_id,
+            lambda: f"auto-{uuid.uuid4().hex[:20]}",
+            _report,
+        )
+        self.broker.now = time.monotonic()
+        self.broker.sessions.load(store.connection)
+        for name, seq in store.connection.execute(
+            "SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"
+        ):
+            self.broker.retained[name] = seq
+        self._trim = Trim(config.disk_budget, config.max_age * 1000)
+        self._load_rules()
+
+    def _load_rules(self) -> None:
+        from tidegate.uplink.rule import load_all, wants
+
+        from .routing import Want
+
+        files = load_all(self._config.conf_dir, self._config.backends)
+        for file in files:
+            for warning in file.warnings:
+                _report(str(warning))
+            for mistake in file.mistakes:
+                _report(f"{mistake}; the pools of this file wait until it is mended")
+        self.broker.router.set_wants(
+            Want(want.kind, want.topic_filter, want.min_qos, want.retained_only) for want in wants(files)
+        )
+
+    async def _listen(self, listener: Listener) -> asyncio.Server:
+        try:
+            return await self._loop.create_server(
+                lambda: MqttProtocol(self.broker, listener, self._tick_clock), listener.host, listener.port, backlog=1024
+            )
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {listener.host}:{listener.port}: {os.strerror(error.errno or 0)}; stop what uses the"
+                f" port, or choose another with --listen HOST:PORT"
+            ) from error
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def _serve(self, servers: list[asyncio.Server]) -> None:
+        from . import control, notify
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._supervisor = self._make_supervisor()
+        if self._supervisor is not None:
+            await self._supervisor.start()
+        self._snapshot = Snapshot(self._config, self._store, self.broker, self._supervisor, self._started)
+        control_server = await control.serve(self._config.data / "control.sock", self._answer)
+        addresses = [f"{host}:{port}" for s in servers for host, port, *_ in (k.getsockname() for k in s.sockets)]
+        _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}")
+        notify.ready()
+        ticker = self._loop.create_task(self._tick(), name="tick")
+        await self._stopping.wait()
+        notify.stopping()
+        ticker.cancel()
+        for server in servers:
+            server.close()
+        control_server.close()
+        await self._stop()
+
+    async def _tick(self) -> None:
+        """Once a second: the broker's own timers, the trim, `$SYS`, and the watchdog as long as the disk answers."""
+        from . import notify
+
+        next_trim = next_sys = 0.0
+        while True:
+            await asyncio.sleep(1.0)
+            self._tick_clock()
+            self.broker.tick()
+            if self.broker.now >= next_sys and self._config.sys_interval:
+                next_sys = self.broker.now + self._config.sys_interval
+                self.broker.publish_sys(self._snapshot.sys_values())
+            if self.broker.now >= next_trim:
+                next_trim = self.broker.now + TRIM_PAUSE
+                self._start_trim()
+            self._committer.submit(lambda: None, lambda _: notify.watchdog())
+
+    async def _stop(self) -> None:
+        deadline = time.monotonic() + STOP_DEADLINE
+        self._tick_clock()
+        self.broker.stop()
+        while self.broker.busy and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        if self._supervisor is not None:
+            await self._supervisor.stop(max(0.5, deadline - time.monotonic()))
+        clean = not self.broker.busy
+        await asyncio.to_thread(self._committer.stop)
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.stop)
+        if clean:
+            self._store.close(_clock()[0])
+        else:
+            self._store.abandon()
+
+    def _reload(self) -> None:
+        _report("SIGHUP: reading rules and passwords again")
+        try:
+            self.access.reload()
+            self._load_rules()
+        except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
+            _report(f"not reloaded: {error}")
+        if self._supervisor is not None:
+            self._loop.create_task(self._supervisor.restart(), name="restart uplink")
+
+    # -- what the core asks for ------------------------------------------------------------------------------------
+
+    def _tick_clock(self) -> None:
+        self.broker.now = time.monotonic()
+        self.broker.log.tick(*_clock())
+
+    def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
+        def committed(result: Any) -> None:
+            self._tick_clock()
+            done(result)
+            if result is None and self._supervisor is not None:
+                self._supervisor.wake()
+
+        self._committer.submit(lambda: self._store.apply(batch), committed)
+
+    def _read(self, job: Callable[[Any], Any], done: Callable[[Any], None]) -> None:
+        if self._reader is None:
+            self._reader = Worker("catch-up", self._loop.call_soon_threadsafe)
+        self._reader.submit(lambda: job(self._open_catch_up()), done)
+
+    def _open_catch_up(self) -> CatchUp:
+        if self._catch_up is None:
+            self._catch_up = CatchUp(self._store.path)
+        return self._catch_up
+
+    def _message_id(self, seq: int, at: int, run: int) -> bytes:
+        identity = self._store.identity
+        code, epoch = self._runs.get(run) or (gateway_code(identity.gateway), identity.epoch)
+        return message_id(at, code, epoch, seq).encode()
+
+    def _start_trim(self) -> None:
+        """Ask in the committer's thread what may go; the removal rides in the log's next batch."""
+        store, now, floor = self._store, self.broker.log.at, self._floor()
+        self._committer.submit(
+            lambda: self._trim.plan(store.connection, store.file_bytes(), now, floor), self._carry_out
+        )
+
+    def _carry_out(self, plan: Plan | Exception | None) -> None:
+        if isinstance(plan, Exception):
+            _report(f"cannot trim the log: {plan}")
+        elif plan is not None:
+            self._tick_clock()
+            self.broker.trim(plan)
+            self.broker.when_durable(self._start_trim)
+
+    def _floor(self) -> int:
+        """The lowest cursor of all who wait: sessions as stored, pools as they report."""
+        live = self.broker.delivery.live
+        cursors = [session.stored_cursor for session in self.broker.sessions if session.persistent]
+        if self._supervisor is not None:
+            from tidegate.uplink.progress import cursors as pool_cursors
+
+            cursors += pool_cursors(self._config.data).values() or [0]
+        return min([live, *cursors])
+
+    def _make_supervisor(self) -> Any:
+        backends = [name for name in self._config.backends if name != "sqlite"]
+        if not backends:
+            return None
+        from .supervisor import Supervisor
+
+        command = [sys.executable, "-m", "tidegate.uplink.child"]
+        command += ["--data", str(self._config.data), "--conf", str(self._config.conf_dir)]
+        for name in backends:
+            command += ["--backend", name]
+        return Supervisor(command, _report)
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("command") == "status":
+            self._tick_clock()
+            return self._snapshot.status()
+        return {"error": f"unknown command {request.get('command')!r}"}
+
+
+def _clock() -> tuple[int, int]:
+    """(wall clock, CLOCK_BOOTTIME) in ms."""
+    return time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def _lock(data: Path) -> int:
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = os.open(data / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise StartError(
+            f"cannot write in the data directory {data}: {error.strerror}; give this user the right to, or choose another"
+            f" with --data DIR"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StartError(f"another tidegate is running on {data}: stop it first, or choose another --data DIR") from None
+    return lock
+
+
+def _report(text: str) -> None:
+    print(f"tidegate: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,510 @@
+"""The broker's core: packets in, batches to the store, and what the store has made durable out to the clients.
+
+One turn handles everything one socket had to say. Messages that must survive go into the log's batch; their
+acknowledgements wait there. While one batch is being committed the next one fills; when the commit is done, first the next
+is handed over, then its acknowledgements leave, then its messages are delivered: commit, acknowledge, deliver. No socket,
+no thread and no clock is touched here: `server` and `app` bring links, a store to commit to and the time.
+
+Invariant: no PUBACK, PUBREC, PUBCOMP or SUBACK that promises something durable leaves before the commit that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from tidegate.store.entry import (
+    ACKED,
+    GAP,
+    PUBLISH,
+    RETAIN,
+    SUBSCRIBED,
+    UNSUBSCRIBED,
+)
+from tidegate.store.log import Batch, Log, Name
+from tidegate.store.trim import REMOVE, Plan
+from tidegate.store.topic import matches, topic_filter_fault
+
+from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
+from .delivery import Delivery, ReadLog
+from .mqtt.connection import Acks, Connection, Fault
+from .mqtt.packets import (
+    Auth,
+    Disconnect,
+    PingReq,
+    PingResp,
+    PubAck,
+    PubComp,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    Subscription as Requested,
+    UnsubAck,
+    Unsubscribe,
+    encode,
+)
+from .mqtt.properties import Property
+from .mqtt.reasons import ReasonCode
+from .routing import Router, Topic, target_of
+from .session import COMPLETE, RELEASED, SENT, Client, Link, Session, Subscription
+from .sessions import Sessions
+
+PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
+BATCH_LIMIT = 8 << 20
+"""Bytes that may wait for the disk; above it the clients that add to them are read no further."""
+GIVE_UP_RETRIES = 20
+"""Failed commits (one a second) after which clients that wait for the disk are disconnected."""
+
+
+Commit = Callable[[Batch, Callable[[Any], None]], None]
+"""`commit(batch, done)`: make it durable, then `done(None)`; `done(exception)` when nothing of it is there."""
+
+
+class Broker:
+    """See the module. `now` is monotonic seconds, set by whoever calls in."""
+
+    def __init__(
+        self,
+        log: Log,
+        commit: Commit,
+        read: ReadLog,
+        later: Callable[[float, Callable[[], None]], Any],
+        access: Access,
+        limits: Limits,
+        durability: str,
+        commit_delay: float,
+        message_id: Callable[[int, int, int], bytes],
+        new_client_id: Callable[[], str],
+        report: Callable[[str], None],
+    ) -> None:
+        self.log = log
+        self.router = Router()
+        self.delivery = Delivery(log, self.router, read, limits.max_queued_bytes, message_id)
+        self.delivery.report = report
+        self.sessions = Sessions(log, self.router)
+        self.clients: set[Client] = set()
+        self.retained: dict[str, int] = {}
+        """Topic -> seq of its retained message."""
+        self.sys_values: dict[str, bytes] = {}
+        self.counters: Counter[str] = Counter()
+        self.store_fault = ""
+        self.now = 0.0
+        self._commit = commit
+        self._read = read
+        self._later = later
+        self._limits = limits
+        self._durability = durability
+        self._delay = commit_delay
+        self._message_id = message_id
+        self._report = report
+        self._committing = False
+        self._delayed = False
+        self._failures = 0
+        self._paused: list[Client] = []
+        self.connecting = Connecting(self, access, limits, durability, new_client_id)
+        self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
+            Acks: self._on_acks,
+            PubAck: self._on_puback,
+            PubRec: self._on_pubrec,
+            PubRel: self._on_pubrel,
+            PubComp: self._on_pubcomp,
+            Subscribe: self._on_subscribe,
+            Unsubscribe: self._on_unsubscribe,
+            PingReq: self._on_ping,
+            Disconnect: self.connecting.on_disconnect,
+            Auth: self._on_auth,
+        }
+
+    # -- what the shell calls --------------------------------------------------------------------------------------
+
+    def opened(self, link: Link, peer: str, listener: Any) -> Client:
+        """A socket was accepted."""
+        connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
+        client = Client(link, connection, peer, listener, self.now)
+        client.deadline = self.now + self._limits.connect_timeout
+        self.clients.add(client)
+        return client
+
+    def receive(self, client: Client, data: bytes) -> None:
+        """Everything one read of this client's socket brought."""
+        client.last_seen = self.now
+        self.handle(client, client.connection.receive(data))
+        self.delivery.flush()
+        self._begin_commit()
+        if self.log.batch.size > BATCH_LIMIT and not client.paused:
+            client.paused = True
+            client.link.pause()
+            self._paused.append(client)
+
+    def lost(self, client: Client) -> None:
+        """The socket is gone."""
+        self.connecting.detach(client, with_will=True)
+        self.delivery.flush()
+        self._begin_commit()
+
+    def writable(self, client: Client, yes: bool) -> None:
+        """The socket's buffer went above its mark (no) or below it again (yes)."""
+        client.blocked = not yes
+        if yes and client.session is not None:
+            self.delivery.pump(client.session)
+            self.delivery.flush()
+            self._begin_commit()
+
+    def tick(self) -> None:
+        """Once a second: keep-alive, expiry, delayed wills, positions."""
+        now = self.now
+        for client in list(self.clients):
+            if client.session is None:
+                if now > client.deadline and client.held is None:
+                    self.connecting.drop(client, None)
+            elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
+                self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
+        self.connecting.publish_due_wills()
+        for session in self.sessions.expired():
+            self.sessions.drop(session)
+            self.counters["sessions_expired"] += 1
+        self.sessions.fold(self.delivery.live)
+        self.delivery.flush()
+        self._begin_commit()
+
+    def stop(self) -> None:
+        """A clean stop: say good-bye, write down where every session stands. What is left to commit stays in the log."""
+        for client in list(self.clients):
+            self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
+        self.sessions.fold_for_stop(self.delivery.live)
+        self._begin_commit()
+
+    def trim(self, plan: Plan) -> None:
+        """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
+        self.log.change(REMOVE, plan.last)
+        if plan.gap is not None:
+            self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
+            self.log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
+        self._begin_commit()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way or due."""
+        return self._committing or bool(self.log.batch)
+
+    def publish_sys(self, values: dict[str, bytes]) -> None:
+        """Set and send `$SYS` values: QoS 0, retained in memory only."""
+        for text, payload in values.items():
+            if self.sys_values.get(text) == payload:
+                continue
+            self.sys_values[text] = payload
+            topic = self.router.topics[text.encode()]
+            self._route(topic)
+            self.delivery.fan_out(topic, 0, 0, payload, b"", None, 0, 0)
+        self.delivery.flush()
+
+    # -- commits ---------------------------------------------------------------------------------------------------
+
+    def _begin_commit(self) -> None:
+        if self._committing or not self.log.batch:
+            return
+        if self._delay and not self._delayed:
+            self._delayed = True
+            self._committing = True
+            self._later(self._delay, self._delay_over)
+            return
+        self._delayed = False
+        self._committing = True
+        batch = self.log.take()
+        self._commit(batch, lambda result: self._committed(batch, result))
+
+    def _delay_over(self) -> None:
+        self._committing = False
+        self._begin_commit()
+
+    def _committed(self, batch: Batch, result: Any) -> None:
+        if isinstance(result, BaseException):
+            self._commit_failed(batch, result)
+            return
+        if self.store_fault:
+            self._report("the store works again; withheld acknowledgements are sent now")
+            self.store_fault = ""
+            self._failures = 0
+        self._committing = False
+        self._begin_commit()
+        for client, acks in batch.acks.items():
+            self.delivery.send(client, struct.pack(f">{len(acks)}I", *acks))
+        self.counters["stored"] += len(batch.rows)
+        for function, *arguments in batch.after:
+            function(*arguments)
+        self.delivery.push_committed(batch)
+        self.delivery.flush()
+        for client in self._paused:
+            client.paused = False
+            client.link.resume()
+        self._paused.clear()
+        self._begin_commit()
+
+    def _commit_failed(self, batch: Batch, error: BaseException) -> None:
+        """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
+        if not self.store_fault:
+            self._report(f"the store refuses to write: {error}; acknowledgements of QoS 1 and 2 are withheld")
+        self.store_fault = str(error)
+        self._failures += 1
+        if self._failures > GIVE_UP_RETRIES:
+            for client in [c for c in batch.acks if c in self.clients]:
+                self.connecting.drop(client, ReasonCode.QUOTA_EXCEEDED)
+            self.delivery.flush()
+        self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
+
+    def _acknowledge(self, client: Client, packet: int) -> None:
+        """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
+        if self._durability == "memory":
+            self.delivery.send(client, packet.to_bytes(4, "big"))
+        else:
+            self.log.batch.acks.setdefault(client, []).append(packet)
+
+    def when_durable(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call `function` after the commit that holds everything appended so far."""
+        self.log.batch.after.append((function, *arguments))
+
+    # -- packets ---------------------------------------------------------------------------------------------------
+
+    def handle(self, client: Client, events: list[Any]) -> None:
+        """Act on what the client's connection read, in order."""
+        for number, event in enumerate(events):
+            if client.closing:
+                return
+            if client.held is not None:
+                client.held.extend(events[number:])
+                return
+            session = client.session
+            if type(event) is tuple:
+                if session is not None:
+                    self._on_publish(client, session, *event)
+            elif isinstance(event, Fault):
+                self.counters["protocol_errors"] += 1
+                self._report(f"{client.peer}: {event.error}")
+                self.connecting.drop(client, event.error.reason)
+            elif session is None:
+                self.connecting.on_connect(client, event)
+            else:
+                self._handlers[type(event)](client, session, event)
+
+    def _on_publish(
+        self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, props: bytes
+    ) -> None:
+        self.counters["received"] += 1
+        if topic.generation != self.router.generation:
+            self._route(topic)
+        qos = flags >> 1 & 3
+        if qos == 2:
+            if packet_id not in session.received:
+                session.received.add(packet_id)
+                if session.persistent:
+                    self.log.change(
+                        "INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id
+                    )
+                self.publish(session.name, topic, qos, bool(flags & 1), payload, props)
+            self._acknowledge(client, PUBREC | packet_id)
+        elif qos == 1:
+            if self.publish(session.name, topic, qos, bool(flags & 1), payload, props):
+                self._acknowledge(client, PUBACK | packet_id)
+            else:
+                self.delivery.send(client, (PUBACK | packet_id).to_bytes(4, "big"))
+        else:
+            self.publish(session.name, topic, 0, bool(flags & 1), payload, props)
+
+    def publish(
+        self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes
+    ) -> bool:
+        """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""
+        log = self.log
+        waits = False
+        flags = qos | (RETAIN if retain else 0)
+        seq = 0
+        if (topic.stored if qos else topic.stored_qos0) or (retain and (payload or topic.stored_retained)):
+            seq = log.append(PUBLISH, sender, topic, flags, payload, properties)
+            waits = True
+        if retain:
+            waits |= self._set_retained(topic, seq, payload)
+        if not (qos and seq) and topic.targets:
+            self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.run)
+        return waits
+
+    def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
+        if payload:
+            self.retained[topic.text] = seq
+            self.log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
+        elif self.retained.pop(topic.text, None) is not None:
+            self.log.change("DELETE FROM retained WHERE topic = ?", topic)
+        else:
+            return False
+        return True
+
+    def _route(self, topic: Topic) -> None:
+        self.router.route(topic, PUBLISH)
+
+    def _on_acks(self, client: Client, session: Session, acks: Acks) -> None:
+        pop = session.inflight.pop
+        if self.router.wanted(ACKED):
+            for packet_id in acks.packet_ids:
+                self._log_acked(session, pop(packet_id, 0))
+        else:
+            for packet_id in acks.packet_ids:
+                pop(packet_id, None)
+        session.dirty = True
+        self._pump(session)
+
+    def _on_puback(self, client: Client, session: Session, packet: PubAck) -> None:
+        self._on_acks(client, session, Acks((packet.packet_id,)))
+
+    def _on_pubrec(self, client: Client, session: Session, packet: PubRec) -> None:
+        seq, state = session.releasing.get(packet.packet_id, (0, 0))
+        if not state:
+            if client.version == 5:
+                answer = PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
+                self.delivery.send(client, encode(answer, 5))
+            else:
+                self.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
+            return
+        if state == SENT:
+            self._log_acked(session, seq)
+        if packet.reason >= 0x80:
+            del session.releasing[packet.packet_id]
+            self.sessions.set_delivery(session, seq, COMPLETE)
+            session.dirty = True
+            self._pump(session)
+            return
+        session.releasing[packet.packet_id] = (seq, RELEASED)
+        if session.persistent and state == SENT:
+            self.sessions.set_delivery(session, seq, RELEASED)
+            self._acknowledge(client, PUBREL | packet.packet_id)
+        else:
+            self.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
+
+    def _on_pubrel(self, client: Client, session: Session, packet: PubRel) -> None:
+        """The guard must be gone from the disk before PUBCOMP frees the packet id for another message."""
+        if packet.packet_id not in session.received:
+            if client.version == 5:
+                answer = PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
+                self.delivery.send(client, encode(answer, 5))
+                return
+            self.delivery.send(client, (PUBCOMP | packet.packet_id).to_bytes(4, "big"))
+            return
+        session.received.discard(packet.packet_id)
+        if session.persistent:
+            self.log.change(
+                "DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id
+            )
+        self._acknowledge(client, PUBCOMP | packet.packet_id)
+
+    def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
+        seq, _ = session.releasing.pop(packet.packet_id, (0, 0))
+        if seq:
+            self.sessions.set_delivery(session, seq, COMPLETE)
+            session.dirty = True
+        self._pump(session)
+
+    def _pump(self, session: Session) -> None:
+        if session.behind or session.retained:
+            self.delivery.pump(session)
+
+    def _log_acked(self, session: Session, seq: int) -> None:
+        if not seq or not self.router.wanted(ACKED):
+            return
+        found = self.delivery.in_memory(seq)
+        if found is not None:
+            row, topic = found
+            self._append_acked(session, topic, self._message_id(seq, row[1], row[3]))
+        else:
+            self._read(lambda reader: reader.fetch([seq]), lambda got: self._late_acked(session, got))
+
+    def _late_acked(self, session: Session, got: Any) -> None:
+        if isinstance(got, BaseException):
+            self._report(f"cannot read the log for an acknowledgement: {got}")
+            return
+        for message in got:
+            topic = self.router.topics[message.topic]
+            self._append_acked(session, topic, self._message_id(message.seq, message.at, message.run))
+        self._begin_commit()
+
+    def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:
+        if self.router.wanted(ACKED, topic.text):
+            self.log.append(ACKED, session.name, topic, 0, message_id)
+
+    def _on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
+        identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
+        reasons: list[ReasonCode] = []
+        retained: list[tuple[Requested, Subscription]] = []
+        for wanted in packet.subscriptions:
+            reason, subscription, new = self._subscribe(client, session, wanted, identifiers[0])
+            reasons.append(reason)
+            if subscription is not None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
+                retained.append((wanted, subscription))
+        answer = encode(SubAck(packet.packet_id, tuple(reasons), {}), client.version)
+        if session.persistent or self.busy:
+            self.when_durable(self._subscribed, client, session, answer, retained)
+        else:
+            self._subscribed(client, session, answer, retained)
+
+    def _subscribe(
+        self, client: Client, session: Session, wanted: Requested, identifier: int
+    ) -> tuple[ReasonCode, Subscription | None, bool]:
+        fault = topic_filter_fault(wanted.filter)
+        if fault is not None:
+            return ReasonCode.TOPIC_FILTER_INVALID, None, False
+        if wanted.filter.startswith("$share/"):
+            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, None, False
+        since = self.log.next_seq - 1
+        subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
+        new = self.sessions.subscribe(session, wanted.filter, subscription)
+        if self.router.wanted(SUBSCRIBED, wanted.filter):
+            self.log.append(SUBSCRIBED, session.name, self._filter_topic(wanted.filter), wanted.qos)
+        return ReasonCode(wanted.qos), subscription, new
+
+    def _subscribed(
+        self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]]
+    ) -> None:
+        if session.client is not client:
+            return
+        self.delivery.send(client, answer)
+        for wanted, subscription in retained:
+            self._send_retained(client, session, wanted.filter, subscription)
+
+    def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription) -> None:
+        target = target_of(session, subscription)
+        if text.startswith("$SYS"):
+            for name, payload in self.sys_values.items():
+                if matches(text, name):
+                    self.delivery.send_value(client, self.router.topics[name.encode()], payload)
+        if "+" in text or "#" in text:
+            seqs = [seq for name, seq in self.retained.items() if matches(text, name)]
+        else:
+            seqs = [self.retained[text]] if text in self.retained else []
+        seqs = [seq for seq in seqs if seq < self.log.batch.first_seq]
+        if seqs:
+            self._read(lambda reader: reader.fetch(seqs), lambda got: self.delivery.send_retained(client, target, got))
+
+    def _filter_topic(self, text: str) -> Name:
+        """A topic filter as an interned name, so that rules see it as a topic."""
+        name = Topic(text.encode(), text)
+        return name
+
+    def _on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
+        reasons = []
+        for text in packet.filters:
+            gone = self.sessions.unsubscribe(session, text)
+            reasons.append(ReasonCode.SUCCESS if gone else ReasonCode.NO_SUBSCRIPTION_EXISTED)
+            if gone and self.router.wanted(UNSUBSCRIBED, text):
+                self.log.append(UNSUBSCRIBED, session.name, self._filter_topic(text))
+        answer = encode(UnsubAck(packet.packet_id, tuple(reasons), {}), client.version)
+        if session.persistent:
+            self.when_durable(self._subscribed, client, session, answer, [])
+        else:
+            self.delivery.send(client, answer)
+
+    def _on_ping(self, client: Client, session: Session, packet: PingReq) -> None:
+        self.delivery.send(client, encode(PingResp(), client.version))
+
+    def _on_auth(self, client: Client, session: Session, packet: Auth) -> None:
+        self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)

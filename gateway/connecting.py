@@ -1,0 +1,275 @@
+"""The beginning and the end of a connection: CONNECT, takeover, session, will, keep-alive, DISCONNECT.
+
+Presence is logged here, so its order in the log is the order of the facts: a takeover logs the old connection's end before the
+new one's beginning, and a late end can never mark the new one offline.
+
+Invariant: a client whose `session` is set is the one that the session's `client` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
+from tidegate.store.log import Log, Name
+
+from .delivery import Delivery
+from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
+from .mqtt.properties import Property, encode_properties
+from .mqtt.reasons import ReasonCode
+from .routing import Router, Topic
+from .session import NEVER, Client, Session
+from .sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds per client; sizes in bytes, times in seconds."""
+
+    max_packet_size: int = 1 << 20
+    max_inflight: int = 1000
+    max_queued_bytes: int = 1 << 20
+    max_connections: int = 10_000
+    max_keep_alive: int = 65_535
+    session_expiry: int = NEVER
+    connect_timeout: float = 10.0
+
+
+class Access(Protocol):
+    """Who may connect; the only one that may refuse (`gateway.access`)."""
+
+    def authenticate(self, username: str | None, password: bytes | None, listener: Any) -> bool: ...
+
+
+class Broker(Protocol):
+    """What is needed of the broker here."""
+
+    log: Log
+    router: Router
+    delivery: Delivery
+    sessions: Sessions
+    clients: set[Client]
+    now: float
+
+    def publish(
+        self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes
+    ) -> bool: ...
+
+    def handle(self, client: Client, events: list[Any]) -> None: ...
+
+    def when_durable(self, function: Callable[..., None], *arguments: Any) -> None: ...
+
+
+TOPIC_ALIASES = 10
+"""Topic aliases a v5 client may set on its connection (3.2.2.3.8); mosquitto's default."""
+
+
+class Connecting:
+    """See the module. `refused` counts CONNECTs by reason."""
+
+    def __init__(
+        self, broker: Broker, access: Access, limits: Limits, durability: str, new_client_id: Callable[[], str]
+    ) -> None:
+        self.refused: dict[str, int] = {}
+        self._broker = broker
+        self._access = access
+        self._limits = limits
+        self._durability = durability
+        self._new_client_id = new_client_id
+        self._wills: list[tuple[float, Session, Will]] = []
+
+    # -- in --------------------------------------------------------------------------------------------------------
+
+    def on_connect(self, client: Client, packet: Connect) -> None:
+        client.version = 5 if packet.version == 5 else 4
+        refusal = self._refusal(client, packet)
+        if refusal is not None:
+            self._refuse(client, refusal)
+            return
+        assigned = "" if packet.client_id else self._new_client_id()
+        clientid = packet.client_id or assigned
+        broker = self._broker
+        expiry = self._expiry(packet)
+        before = broker.sessions.get(clientid)
+        if before is not None and before.client is not None:
+            self.drop(before.client, ReasonCode.SESSION_TAKEN_OVER)
+            before = broker.sessions.get(clientid)
+        self._cancel_will(before)
+        durable = False
+        if before is not None and packet.clean_start:
+            durable = before.persistent
+            broker.sessions.drop(before)
+            before = None
+        if before is None:
+            name = Name(clientid)
+            session = broker.sessions.create(name, expiry)
+            durable |= session.persistent
+        else:
+            session = before
+            broker.sessions.wake(session, expiry)
+        self._attach(client, session, packet)
+        self._log_connected(session, new=before is None)
+        answer = self._connack(client, packet, before is not None, assigned, expiry)
+        if durable:
+            client.held = []
+            broker.when_durable(self._connected, client, session, answer)
+        else:
+            self._connected(client, session, answer)
+
+    def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
+        if not packet.client_id and not packet.clean_start and packet.version < 5:
+            return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
+        if Property.AUTHENTICATION_METHOD in packet.properties:
+            return ReasonCode.BAD_AUTHENTICATION_METHOD
+        if len(self._broker.clients) > self._limits.max_connections:
+            return ReasonCode.SERVER_BUSY
+        if not self._access.authenticate(packet.username, packet.password, client.listener):
+            return (
+                ReasonCode.NOT_AUTHORIZED if packet.username is None else ReasonCode.BAD_USER_NAME_OR_PASSWORD
+            )
+        return None
+
+    def _refuse(self, client: Client, reason: ReasonCode) -> None:
+        self.refused[reason.name.lower()] = self.refused.get(reason.name.lower(), 0) + 1
+        self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
+        self._close(client)
+
+    def _expiry(self, packet: Connect) -> int:
+        """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""
+        if packet.version == 5:
+            asked = int(packet.properties.get(Property.SESSION_EXPIRY_INTERVAL, 0))
+        else:
+            asked = 0 if packet.clean_start else NEVER
+        return min(asked, self._limits.session_expiry)
+
+    def _attach(self, client: Client, session: Session, packet: Connect) -> None:
+        client.session, session.client = session, client
+        client.username = packet.username
+        client.keep_alive = min(packet.keep_alive or self._limits.max_keep_alive, self._limits.max_keep_alive)
+        if not packet.keep_alive and self._limits.max_keep_alive == 65_535:
+            client.keep_alive = 0
+        client.will = packet.will
+        if packet.will is not None:
+            client.will_delay = int(packet.will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
+        receive_maximum = int(packet.properties.get(Property.RECEIVE_MAXIMUM, 65_535))
+        session.window = min(receive_maximum, self._limits.max_inflight)
+        client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
+        if session.subscriptions:
+            self._broker.router.presence_changed()
+
+    def _connack(self, client: Client, packet: Connect, present: bool, assigned: str, expiry: int) -> bytes:
+        properties: dict[Property, Any] = {}
+        if client.version == 5:
+            properties[Property.MAXIMUM_PACKET_SIZE] = self._limits.max_packet_size
+            properties[Property.TOPIC_ALIAS_MAXIMUM] = TOPIC_ALIASES
+            properties[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 0
+            if assigned:
+                properties[Property.ASSIGNED_CLIENT_IDENTIFIER] = assigned
+            if expiry != int(packet.properties.get(Property.SESSION_EXPIRY_INTERVAL, 0)):
+                properties[Property.SESSION_EXPIRY_INTERVAL] = expiry
+            if client.keep_alive != packet.keep_alive:
+                properties[Property.SERVER_KEEP_ALIVE] = client.keep_alive
+            properties[Property.USER_PROPERTY] = [("tidegate-durability", self._durability)]
+        return encode(ConnAck(present, ReasonCode.SUCCESS, properties), client.version)
+
+    def _log_connected(self, session: Session, new: bool) -> None:
+        broker, name = self._broker, session.name
+        if broker.router.wanted(CONNECTED):
+            broker.log.append(CONNECTED, name)
+            broker.log.change(
+                "UPDATE client SET state = 1, online_at = ?, offline_at = NULL, created = ifnull(created, ?)"
+                " WHERE id = ?",
+                broker.log.at,
+                broker.log.at,
+                name,
+            )
+        if new and broker.router.wanted(SESSION_CREATED):
+            broker.log.append(SESSION_CREATED, name)
+
+    def _connected(self, client: Client, session: Session, answer: bytes) -> None:
+        if session.client is not client:
+            return
+        broker = self._broker
+        broker.delivery.send(client, answer)
+        if session.behind or session.inflight or session.releasing:
+            broker.delivery.resume(session)
+        held, client.held = client.held, None
+        if held is not None:
+            broker.handle(client, held)
+
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def drop(self, client: Client, reason: ReasonCode | None) -> None:
+        """We end the connection: a v5 client is told why (3.14)."""
+        if client.closing:
+            return
+        if reason is not None and client.session is not None and client.version == 5:
+            self._broker.delivery.send(client, encode(Disconnect(reason, {}), 5))
+        self.detach(client, with_will=True)
+        self._close(client)
+
+    def on_disconnect(self, client: Client, session: Session, packet: Disconnect) -> None:
+        expiry = packet.properties.get(Property.SESSION_EXPIRY_INTERVAL)
+        if expiry is not None:
+            if expiry and not session.persistent:
+                self.drop(client, ReasonCode.PROTOCOL_ERROR)
+                return
+            session.expiry = min(int(expiry), self._limits.session_expiry)
+            if session.persistent and session.expiry:
+                self._broker.sessions.set_expiry(session, session.expiry)
+        self.detach(client, with_will=packet.reason == ReasonCode.DISCONNECT_WITH_WILL_MESSAGE)
+        self._close(client)
+
+    def detach(self, client: Client, with_will: bool) -> None:
+        """The connection is over for the broker; its session sleeps or ends."""
+        broker = self._broker
+        broker.clients.discard(client)
+        session, client.session = client.session, None
+        if session is None:
+            return
+        if broker.router.wanted(DISCONNECTED):
+            broker.log.append(DISCONNECTED, session.name)
+            broker.log.change(
+                "UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.at, session.name
+            )
+        will = client.will if with_will else None
+        if session.expiry:
+            broker.sessions.sleep(session, broker.delivery.live)
+        else:
+            broker.sessions.drop(session)
+        if will is None:
+            return
+        if client.will_delay and session.expiry:
+            self._wills.append((broker.now + min(client.will_delay, session.expiry), session, will))
+        else:
+            self._publish_will(session, will)
+
+    def _close(self, client: Client) -> None:
+        """Send what is there, then close the socket."""
+        self.detach(client, with_will=False)
+        self._broker.delivery.flush_one(client)
+        client.closing = True
+        client.link.close()
+
+    # -- wills -----------------------------------------------------------------------------------------------------
+
+    def publish_due_wills(self) -> None:
+        """Wills whose delay is over (3.1.3.2.2)."""
+        due = [item for item in self._wills if item[0] <= self._broker.now]
+        for item in due:
+            self._wills.remove(item)
+            self._publish_will(item[1], item[2])
+
+    def _cancel_will(self, session: Session | None) -> None:
+        """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9]."""
+        if session is not None:
+            self._wills = [item for item in self._wills if item[1] is not session]
+
+    def _publish_will(self, session: Session, will: Will) -> None:
+        kept = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
+        encoded = encode_properties(kept)
+        prefix = next(size for size in (1, 2, 3, 4) if encoded[size - 1] < 128)
+        topic = self._broker.router.topics[will.topic.encode()]
+        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encoded[prefix:])

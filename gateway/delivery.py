@@ -1,0 +1,420 @@
+"""Handing messages to clients: pushed from memory while a session keeps up, read from the log when it does not.
+
+A committed batch is walked once; each message goes to its route's targets. A session whose window or socket is full falls
+behind and remembers the seq; when room comes back it reads on, from the tail of recent batches in memory or from disk,
+until it has caught up with the tail and is live again. What a client gets in one turn is joined and written once.
+
+Invariant: a session's QoS 1 and 2 messages leave in order of seq, and what it has not got is at or above `next_seq`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tidegate.store.catchup import Piece, Stored
+from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.log import Batch, Log
+
+from .mqtt.properties import Property, decode_properties, encode_properties
+from .routing import Router, Target, Topic
+from .session import RELEASED, SENT, Client, Session
+
+TAIL_BYTES = 4 << 20
+TURN_BYTES = 256 << 10
+"""What one client is given in one turn before its socket is asked whether it keeps up."""
+
+_PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
+ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
+"""`read(job, done)`: run `job(catch_up)` in the reader's thread, then `done(result or exception)` here."""
+
+
+class Delivery:
+    """See the module. `sent`, `dropped` count messages; `live` is the last seq handed to live sessions."""
+
+    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
+        self.sent = 0
+        self.dropped: Counter[str] = Counter()
+        self.live = log.next_seq - 1
+        self.report: Callable[[str], None] = lambda text: None
+        self._log = log
+        self._router = router
+        self._read = read
+        self._max_queued = max_queued_bytes
+        self._message_id = message_id
+        self._tail: deque[Batch] = deque()
+        self._tail_bytes = 0
+        self._dirty: list[Client] = []
+
+    # -- out to the wires ------------------------------------------------------------------------------------------
+
+    def send(self, client: Client, data: bytes) -> None:
+        """Add bytes to what the client gets at the end of this turn."""
+        if not client.out:
+            self._dirty.append(client)
+        client.out.append(data)
+        client.out_size += len(data)
+
+    def flush(self) -> None:
+        """End of a turn: one write per client."""
+        dirty, self._dirty = self._dirty, []
+        for client in dirty:
+            self.flush_one(client)
+
+    def flush_one(self, client: Client) -> None:
+        """Write what one client is still to get, because its connection ends now."""
+        if client.out and not client.closing:
+            client.link.write(b"".join(client.out))
+        client.out.clear()
+        client.out_size = 0
+
+    def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
+        """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
+        head, tail = self._variant(topic, 32 | (client.version == 5), payload, b"")
+        self._send_qos0(client, head + tail)
+
+    # -- pushing ---------------------------------------------------------------------------------------------------
+
+    def push_committed(self, batch: Batch) -> None:
+        """Give a durable batch to everyone connected, and remember it for those who are a little behind."""
+        router = self._router
+        generation = router.generation
+        for row, topic in zip(batch.rows, batch.topics, strict=True):
+            if topic is None or not row[7] & QOS_MASK:
+                continue
+            if topic.generation != generation:
+                router.route(topic, PUBLISH)
+            if topic.targets:
+                self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[3])
+        if batch.rows:
+            self.live = batch.rows[-1][0]
+            self._tail.append(batch)
+            self._tail_bytes += batch.size
+            while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
+                self._tail_bytes -= self._tail.popleft().size
+
+    def fan_out(
+        self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, run: int
+    ) -> None:
+        """Push one message to its route. `seq` 0: it has no place in the log (QoS 0, or nobody stores it)."""
+        packets: dict[int, tuple[bytes, bytes]] = {}
+        message_qos = flags & QOS_MASK
+        expiring = b"\x02" in properties
+        for target in topic.targets:
+            session, granted, since, no_local, retain_as_published, identifiers = target
+            client = session.client
+            if client is None or (seq and seq <= since) or (no_local and _is(session, sender)):
+                continue
+            qos = granted if granted < message_qos else message_qos
+            if qos and seq:
+                if session.behind:
+                    continue
+                if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+                    session.behind = True
+                    session.next_seq = seq
+                    continue
+            elif qos:
+                qos = 0
+            v5 = client.version == 5
+            key = qos << 2 | (8 if retain_as_published and flags & RETAIN else 0) << 2 | v5
+            if identifiers or expiring:
+                parts = self._variant(topic, key, payload, self._properties(properties, identifiers, at))
+            else:
+                found = packets.get(key)
+                parts = found or packets.setdefault(key, self._variant(topic, key, payload, properties))
+            if client.maximum_packet_size and len(parts[0]) + len(parts[1]) + 2 > client.maximum_packet_size:
+                self.dropped["packet_too_large"] += 1
+                continue
+            self._send_stored(session, client, seq, qos, parts)
+            if self._router.wanted(DELIVERED):
+                self._log_delivered(session, topic, seq, at, run)
+
+    def _send_qos0(self, client: Client, packet: bytes) -> None:
+        if (client.blocked or client.out_size > TURN_BYTES) and (
+            client.out_size + client.link.buffered() + len(packet) > self._max_queued
+        ):
+            self.dropped["queue_full"] += 1
+            return
+        self.sent += 1
+        self.send(client, packet)
+
+    def _send_stored(self, session: Session, client: Client, seq: int, qos: int, parts: tuple[bytes, bytes]) -> None:
+        if not qos:
+            self._send_qos0(client, parts[0] + parts[1])
+        elif qos == 1:
+            packet_id = session.free_packet_id()
+            session.inflight[packet_id] = seq
+            session.dirty = True
+            self.send(client, parts[0] + _PACKET_ID[packet_id] + parts[1])
+            self.sent += 1
+        else:
+            self._send_qos2(session, client, seq, parts)
+
+    def _send_qos2(self, session: Session, client: Client, seq: int, parts: tuple[bytes, bytes]) -> None:
+        """QoS 2: the packet id of a session that survives must be on disk before the packet leaves [MQTT-4.4.0-1]."""
+        packet_id = session.free_packet_id()
+        session.releasing[packet_id] = (seq, SENT)
+        session.dirty = True
+        packet = parts[0] + _PACKET_ID[packet_id] + parts[1]
+        self.sent += 1
+        if not session.persistent:
+            self.send(client, packet)
+            return
+        self._log.change(
+            "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)",
+            session.name,
+            seq,
+            packet_id,
+            SENT,
+        )
+        self._log.batch.after.append((self._send_if_connected, session, client, packet))
+
+    def _send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
+        if session.client is client:
+            self.send(client, packet)
+
+    @staticmethod
+    def _variant(topic: Topic, key: int, payload: bytes, properties: bytes) -> tuple[bytes, bytes]:
+        """What stands before and behind the packet id; `key` = v5 | qos << 2 | retain << 5."""
+        qos = key >> 2 & 3
+        tail = (_varint(len(properties)) + properties if key & 1 else b"") + payload
+        length = len(topic.prefix) + len(tail) + (2 if qos else 0)
+        first = 0x30 | qos << 1 | (1 if key & 32 else 0)
+        return bytes((first,)) + _varint(length) + topic.prefix, tail
+
+    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int) -> bytes:
+        """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
+        if b"\x02" in properties:
+            found, _ = decode_properties(_varint(len(properties)) + properties, 0, None, "PUBLISH")
+            if (left := _left(found, self._log.at - at)) is not None:
+                found[Property.MESSAGE_EXPIRY_INTERVAL] = left
+            encoded = encode_properties(found)
+            properties = encoded[_varint_size(len(encoded)) :]
+        return properties + b"".join(b"\x0b" + _varint(number) for number in identifiers)
+
+    def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
+        if seq and self._router.wanted(DELIVERED, topic.text):
+            self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
+
+    # -- reading on ------------------------------------------------------------------------------------------------
+
+    def resume(self, session: Session) -> None:
+        """A session is connected again: first again what was in flight, then what it missed."""
+        client = session.client
+        if client is None:
+            return
+        again: list[tuple[int, int, int]] = [(seq, pid, 1) for pid, seq in session.inflight.items()]
+        for packet_id, (seq, state) in session.releasing.items():
+            if state == RELEASED:
+                self.send(client, struct.pack(">I", 0x62020000 | packet_id))
+            else:
+                again.append((seq, packet_id, 2))
+        session.behind = True
+        session.resend = sorted(again)
+        if not again:
+            self.pump(session)
+            return
+        seqs = [seq for seq, _, _ in session.resend]
+        session.reading = True
+        self._read(lambda reader: reader.fetch(seqs), lambda got: self._resent(session, client, got))
+
+    def _resent(self, session: Session, client: Client, got: list[Stored] | Exception) -> None:
+        session.reading = False
+        if session.client is not client:
+            return
+        if isinstance(got, Exception):
+            self._read_failed(session, got)
+            return
+        stored = {message.seq: message for message in got}
+        for seq, packet_id, qos in session.resend:
+            message = stored.get(seq)
+            topic = self._router.topics[message.topic] if message else None
+            target = self._router.match(session, topic.text) if topic else None
+            if message is None or topic is None:
+                self.forget(session, packet_id, qos)
+                self.dropped["no_longer_stored"] += 1
+                continue
+            key = qos << 2 | (client.version == 5)
+            properties = self._properties(message.properties, target.identifiers if target else (), message.at)
+            head, tail = self._variant(topic, key, message.payload, properties)
+            self.send(client, bytes((head[0] | 8,)) + head[1:] + _PACKET_ID[packet_id] + tail)
+        session.resend = []
+        self.pump(session)
+        self.flush()
+
+    def forget(self, session: Session, packet_id: int, qos: int) -> None:
+        """Free a packet id whose message can never be completed."""
+        (session.inflight if qos == 1 else session.releasing).pop(packet_id, None)
+        session.dirty = True
+
+    def pump(self, session: Session) -> None:
+        """Send retained messages that wait, then to a session that is behind, as much as window and socket take."""
+        if session.retained and session.client is not None:
+            self._send_waiting_retained(session, session.client)
+        while session.behind and not session.reading:
+            client = session.client
+            if client is None or client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+                return
+            if session.backlog:
+                self._send_backlog(session, client)
+            elif session.next_seq > self.live:
+                session.behind = False
+                session.dirty = True
+            elif self._tail and session.next_seq >= self._tail[0].first_seq:
+                self._walk_tail(session, client)
+            else:
+                self._read_on(session, client)
+
+    def _send_backlog(self, session: Session, client: Client) -> None:
+        topics = self._router.topics
+        backlog = session.backlog
+        matched: dict[bytes, Target | None] = {}
+        while backlog and session.room() > 0 and client.out_size <= TURN_BYTES:
+            message = backlog.popleft()
+            raw = message[1]
+            if raw in matched:
+                target = matched[raw]
+            else:
+                target = matched[raw] = self._router.match(session, topics[raw].text)
+            if target is not None:
+                self._send_late(client, target, topics[raw], message)
+
+    def _walk_tail(self, session: Session, client: Client) -> None:
+        topics: dict[Topic, Target | None] = {}
+        for batch in self._tail:
+            if batch.first_seq + len(batch.rows) <= session.next_seq:
+                continue
+            start = session.next_seq - batch.first_seq
+            for index in range(start, len(batch.rows)):
+                if session.room() <= 0 or client.out_size > TURN_BYTES:
+                    return
+                row, topic = batch.rows[index], batch.topics[index]
+                session.next_seq = row[0] + 1
+                if topic is None or not row[7] & QOS_MASK:
+                    continue
+                if topic not in topics:
+                    topics[topic] = self._router.match(session, topic.text)
+                if (target := topics[topic]) is not None:
+                    message = Stored(row[0], topic.raw, row[7], row[8] or b"", row[9] or b"", row[5], row[1], row[3])
+                    self._send_late(client, target, topic, message)
+
+    def _read_on(self, session: Session, client: Client) -> None:
+        first = session.next_seq
+        filters = [text for text, subscription in session.subscriptions.items() if subscription.qos]
+        if not filters:
+            session.next_seq = self.live + 1
+            return
+        session.reading = True
+        self._read(lambda reader: reader.read(first, filters), lambda got: self._have_read(session, client, got))
+
+    def _have_read(self, session: Session, client: Client, got: Piece | Exception) -> None:
+        session.reading = False
+        if session.client is not client:
+            return
+        if isinstance(got, Exception):
+            self._read_failed(session, got)
+            return
+        live = self.live
+        session.backlog.extend(message for message in got.messages if message.seq <= live)
+        session.next_seq = min(max(got.through, session.next_seq - 1), live) + 1
+        self.pump(session)
+        self.flush()
+
+    def _read_failed(self, session: Session, error: Exception) -> None:
+        """Without its log a session cannot be served; it asks again when it connects again."""
+        self.report(f"cannot read the log for {session.name.text}: {error}")
+        if session.client is not None:
+            session.client.link.close()
+
+    def _send_late(self, client: Client, target: Target, topic: Topic, message: Stored) -> None:
+        seq, _, flags, payload, properties, sender, at, run = message
+        session, granted, since, no_local, retain_as_published, identifiers = target
+        qos = min(granted, flags & QOS_MASK)
+        if not qos or seq <= since or (no_local and _is(session, sender)):
+            return
+        if session.handled and seq in session.handled:
+            session.handled.discard(seq)
+            return
+        if b"\x02" in properties and self._expired(properties, at):
+            self.dropped["expired"] += 1
+            return
+        v5 = client.version == 5
+        key = qos << 2 | (8 if retain_as_published and flags & RETAIN else 0) << 2 | v5
+        if v5 and (identifiers or properties):
+            properties = self._properties(properties, identifiers, at)
+        head, tail = self._variant(topic, key, payload, properties)
+        if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
+            self.dropped["packet_too_large"] += 1
+            return
+        self._send_stored(session, client, seq, qos, (head, tail))
+        self._log_delivered(session, topic, seq, at, run)
+
+    def _expired(self, properties: bytes, at: int) -> bool:
+        found, _ = decode_properties(_varint(len(properties)) + properties, 0, None, "PUBLISH")
+        return _left(found, self._log.at - at) == 0
+
+    # -- retained --------------------------------------------------------------------------------------------------
+
+    def send_retained(self, client: Client, target: Target, got: list[Stored] | Exception) -> None:
+        """Retained messages for a new subscription: retain flag set, QoS the lower of both (3.3.1.3)."""
+        session = target.session
+        if session.client is not client:
+            return
+        if isinstance(got, Exception):
+            self._read_failed(session, got)
+            return
+        session.retained.extend((target, message) for message in got)
+        self.pump(session)
+        self.flush()
+
+    def _send_waiting_retained(self, session: Session, client: Client) -> None:
+        while session.retained and client.out_size <= TURN_BYTES and not client.blocked:
+            target, message = session.retained[0]
+            qos = min(target.qos, message.flags & QOS_MASK)
+            if qos and session.room() <= 0:
+                return
+            session.retained.popleft()
+            if b"\x02" in message.properties and self._expired(message.properties, message.at):
+                continue
+            v5 = client.version == 5
+            properties = self._properties(message.properties, target.identifiers, message.at) if v5 else b""
+            topic = self._router.topics[message.topic]
+            parts = self._variant(topic, qos << 2 | 32 | v5, message.payload, properties)
+            self._send_stored(session, client, message.seq, qos, parts)
+
+    def in_memory(self, seq: int) -> tuple[Any, Topic] | None:
+        """(row, topic) of an entry that the tail still holds."""
+        if not self._tail or seq < self._tail[0].first_seq:
+            return None
+        for batch in self._tail:
+            if seq < batch.first_seq + len(batch.rows):
+                return batch.rows[seq - batch.first_seq], batch.topics[seq - batch.first_seq]
+        return None
+
+
+def _is(session: Session, sender: Any) -> bool:
+    return sender is session.name or (sender == session.name.id and sender != 0)
+
+
+def _left(properties: dict[Any, Any], waited: int) -> int | None:
+    """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
+    interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
+    return None if interval is None else max(0, int(interval) - waited // 1000)
+
+
+def _varint(number: int) -> bytes:
+    if number < 128:
+        return bytes((number,))
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _varint_size(encoded: int) -> int:
+    """Bytes of the length prefix in front of an encoded property block of this whole size."""
+    return next(size for size in (1, 2, 3, 4) if encoded - size < 1 << 7 * size)

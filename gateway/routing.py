@@ -1,0 +1,170 @@
+"""Who gets a message: the subscription tree, and for each topic its route, computed once until subscriptions change.
+
+`Topics` maps the raw bytes of a topic name to one `Topic`, so a PUBLISH costs one look-up for validity, interned number and
+route together. A route's targets are the sessions that are connected now; whether the message goes to disk is decided here
+too: QoS >= 1 for a rule or for any subscription with QoS >= 1, connected or asleep.
+
+Invariant: a topic whose `generation` is the router's has a route that is true now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tidegate.store.log import Name
+from tidegate.store.topic import FilterTree, matches, topic_name_fault
+
+from .mqtt.errors import MalformedPacket
+from .mqtt.reasons import ReasonCode
+from .session import Session, Subscription
+
+MAX_TOPICS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a rule wants logged: kind of entry, topic filter, least QoS, only retained messages."""
+
+    kind: int
+    topic_filter: str
+    min_qos: int
+    retained_only: bool
+
+
+class Target(NamedTuple):
+    """One connected session in a route."""
+
+    session: Session
+    qos: int
+    since: int
+    no_local: bool
+    retain_as_published: bool
+    identifiers: tuple[int, ...]
+
+
+class Topic(Name):
+    """A topic name with its route."""
+
+    __slots__ = ("generation", "prefix", "raw", "stored", "stored_retained", "stored_qos0", "targets")
+    table = "topic"
+
+    def __init__(self, raw: bytes, text: str) -> None:
+        super().__init__(text)
+        self.raw = raw
+        self.prefix = len(raw).to_bytes(2, "big") + raw
+        self.generation = -1
+        self.targets: list[Target] = []
+        self.stored = False
+        self.stored_qos0 = False
+        self.stored_retained = False
+
+
+class Topics(dict[bytes, Topic]):
+    """Raw topic name -> Topic; raises MalformedPacket for what is no topic name. Bounded: emptied when full."""
+
+    def __missing__(self, raw: bytes) -> Topic:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise MalformedPacket(ReasonCode.MALFORMED_PACKET, f"topic name is not UTF-8: {error.reason}") from None
+        if fault := topic_name_fault(text):
+            raise MalformedPacket(ReasonCode.TOPIC_NAME_INVALID, f"topic name {text[:80]!r}: {fault}")
+        if len(self) >= MAX_TOPICS:
+            self.clear()
+        topic = self[bytes(raw)] = Topic(bytes(raw), text)
+        return topic
+
+
+class Router:
+    """Subscriptions and rules in, routes out."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.subscriptions = 0
+        self.topics = Topics()
+        self._tree: FilterTree[Session, Subscription] = FilterTree()
+        self._wants: FilterTree[Want, None] = FilterTree()
+        self._kinds: frozenset[int] = frozenset()
+
+    def set_wants(self, wants: Iterable[Want]) -> None:
+        """Take the rules' wishes; replaces those before."""
+        self._wants = FilterTree()
+        for want in wants:
+            self._wants.put(want.topic_filter, want, None)
+        self._kinds = frozenset(want.kind for want in wants)
+        self.generation += 1
+
+    def wanted(self, kind: int, topic: str | None = None) -> bool:
+        """Whether a rule wants entries of this kind (for this topic or filter taken as a topic)."""
+        if kind not in self._kinds:
+            return False
+        return topic is None or any(want.kind == kind for want, _ in self._wants.find(topic))
+
+    def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
+        self._tree.put(topic_filter, session, subscription)
+        self._changed()
+
+    def unsubscribe(self, topic_filter: str, session: Session) -> None:
+        self._tree.remove(topic_filter, session)
+        self._changed()
+
+    def presence_changed(self) -> None:
+        """A session with subscriptions came or went: routes name connected ones only."""
+        self.generation += 1
+
+    def _changed(self) -> None:
+        self.generation += 1
+        self.subscriptions = len(self._tree)
+
+    def route(self, topic: Topic, publish: int) -> None:
+        """Make the topic's route true now. `publish` is the kind of message entries."""
+        topic.stored = topic.stored_qos0 = topic.stored_retained = False
+        for want, _ in self._wants.find(topic.text):
+            if want.kind == publish:
+                topic.stored |= not want.retained_only
+                topic.stored_qos0 |= not want.retained_only and want.min_qos == 0
+                topic.stored_retained |= want.retained_only
+        merged: dict[Session, Target] = {}
+        for session, subscription in self._tree.find(topic.text):
+            topic.stored |= subscription.qos > 0
+            if session.client is not None:
+                target = target_of(session, subscription)
+                before = merged.get(session)
+                merged[session] = target if before is None else _merge(before, target)
+        topic.targets = list(merged.values())
+        topic.generation = self.generation
+
+    def match(self, session: Session, topic: str) -> Target | None:
+        """What this session gets of a topic, None if nothing: for reading on from the log."""
+        found: Target | None = None
+        for topic_filter, subscription in session.subscriptions.items():
+            if matches(topic_filter, topic):
+                target = target_of(session, subscription)
+                found = target if found is None else _merge(found, target)
+        return found
+
+
+def target_of(session: Session, subscription: Subscription) -> Target:
+    """The target that one subscription makes of its session."""
+    return Target(
+        session,
+        subscription.qos,
+        subscription.since,
+        subscription.no_local,
+        subscription.retain_as_published,
+        (subscription.identifier,) if subscription.identifier else (),
+    )
+
+
+def _merge(one: Target, other: Target) -> Target:
+    """Overlapping subscriptions: one delivery with the greater QoS and all identifiers (3.3.4)."""
+    return Target(
+        one.session,
+        max(one.qos, other.qos),
+        min(one.since, other.since),
+        one.no_local and other.no_local,
+        one.retain_as_published or other.retain_as_published,
+        one.identifiers + other.identifiers,
+    )

@@ -1,0 +1,191 @@
+"""What the broker knows of a client: `Session`, which survives the network, and `Client`, which is one connection.
+
+A session is a cursor. It is *live* when everything committed has been pushed to it, *behind* when it must read on from the
+log at `next_seq` (it was away, its window was full, its socket slow). What is in flight is packet id -> seq; the payload
+stays in the log. Pure: no socket, no clock, no database.
+
+Invariant: everything below `position()` was acknowledged by the client or was not for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidegate.store.log import Name
+
+from .mqtt.connection import Connection
+from .mqtt.packets import Will
+
+SENT = 1
+RELEASED = 2
+"""States of a QoS 2 delivery: PUBLISH sent; PUBREC arrived and PUBREL is due (4.3.3)."""
+COMPLETE = 3
+"""Only on disk: done, kept until the session's cursor is past it."""
+
+NEVER = 0xFFFFFFFF
+"""Session expiry that never comes (3.1.2.11.2)."""
+
+
+class Link(Protocol):
+    """The wire below a client, as `server` provides it."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def buffered(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Subscription:
+    """One topic filter of a session; `since` is the last seq that was given out when it was made."""
+
+    qos: int
+    no_local: bool
+    retain_as_published: bool
+    identifier: int
+    since: int
+
+    def options(self) -> int:
+        """As one byte, for the store: the SUBSCRIBE options (3.8.3.1)."""
+        return self.qos | self.no_local << 2 | self.retain_as_published << 3
+
+
+class Client:
+    """One network connection. `out` is what it is sent at the end of this turn."""
+
+    __slots__ = (
+        "blocked",
+        "closing",
+        "connection",
+        "deadline",
+        "held",
+        "keep_alive",
+        "last_seen",
+        "link",
+        "listener",
+        "maximum_packet_size",
+        "out",
+        "out_size",
+        "paused",
+        "peer",
+        "session",
+        "username",
+        "version",
+        "will",
+        "will_delay",
+    )
+
+    def __init__(self, link: Link, connection: Connection[Any], peer: str, listener: Any, now: float) -> None:
+        self.link = link
+        self.connection = connection
+        self.peer = peer
+        self.listener = listener
+        self.session: Session | None = None
+        self.username: str | None = None
+        self.version = 0
+        self.keep_alive = 0
+        self.last_seen = now
+        self.deadline = 0.0
+        self.will: Will | None = None
+        self.will_delay = 0
+        self.out: list[bytes] = []
+        self.out_size = 0
+        self.blocked = False
+        """The socket does not take more for now."""
+        self.paused = False
+        """We do not read from it for now."""
+        self.held: list[Any] | None = None
+        """Events that wait for the CONNACK to leave first."""
+        self.closing = False
+        self.maximum_packet_size = 0
+
+
+class Session:
+    """See the module. `name.text` is the client id."""
+
+    __slots__ = (
+        "backlog",
+        "behind",
+        "client",
+        "created",
+        "dirty",
+        "expires_at",
+        "expiry",
+        "handled",
+        "inflight",
+        "name",
+        "next_id",
+        "next_seq",
+        "persistent",
+        "reading",
+        "received",
+        "releasing",
+        "resend",
+        "retained",
+        "stored_cursor",
+        "subscriptions",
+        "window",
+    )
+
+    def __init__(self, name: Name, expiry: int, created: int, next_seq: int) -> None:
+        self.name = name
+        self.expiry = expiry
+        self.persistent = expiry > 0
+        self.created = created
+        self.client: Client | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        self.inflight: dict[int, int] = {}
+        """QoS 1: packet id -> seq."""
+        self.releasing: dict[int, tuple[int, int]] = {}
+        """QoS 2: packet id -> (seq, SENT or RELEASED)."""
+        self.received: set[int] = set()
+        """Packet ids of QoS 2 messages that came in and were not released yet (4.3.3 method B)."""
+        self.window = 0
+        self.next_id = 1
+        self.behind = False
+        self.next_seq = next_seq
+        self.reading = False
+        self.backlog: deque[Any] = deque()
+        """Read from the log, not sent yet: bounded by one read."""
+        self.resend: list[tuple[int, int, int]] = []
+        """After a resume: (seq, packet id, qos) to be sent again before anything new."""
+        self.retained: deque[Any] = deque()
+        """(target, message) for new subscriptions, waiting for room."""
+        self.handled: set[int] = set()
+        """After a restart: seqs above the cursor that are in flight or complete, not to be sent as new."""
+        self.expires_at: int | None = None
+        self.stored_cursor = next_seq - 1
+        self.dirty = False
+
+    def free_packet_id(self) -> int:
+        """The next packet id that is not in use; the window is far smaller than their number."""
+        packet_id = self.next_id
+        while packet_id in self.inflight or packet_id in self.releasing:
+            packet_id = packet_id % 65_535 + 1
+        self.next_id = packet_id % 65_535 + 1
+        return packet_id
+
+    def room(self) -> int:
+        """How many more QoS 1 and 2 messages may be in flight (receive maximum, 4.9)."""
+        return self.window - len(self.inflight) - len(self.releasing)
+
+    def position(self, live: int) -> int:
+        """The cursor: the last seq that need not be looked at again. `live` = last seq handed to live sessions."""
+        last = live
+        if self.behind or self.client is None:
+            last = self.next_seq - 1
+        if self.backlog:
+            last = min(last, self.backlog[0][0] - 1)
+        if self.inflight:
+            last = min(last, min(self.inflight.values()) - 1)
+        for seq, state in self.releasing.values():
+            if state == SENT:
+                last = min(last, seq - 1)
+        return last

@@ -1,0 +1,199 @@
+"""The book of sessions: made, resumed, taken over, put to sleep, expired, dropped, and kept in the store.
+
+A session that outlives its connection has a row, and its subscriptions, QoS 2 guards and QoS 2 deliveries have theirs; every
+change of them rides in the log's batch. Positions are folded into the row lazily (`fold`): losing one repeats QoS 1
+deliveries after a crash, which QoS 1 allows, and never QoS 2, whose rows are kept until the stored cursor is past them.
+
+Invariant: what the store will hold after the current batch is what this book says now, positions aside.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from tidegate.store.log import Log, Name
+
+from .routing import Router
+from .session import COMPLETE, NEVER, RELEASED, SENT, Session, Subscription
+
+SENT_QOS1 = 4
+"""On disk only, written by a clean stop: a QoS 1 delivery that was not acknowledged."""
+
+
+class Sessions:
+    """All sessions by client id."""
+
+    def __init__(self, log: Log, router: Router) -> None:
+        self._log = log
+        self._router = router
+        self._by_id: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_id.values())
+
+    def get(self, clientid: str) -> Session | None:
+        return self._by_id.get(clientid)
+
+    def load(self, db: sqlite3.Connection) -> None:
+        """Read every session back; they are asleep."""
+        by_number: dict[int, Session] = {}
+        for number, clientid, created, expiry, expires_at, cursor in db.execute(
+            "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor"
+            " FROM session s JOIN client c ON c.id = s.client"
+        ):
+            session = Session(Name(clientid, number), expiry, created, cursor + 1)
+            session.expires_at = expires_at
+            session.behind = True
+            by_number[number] = self._by_id[clientid] = session
+        for number, text, options, identifier, since in db.execute(
+            "SELECT client, filter, options, identifier, since FROM subscription"
+        ):
+            subscription = Subscription(options & 3, bool(options & 4), bool(options & 8), identifier or 0, since)
+            by_number[number].subscriptions[text] = subscription
+            self._router.subscribe(text, by_number[number], subscription)
+        for number, seq, packet_id, state in db.execute(
+            "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
+        ):
+            session = by_number[number]
+            session.handled.add(seq)
+            if state == SENT_QOS1:
+                session.inflight[packet_id] = seq
+            elif state != COMPLETE:
+                session.releasing[packet_id] = (seq, state)
+        for number, packet_id in db.execute("SELECT client, packet_id FROM received"):
+            by_number[number].received.add(packet_id)
+
+    def create(self, name: Name, expiry: int) -> Session:
+        """A new session; with a row when it outlives its connection."""
+        log = self._log
+        session = Session(name, expiry, log.at, log.next_seq)
+        self._by_id[name.text] = session
+        if session.persistent:
+            log.change(
+                "INSERT OR REPLACE INTO session (client, created, expiry, expires_at, cursor) VALUES (?,?,?,NULL,?)",
+                name,
+                session.created,
+                expiry,
+                session.stored_cursor,
+            )
+        return session
+
+    def wake(self, session: Session, expiry: int) -> None:
+        """A connection resumes the session, maybe with another expiry."""
+        session.expires_at = None
+        self.set_expiry(session, expiry)
+
+    def set_expiry(self, session: Session, expiry: int) -> None:
+        session.expiry = expiry
+        if session.persistent:
+            self._log.change(
+                "UPDATE session SET expiry = ?, expires_at = NULL WHERE client = ?", expiry, session.name
+            )
+
+    def sleep(self, session: Session, live: int) -> None:
+        """The connection ended and the session goes on: remember where it stands."""
+        if session.backlog:
+            session.next_seq = session.backlog[0][0]
+        elif not session.behind:
+            session.next_seq = live + 1
+        session.behind = True
+        session.backlog.clear()
+        session.retained.clear()
+        session.resend = []
+        session.client = None
+        session.dirty = True
+        if session.expiry != NEVER:
+            session.expires_at = self._log.at + session.expiry * 1000
+            self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", session.expires_at, session.name)
+        if session.subscriptions:
+            self._router.presence_changed()
+
+    def drop(self, session: Session) -> None:
+        """The session ends: nothing of it stays."""
+        self._by_id.pop(session.name.text, None)
+        for text in session.subscriptions:
+            self._router.unsubscribe(text, session)
+        session.client = None
+        if session.persistent:
+            for table in ("session", "subscription", "inflight", "received"):
+                self._log.change(f"DELETE FROM {table} WHERE client = ?", session.name)
+
+    def expired(self) -> list[Session]:
+        """Sleeping sessions whose expiry has passed."""
+        now = self._log.at
+        return [s for s in self._by_id.values() if s.expires_at is not None and s.expires_at <= now]
+
+    def subscribe(self, session: Session, text: str, subscription: Subscription) -> bool:
+        """Add or replace; whether it is new. A replaced one keeps `since`, so that nothing is skipped."""
+        before = session.subscriptions.get(text)
+        if before is not None:
+            subscription.since = before.since
+        session.subscriptions[text] = subscription
+        self._router.subscribe(text, session, subscription)
+        if session.persistent:
+            self._log.change(
+                "INSERT OR REPLACE INTO subscription (client, filter, options, identifier, since) VALUES (?,?,?,?,?)",
+                session.name,
+                text,
+                subscription.options(),
+                subscription.identifier or None,
+                subscription.since,
+            )
+        return before is None
+
+    def unsubscribe(self, session: Session, text: str) -> bool:
+        """Take the filter away; whether it was there."""
+        if session.subscriptions.pop(text, None) is None:
+            return False
+        self._router.unsubscribe(text, session)
+        if session.persistent:
+            self._log.change("DELETE FROM subscription WHERE client = ? AND filter = ?", session.name, text)
+        return True
+
+    def set_delivery(self, session: Session, seq: int, state: int) -> None:
+        """The state of a QoS 2 delivery moves on disk too."""
+        if session.persistent:
+            self._log.change(
+                "UPDATE inflight SET state = ? WHERE client = ? AND seq = ?", state, session.name, seq
+            )
+
+    def fold(self, live: int) -> None:
+        """Write the positions that moved since the last time."""
+        for session in self._by_id.values():
+            if session.persistent and session.dirty:
+                session.dirty = False
+                self._store_cursor(session, session.position(live))
+
+    def fold_for_stop(self, live: int) -> None:
+        """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""
+        for session in self._by_id.values():
+            if not session.persistent:
+                continue
+            inflight, releasing = session.inflight, session.releasing
+            session.inflight, session.releasing = {}, {}
+            self._store_cursor(session, session.position(live))
+            session.inflight, session.releasing = inflight, releasing
+            rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
+            rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
+            for seq, packet_id, state in rows:
+                self._log.change(
+                    "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)",
+                    session.name,
+                    seq,
+                    packet_id,
+                    state,
+                )
+
+    def _store_cursor(self, session: Session, cursor: int) -> None:
+        if cursor <= session.stored_cursor:
+            return
+        session.stored_cursor = cursor
+        log, name = self._log, session.name
+        log.change("UPDATE session SET cursor = ? WHERE client = ?", cursor, name)
+        log.change(
+            f"DELETE FROM inflight WHERE client = ? AND seq <= ? AND state NOT IN ({SENT}, {RELEASED})", name, cursor
+        )

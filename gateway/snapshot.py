@@ -1,0 +1,97 @@
+"""What the gateway knows of itself at one moment: for `tidegate status` and for the `$SYS` topics.
+
+Invariant: asking changes nothing and never waits for the disk longer than one small read.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tidegate.store.store import Store
+
+from .broker import Broker
+from .config import Config
+
+
+class Snapshot:
+    """Gathers figures from the broker, the store and the uplink's own file."""
+
+    def __init__(self, config: Config, store: Store, broker: Broker, supervisor: Any, started: float) -> None:
+        self._config = config
+        self._store = store
+        self._broker = broker
+        self._supervisor = supervisor
+        self._started = started
+
+    def status(self) -> dict[str, Any]:
+        """The whole state as JSON-ready values; times in seconds, sizes in bytes."""
+        broker, store, config = self._broker, self._store, self._config
+        delivery = broker.delivery
+        return {
+            "version": version("tidegate"),
+            "name": config.name,
+            "gateway": store.identity.gateway,
+            "epoch": store.identity.epoch,
+            "uptime": round(time.monotonic() - self._started, 1),
+            "listeners": [f"{listener.host}:{listener.port}" for listener in config.listeners],
+            "clients": {
+                "connected": len(broker.clients),
+                "sessions": len(broker.sessions),
+                "subscriptions": broker.router.subscriptions,
+                "refused": dict(broker.connecting.refused),
+            },
+            "messages": {
+                "received": broker.counters["received"],
+                "sent": delivery.sent,
+                "stored": broker.counters["stored"],
+            },
+            "store": {
+                "state": broker.store_fault or "ok",
+                "durability": config.durability,
+                "bytes": store.file_bytes(),
+                "last_seq": delivery.live,
+                "bytes_written": written_bytes(),
+                "commits": store.commits,
+                "disk_budget": config.disk_budget,
+            },
+            "pools": self._pools(),
+            "dropped": dict(delivery.dropped),
+        }
+
+    def _pools(self) -> list[dict[str, Any]]:
+        if self._supervisor is None:
+            return []
+        from tidegate.uplink.progress import read_pools
+
+        return [pool.as_dict(self._broker.delivery.live) for pool in read_pools(self._config.data)]
+
+    def sys_values(self) -> dict[str, bytes]:
+        """The `$SYS` topics that monitoring tools for mosquitto know."""
+        broker = self._broker
+        asleep = sum(1 for session in broker.sessions if session.client is None)
+        values = {
+            "version": f"tidegate {version('tidegate')}",
+            "uptime": f"{int(time.monotonic() - self._started)} seconds",
+            "clients/connected": len(broker.sessions) - asleep,
+            "clients/disconnected": asleep,
+            "clients/total": len(broker.sessions),
+            "messages/received": broker.counters["received"],
+            "messages/sent": broker.delivery.sent,
+            "messages/stored": broker.counters["stored"],
+            "publish/messages/dropped": sum(broker.delivery.dropped.values()),
+            "retained messages/count": len(broker.retained),
+            "subscriptions/count": broker.router.subscriptions,
+        }
+        return {f"$SYS/broker/{name}": str(value).encode() for name, value in values.items()}
+
+
+def written_bytes() -> int:
+    """Bytes this process handed to the disk since it started (/proc/self/io), 0 where that is not told."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(text.split("\nwrite_bytes: ")[1].split()[0])

@@ -1,0 +1,60 @@
+"""The entry: one immutable row of the log, and what its numbers mean.
+
+Kinds are the hooks of the specification (their text is the hook's name) and the gap, which records what was dropped.
+The numbers are a promise of the file format: they never change meaning. `at` is max(last `at`, wall clock) in ms and
+never goes backwards; `mono` is CLOCK_BOOTTIME in ms; `run` names the start of the gateway that wrote the row and leads to
+the gateway id and epoch it was born with.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CONNECTED = 1
+DISCONNECTED = 2
+SESSION_CREATED = 3
+SUBSCRIBED = 4
+UNSUBSCRIBED = 5
+PUBLISH = 6
+DELIVERED = 7
+ACKED = 8
+GAP = 9
+
+KINDS = {
+    "client.connected": CONNECTED,
+    "client.disconnected": DISCONNECTED,
+    "session.created": SESSION_CREATED,
+    "session.subscribed": SUBSCRIBED,
+    "session.unsubscribed": UNSUBSCRIBED,
+    "message.publish": PUBLISH,
+    "message.deliver": DELIVERED,
+    "message.acked": ACKED,
+    "gap": GAP,
+}
+KIND_NAMES = {number: name for name, number in KINDS.items()}
+
+QOS_MASK = 3
+RETAIN = 4
+
+
+class Entry(NamedTuple):
+    """An entry as its readers see it. `payload` of DELIVERED and ACKED is the msgid of the message, of GAP a JSON text."""
+
+    seq: int
+    at: int
+    """ms since 1970, never going backwards; part of the msgid."""
+    when: int
+    """ms since 1970 of the event as far as known (corrected for a clock that was wrong); what databases get."""
+    kind: int
+    clientid: str
+    topic: str
+    """Topic of a message, filter of a subscription, empty for client events."""
+    qos: int
+    retain: bool
+    payload: bytes
+    properties: bytes
+    """Encoded MQTT 5.0 properties to forward (without the length), empty if none."""
+    gateway: str
+    epoch: int
+    msgid: str
+    """20 characters for every entry (`store.msgid`)."""

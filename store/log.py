@@ -1,0 +1,118 @@
+"""The log as its one writer sees it: numbering entries and gathering what the next commit holds.
+
+A batch is everything that happened since the last one was taken: entry rows, changes of the small state tables, and what
+must be said once it is durable. It is committed whole or not at all, so a state change is never on disk without the row
+that caused it. Names (client ids, topics) are interned to integers by the committer; a row or a change may hold a `Name`
+whose number is not known yet, and the number is set only after its commit.
+
+Invariant: seq rises by one with every entry and `at` never goes back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .entry import PUBLISH
+
+Row = tuple[Any, ...]
+"""(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are ids or a Name."""
+
+
+class Name:
+    """A client id or topic with its number in the store; 0 until the first commit that needs it."""
+
+    __slots__ = ("id", "text")
+    table = "client"
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        self.text = text
+        self.id = number
+
+
+class Batch:
+    """What one commit holds. `notes` belongs to the broker: the store carries it through untouched."""
+
+    __slots__ = ("acks", "after", "changes", "first_seq", "names", "rows", "size", "topics")
+
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        self.rows: list[Row] = []
+        self.topics: list[Any] = []
+        """Beside each row the topic object it was published to, None for other kinds."""
+        self.changes: list[tuple[str, tuple[Any, ...]]] = []
+        self.names: set[Name] = set()
+        self.acks: dict[Any, list[int]] = {}
+        """Client -> acknowledgement packets (4 bytes each as integers) that this commit allows."""
+        self.after: list[tuple[Any, ...]] = []
+        """(function, arguments …) to call once durable, in order."""
+        self.size = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.changes or self.acks or self.after)
+
+
+class Log:
+    """Numbers entries and gathers them into `batch`; `take` hands it over and begins the next."""
+
+    def __init__(self, next_seq: int, at: int, run: int) -> None:
+        self.next_seq = next_seq
+        self.run = run
+        self.at = at
+        self.mono = 0
+        self.batch = Batch(next_seq)
+
+    def tick(self, wall: int, mono: int) -> None:
+        """The time (ms) of what is appended next; a clock that went back is not followed."""
+        if wall > self.at:
+            self.at = wall
+        self.mono = mono
+
+    def append(
+        self,
+        kind: int,
+        client: Name | None,
+        topic: Name | None = None,
+        flags: int = 0,
+        payload: bytes | None = None,
+        properties: bytes | None = None,
+    ) -> int:
+        """Add an entry to the batch and return its seq."""
+        batch = self.batch
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        if client is not None and not client.id:
+            batch.names.add(client)
+        if topic is not None and not topic.id:
+            batch.names.add(topic)
+        batch.rows.append(
+            (
+                seq,
+                self.at,
+                self.mono,
+                self.run,
+                kind,
+                client and (client.id or client),
+                topic and (topic.id or topic),
+                flags,
+                payload,
+                properties or None,
+            )
+        )
+        batch.topics.append(topic if kind == PUBLISH else None)
+        batch.size += 40 + len(payload or b"")
+        return seq
+
+    def change(self, sql: str, *parameters: Any) -> None:
+        """A change of a state table, in the same transaction; parameters may be `Name`s (their number is meant)."""
+        batch = self.batch
+        for value in parameters:
+            if isinstance(value, Name) and not value.id:
+                batch.names.add(value)
+        batch.changes.append((sql, parameters))
+        batch.size += 64
+
+    def take(self) -> Batch:
+        """The gathered batch; a new empty one begins."""
+        batch = self.batch
+        self.batch = Batch(self.next_seq)
+        return batch

@@ -1,0 +1,48 @@
+"""Message ids: 20 characters of `0-9A-Za-z` whose byte order is the order of the log.
+
+Layout (fixed width, base 62, most significant first): 7 characters of time (ms since 1970, `at` of the entry),
+4 of the gateway (a hash of its id), 3 of the epoch, 6 of seq. Each field is encoded by itself so that plain SQL can
+do it too (`sql_expression`). `at` never goes backwards in the log and seq rises, so sorting ids of one gateway as bytes
+gives log order. A field that overflows wraps; time does so in the year 2081.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+TIME_WIDTH, GATEWAY_WIDTH, EPOCH_WIDTH, SEQ_WIDTH = 7, 4, 3, 6
+WIDTH = TIME_WIDTH + GATEWAY_WIDTH + EPOCH_WIDTH + SEQ_WIDTH
+
+_PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
+_SQUARE = 62 * 62
+
+
+def gateway_code(gateway: str) -> str:
+    """The four characters that stand for a gateway id in message ids."""
+    return base62(int.from_bytes(hashlib.sha256(gateway.encode()).digest()[:8], "big"), GATEWAY_WIDTH)
+
+
+def message_id(at: int, code: str, epoch: int, seq: int) -> str:
+    """The id of the entry `seq` (`at` in ms) of the gateway with this four-character code."""
+    return base62(at, TIME_WIDTH) + code + base62(epoch, EPOCH_WIDTH) + base62(seq, SEQ_WIDTH)
+
+
+def base62(number: int, width: int) -> str:
+    """`number` modulo 62**width as exactly `width` digits."""
+    text = ""
+    for _ in range((width + 1) // 2):
+        number, rest = divmod(number, _SQUARE)
+        text = _PAIRS[rest] + text
+    return text[-width:]
+
+
+def sql_expression(at: str, code: str, epoch: str, seq: str) -> str:
+    """The same id as an SQL expression over four column expressions."""
+    return "||".join((_sql(at, TIME_WIDTH), code, _sql(epoch, EPOCH_WIDTH), _sql(seq, SEQ_WIDTH)))
+
+
+def _sql(column: str, width: int) -> str:
+    return "||".join(
+        f"substr('{ALPHABET}',1+({column})/{62**place}%62,1)" for place in range(width - 1, -1, -1)
+    )

@@ -1,0 +1,134 @@
+"""Reading the log from outside the committer: the uplink's view, entry by entry in order of seq.
+
+A reader has its own read-only connection and holds a transaction only for one `read`, which is bounded in rows and bytes.
+It sees whole commits only. Names and runs are cached; they are immutable.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from .entry import QOS_MASK, RETAIN, Entry
+from .msgid import message_id
+from .schema import open_reader
+
+MAX_CACHED_NAMES = 20_000
+READ_BYTES = 1 << 20
+
+
+class Run(NamedTuple):
+    """One start of the gateway. `clock_offset` is wall minus CLOCK_BOOTTIME in ms, None if never known."""
+
+    gateway: str
+    code: str
+    epoch: int
+    node: str
+    clock_offset: int | None
+
+
+class LogReader:
+    """A cursor's eye on `log.db`; one per thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = open_reader(path)
+        self._clients: dict[int, str] = {}
+        self._topics: dict[int, str] = {}
+        self._runs: dict[int, Run] = {}
+
+    def close(self) -> None:
+        self._db.close()
+
+    def bounds(self) -> tuple[int, int]:
+        """(lowest, highest) seq in the log; (0, 0) when it is empty."""
+        low, high = self._db.execute("SELECT (SELECT min(seq) FROM entry), (SELECT max(seq) FROM entry)").fetchone()
+        return low or 0, high or 0
+
+    def run(self) -> Run:
+        """The newest run: this gateway's id, epoch and node name as of now."""
+        row = self._db.execute(
+            "SELECT gateway, code, epoch, node, clock_offset FROM run ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        return Run(*row)
+
+    def at(self, seq: int) -> int | None:
+        """`at` (ms) of the first entry after `seq`, None when there is none: the age of what waits."""
+        row = self._db.execute("SELECT at FROM entry WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
+        return row[0] if row else None
+
+    def read(self, after: int, limit: int, kinds: Collection[int] | None = None) -> tuple[list[Entry], int]:
+        """Entries with seq > `after` in order, at most `limit`, and the seq up to which the log was looked through.
+
+        Only `kinds` are returned when given; the second value also covers what was passed over.
+        """
+        rows: list[tuple[int, int, int, int, int, int | None, int | None, int | None, bytes | None, bytes | None]] = []
+        size = 0
+        cursor = self._db.execute(
+            "SELECT seq, at, mono, run, kind, client, topic, flags, payload, properties FROM entry"
+            " WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
+        for row in cursor:
+            rows.append(row)
+            size += len(row[8] or b"")
+            if size > READ_BYTES:
+                break
+        cursor.close()
+        through = rows[-1][0] if rows else after
+        if kinds is not None:
+            rows = [row for row in rows if row[4] in kinds]
+        return [self._entry(*row) for row in rows], through
+
+    def _entry(
+        self,
+        seq: int,
+        at: int,
+        mono: int,
+        run_id: int,
+        kind: int,
+        client: int | None,
+        topic: int | None,
+        flags: int | None,
+        payload: bytes | None,
+        properties: bytes | None,
+    ) -> Entry:
+        run = self._runs.get(run_id) or self._load_run(run_id)
+        bits = flags or 0
+        return Entry(
+            seq,
+            at,
+            at if run.clock_offset is None else mono + run.clock_offset,
+            kind,
+            self._name(self._clients, "SELECT clientid FROM client WHERE id = ?", client),
+            self._name(self._topics, "SELECT name FROM topic WHERE id = ?", topic),
+            bits & QOS_MASK,
+            bool(bits & RETAIN),
+            payload or b"",
+            properties or b"",
+            run.gateway,
+            run.epoch,
+            message_id(at, run.code, run.epoch, seq),
+        )
+
+    def _load_run(self, run_id: int) -> Run:
+        row = self._db.execute(
+            "SELECT gateway, code, epoch, node, clock_offset FROM run WHERE id = ?", (run_id,)
+        ).fetchone()
+        run = self._runs[run_id] = Run(*row)
+        return run
+
+    def _name(self, cache: dict[int, str], sql: str, number: int | None) -> str:
+        if number is None:
+            return ""
+        name = cache.get(number)
+        if name is None:
+            row: tuple[str] | None = self._db.execute(sql, (number,)).fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError(f"no name for id {number}")
+            name = row[0]
+            if len(cache) >= MAX_CACHED_NAMES:
+                cache.clear()
+            cache[number] = name
+        return name

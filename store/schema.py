@@ -1,0 +1,189 @@
+"""The files `log.db` and `uplink.db`: who they are, their versions, how they are made and moved forward.
+
+Rules: a file is ours when its `application_id` says so; `user_version` is the number of migrations applied; a newer
+file is refused with words, a foreign or damaged one too, and none is ever replaced. `auto_vacuum` is set before the
+first table, later SQLite ignores it. Migrations only ever append to the list, each is one transaction.
+
+Invariant: after `open_writer` returns, the file has exactly the schema of the newest migration.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import msgid
+from .entry import PUBLISH, QOS_MASK, RETAIN
+
+Migration = Callable[[sqlite3.Connection], None]
+
+
+class StoreError(Exception):
+    """The database cannot be used; the text says which file, why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One kind of database file: `application_id`, a name for people, and its migrations."""
+
+    application_id: int
+    name: str
+    migrations: Sequence[Migration]
+
+
+def open_writer(path: Path, form: Format, synchronous: str = "FULL") -> sqlite3.Connection:
+    """Open or make the file, the only writing and checkpointing connection to it.
+
+    Raises StoreError: not a database, somebody else's, damaged, newer than this program, not writable.
+    """
+    try:
+        return _open_writer(path, form, synchronous)
+    except sqlite3.Error as error:
+        raise StoreError(explain(path, error)) from error
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open for reading only; hold no transaction longer than 20 ms."""
+    try:
+        connection = sqlite3.connect(
+            f"file:{_uri(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
+        )
+        connection.execute("PRAGMA query_only = 1")
+    except sqlite3.Error as error:
+        raise StoreError(explain(path, error)) from error
+    return connection
+
+
+def explain(path: Path, error: sqlite3.Error) -> str:
+    """One sentence for a person about an SQLite error on this file."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_NOTADB"):
+        return f"{path} is not a database: move it aside or choose another data directory; nothing was changed"
+    if name.startswith("SQLITE_CORRUPT"):
+        return f"{path} is damaged ({error}): keep a copy of it and of {path.name}-wal; nothing was changed"
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+        return f"{path} cannot be opened for writing ({error}): check owner and rights of {path.parent}"
+    if name.startswith("SQLITE_BUSY"):
+        return f"{path} is in use by another program: stop it first"
+    return f"{path}: {error}"
+
+
+def _uri(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
+    try:
+        os.chmod(path, 0o640)
+        _identify(connection, path, form)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA cache_size = -4096")
+        _migrate(connection, path, form)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _identify(connection: sqlite3.Connection, path: Path, form: Format) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id == form.application_id:
+        return
+    if tables or application_id:
+        raise StoreError(
+            f"{path} belongs to another program (application_id {application_id}): choose another data "
+            f"directory or move it aside; nothing was changed"
+        )
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute(f"PRAGMA application_id = {form.application_id}")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, form: Format) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(form.migrations):
+        raise StoreError(
+            f"{path} was written by a newer tidegate ({form.name} version {version}, this program knows "
+            f"{len(form.migrations)}): install that version again; nothing was changed"
+        )
+    for number in range(version, len(form.migrations)):
+        connection.execute("BEGIN IMMEDIATE")
+        form.migrations[number](connection)
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+        connection.execute("COMMIT")
+
+
+def _log_1(connection: sqlite3.Connection) -> None:
+    for statement in _LOG_1.split(";\n"):
+        if statement.strip():
+            connection.execute(statement)
+
+
+_MSGID = msgid.sql_expression("e.at", "r.code", "r.epoch", "e.seq")
+_UTC = "strftime('%Y-%m-%d %H:%M:%S', {} / 1000, 'unixepoch')"
+
+_LOG_1 = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE run (
+  id INTEGER PRIMARY KEY, gateway TEXT NOT NULL, code TEXT NOT NULL, epoch INTEGER NOT NULL, node TEXT NOT NULL,
+  boot TEXT NOT NULL, clock_offset INTEGER, first_seq INTEGER NOT NULL, started_at INTEGER NOT NULL,
+  alive_at INTEGER NOT NULL, clean INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE client (
+  id INTEGER PRIMARY KEY, clientid TEXT NOT NULL UNIQUE, state INTEGER, online_at INTEGER, offline_at INTEGER,
+  created INTEGER);
+CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE entry (
+  seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, mono INTEGER NOT NULL, run INTEGER NOT NULL, kind INTEGER NOT NULL,
+  client INTEGER, topic INTEGER, flags INTEGER, payload BLOB, properties BLOB);
+CREATE TABLE retained (topic INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
+CREATE TABLE session (
+  client INTEGER PRIMARY KEY, created INTEGER NOT NULL, expiry INTEGER NOT NULL, expires_at INTEGER,
+  cursor INTEGER NOT NULL);
+CREATE TABLE subscription (
+  client INTEGER NOT NULL, filter TEXT NOT NULL, options INTEGER NOT NULL, identifier INTEGER, since INTEGER NOT NULL,
+  PRIMARY KEY (client, filter)) WITHOUT ROWID;
+CREATE TABLE inflight (
+  client INTEGER NOT NULL, seq INTEGER NOT NULL, packet_id INTEGER NOT NULL, state INTEGER NOT NULL,
+  PRIMARY KEY (client, seq)) WITHOUT ROWID;
+CREATE TABLE received (
+  client INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY (client, packet_id)) WITHOUT ROWID;
+CREATE TABLE cursor (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE proxy_subscription (
+  id INTEGER PRIMARY KEY, clientid TEXT NOT NULL, topic TEXT NOT NULL, qos INTEGER NOT NULL, created INTEGER NOT NULL,
+  UNIQUE (clientid, topic));
+CREATE TABLE position (
+  id INTEGER PRIMARY KEY, client INTEGER NOT NULL, topic INTEGER NOT NULL, seq INTEGER NOT NULL,
+  created INTEGER NOT NULL, UNIQUE (client, topic));
+CREATE VIEW mqtt_client AS
+  SELECT c.id, c.clientid, CAST(c.state AS TEXT) AS state, (SELECT node FROM run ORDER BY id DESC LIMIT 1) AS node,
+    {_UTC.format("c.online_at")} AS online_at, {_UTC.format("c.offline_at")} AS offline_at,
+    {_UTC.format("c.created")} AS created
+  FROM client c WHERE c.state IS NOT NULL;
+CREATE VIEW mqtt_sub AS
+  SELECT id, clientid, topic, qos, {_UTC.format("created")} AS created FROM proxy_subscription;
+CREATE VIEW mqtt_msg AS
+  SELECT e.seq AS id, {_MSGID} AS msgid, t.name AS topic, c.clientid AS sender, r.node AS node,
+    e.flags & {QOS_MASK} AS qos, (e.flags & {RETAIN}) / {RETAIN} AS retain, e.payload AS payload,
+    {_UTC.format("e.at")} AS arrived
+  FROM entry e JOIN run r ON r.id = e.run JOIN topic t ON t.id = e.topic JOIN client c ON c.id = e.client
+  WHERE e.kind = {PUBLISH} AND e.flags & {QOS_MASK} > 0 AND NOT (e.flags & {RETAIN} AND length(e.payload) = 0);
+CREATE VIEW mqtt_retain AS
+  SELECT e.seq AS id, t.name AS topic, {_MSGID} AS msgid, c.clientid AS sender, r.node AS node,
+    e.flags & {QOS_MASK} AS qos, e.payload AS payload, {_UTC.format("e.at")} AS arrived
+  FROM retained k JOIN entry e ON e.seq = k.seq JOIN run r ON r.id = e.run JOIN topic t ON t.id = e.topic
+    JOIN client c ON c.id = e.client;
+CREATE VIEW mqtt_acked AS
+  SELECT p.id, c.clientid, t.name AS topic, p.seq AS mid, {_UTC.format("p.created")} AS created
+  FROM position p JOIN client c ON c.id = p.client JOIN topic t ON t.id = p.topic;
+"""
+
+LOG = Format(0x54474C31, "log.db", (_log_1,))
+"""`log.db`: application_id "TGL1"."""

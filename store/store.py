@@ -1,0 +1,231 @@
+"""The writing side of `log.db`: the one connection that writes and checkpoints it.
+
+`Store.open` finds out who we are (gateway id bound to this machine, epoch, run), `apply` commits a batch with a few big
+statements, because every statement step gives the interpreter lock away and has to win it back. `rest` and the WAL bound
+decide when to checkpoint. All methods but `open` run in the committer's thread.
+
+Invariant: `apply` either commits the whole batch and numbers its names, or changes nothing and raises.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from .entry import DISCONNECTED
+from .log import Batch, Name
+from .msgid import gateway_code
+from .schema import LOG, StoreError, explain, open_writer
+
+WAL_LIMIT = 8 << 20
+WAL_COMMIT = 12_288
+"""Bytes that even a small commit adds to the WAL: about three pages."""
+PAGE = 4096
+_CHUNKS = (500, 100, 20, 5, 1)
+_INSERTS = {
+    rows: "INSERT INTO entry VALUES " + ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows) for rows in _CHUNKS
+}
+SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who writes: `(gateway, epoch, seq)` is a message's name outside."""
+
+    gateway: str
+    epoch: int
+    run: int
+    next_seq: int
+    last_at: int
+    clean: bool
+
+
+class Store:
+    """See the module; `commits` and `checkpoint_busy` are counters for `status`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, identity: Identity) -> None:
+        self.path = path
+        self.identity = identity
+        self.commits = 0
+        self.checkpoint_busy = 0
+        self._db = connection
+        self._unmoved = 0
+        self._dirty = False
+
+    @classmethod
+    def open(cls, path: Path, node: str, durability: str, wall: int, mono: int) -> Store:
+        """Open or make the file and begin a run. `wall` and `mono` in ms. Raises StoreError."""
+        connection = open_writer(path, LOG, SYNCHRONOUS[durability])
+        try:
+            return cls(path, connection, _begin_run(connection, node, wall, mono))
+        except sqlite3.Error as error:
+            connection.close()
+            raise StoreError(explain(path, error)) from error
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The writing connection, for the committer thread's other jobs (trim, backup)."""
+        return self._db
+
+    def apply(self, batch: Batch) -> None:
+        """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            numbers = self._number(batch.names)
+            rows = batch.rows
+            if numbers:
+                rows = [tuple([numbers.get(v, v) if isinstance(v, Name) else v for v in row]) for row in rows]
+            self._insert(rows)
+            for sql, group in groupby(batch.changes, key=itemgetter(0)):
+                db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        for name, number in numbers.items():
+            name.id = number
+        self.commits += 1
+        self._dirty = True
+        self._bound_wal(batch)
+
+    def rest(self) -> None:
+        """Called when nothing was committed for a while: move the WAL into the database."""
+        if self._dirty:
+            self._dirty = False
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def close(self, wall: int) -> None:
+        """End the run cleanly: the next start keeps the epoch."""
+        self._db.execute("UPDATE run SET clean = 1, alive_at = ? WHERE id = ?", (wall, self.identity.run))
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._db.close()
+
+    def abandon(self) -> None:
+        """Close without a word: the next start begins a new epoch."""
+        self._db.close()
+
+    def file_bytes(self) -> int:
+        """Bytes of the database and its WAL on disk."""
+        return sum(_size(Path(f"{self.path}{tail}")) for tail in ("", "-wal"))
+
+    def _number(self, names: Iterable[Name]) -> dict[Any, int]:
+        numbers: dict[Any, int] = {}
+        for name in names:
+            if name.id:
+                continue
+            column = "name" if name.table == "topic" else "clientid"
+            found = self._db.execute(f"SELECT id FROM {name.table} WHERE {column} = ?", (name.text,)).fetchone()
+            if found is None:
+                found = self._db.execute(
+                    f"INSERT INTO {name.table} ({column}) VALUES (?) RETURNING id", (name.text,)
+                ).fetchone()
+            numbers[name] = found[0]
+        return numbers
+
+    def _insert(self, rows: list[Any]) -> None:
+        start = 0
+        for size in _CHUNKS:
+            sql = _INSERTS[size]
+            while len(rows) - start >= size:
+                self._db.execute(sql, list(chain.from_iterable(rows[start : start + size])))
+                start += size
+
+    def _bound_wal(self, batch: Batch) -> None:
+        """Checkpoint every few MiB; a WAL that is wholly in the database is begun anew by the next commit.
+
+        Its file is not cut: overwriting costs less than growing. Readers may hold a checkpoint back; above the limit
+        RESTART is tried, and again later, but never waited for.
+        """
+        self._unmoved += batch.size + 64 * len(batch.rows) + WAL_COMMIT
+        if self._unmoved < WAL_LIMIT // 2:
+            return
+        self._unmoved = 0
+        _, frames, _ = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if frames * PAGE > WAL_LIMIT:
+            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            self.checkpoint_busy += busy
+
+
+def _values(parameters: tuple[Any, ...], numbers: dict[Any, int]) -> tuple[Any, ...]:
+    return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Identity:
+    """Write the row of this run: the gateway's id (a copied card gets a new one) and the epoch it works in."""
+    db.execute("BEGIN IMMEDIATE")
+    meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    machine = _machine()
+    gateway = meta.get("gateway", "")
+    if not gateway or meta.get("machine", machine) != machine:
+        gateway = uuid.uuid4().hex[:16]
+    last = db.execute("SELECT gateway, epoch, clean, alive_at FROM run ORDER BY id DESC LIMIT 1").fetchone()
+    clean = last is None or bool(last[2])
+    (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
+    (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
+    next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
+    if last is None:
+        epoch = 1
+    elif clean and last[0] == gateway:
+        epoch = last[1]
+    else:
+        epoch = last[1] + 1
+    (run,) = db.execute(
+        "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
+        " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",
+        (gateway, gateway_code(gateway), epoch, node, _boot(), wall - mono, next_seq, wall, wall),
+    ).fetchone()
+    if not clean:
+        next_seq = _log_ghosts(db, run, next_seq, max(at, last[3]), mono + max(at, last[3]) - wall)
+    for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    db.execute("COMMIT")
+    return Identity(gateway, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
+
+
+def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
+    """After an unclean stop whoever was online is logged as gone, at the time we were last known to live."""
+    for (client,) in db.execute("SELECT id FROM client WHERE state = 1 ORDER BY id").fetchall():
+        db.execute(_INSERTS[1], (seq, at, mono, run, DISCONNECTED, client, None, 0, None, None))
+        seq += 1
+    db.execute("UPDATE client SET state = 0, offline_at = ? WHERE state = 1", (at,))
+    return seq
+
+
+def _machine() -> str:
+    """What tells this machine from another one with a copy of its card."""
+    for source in (
+        "/sys/firmware/devicetree/base/serial-number",
+        "/sys/class/dmi/id/product_uuid",
+        "/sys/class/net/eth0/address",
+        "/etc/machine-id",
+    ):
+        try:
+            text = Path(source).read_text(errors="replace").strip("\0 \n")
+        except OSError:
+            continue
+        if text:
+            return f"{os.path.basename(source)}:{text}"
+    return "unknown"
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"

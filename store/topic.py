@@ -1,0 +1,144 @@
+"""Topic names and topic filters: validity and matching.
+
+Rules of MQTT 3.1.1 and 5.0, section 4.7. Everything here works on text that is already valid UTF-8. A filter that
+begins with a wildcard never matches a topic that begins with `$` [MQTT-4.7.2-1]. `FilterTree` answers "which values
+belong to filters that match this topic" in the number of levels, not in the number of filters.
+
+Invariant: a tree never holds an empty branch; removing the last value of a filter removes its nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+MAX_TOPIC_BYTES = 65_535
+MAX_LEVELS = 128
+
+
+def topic_name_fault(topic: str) -> str | None:
+    """Say why `topic` is no legal topic name, or None when it is one (4.7.1, 4.7.3)."""
+    if not topic:
+        return "a topic name has at least one character"
+    if "+" in topic or "#" in topic:
+        return "a topic name holds no wildcard"
+    return _text_fault(topic)
+
+
+def topic_filter_fault(topic_filter: str) -> str | None:
+    """Say why `topic_filter` is no legal topic filter, or None when it is one (4.7.1, 4.7.3, 4.8.2)."""
+    if not topic_filter:
+        return "a topic filter has at least one character"
+    levels = topic_filter.split("/")
+    if levels[0] == "$share":
+        if len(levels) < 3 or not levels[1] or "+" in levels[1] or "#" in levels[1]:
+            return "a shared subscription is $share/NAME/FILTER"
+        levels = levels[2:]
+        if levels == [""]:
+            return "a shared subscription is $share/NAME/FILTER"
+    for number, level in enumerate(levels):
+        if "#" in level and (level != "#" or number != len(levels) - 1):
+            return "# stands alone in the last level"
+        if "+" in level and level != "+":
+            return "+ stands alone in its level"
+    return _text_fault(topic_filter)
+
+
+def _text_fault(text: str) -> str | None:
+    if "\0" in text:
+        return "U+0000 is not allowed"
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
+        return "longer than 65535 bytes"
+    if text.count("/") >= MAX_LEVELS:
+        return f"more than {MAX_LEVELS} levels"
+    return None
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether `topic` is matched by `topic_filter` (4.7.1); `$share/group/` is not looked through."""
+    wanted = topic_filter.split("/")
+    have = topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("#", "+"):
+        return False
+    for number, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if number >= len(have) or level not in ("+", have[number]):
+            return False
+    return len(wanted) == len(have)
+
+
+class _Node(Generic[Key, Value]):
+    __slots__ = ("children", "values")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[Key, Value]] = {}
+        self.values: dict[Key, Value] = {}
+
+
+class FilterTree(Generic[Key, Value]):
+    """Maps (topic filter, key) to a value; found again by topic."""
+
+    def __init__(self) -> None:
+        self._root: _Node[Key, Value] = _Node()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, topic_filter: str, key: Key, value: Value) -> None:
+        node = self._root
+        for level in topic_filter.split("/"):
+            found = node.children.get(level)
+            if found is None:
+                found = node.children[level] = _Node()
+            node = found
+        self._size += key not in node.values
+        node.values[key] = value
+
+    def remove(self, topic_filter: str, key: Key) -> bool:
+        """Take (topic_filter, key) out; whether it was there."""
+        path: list[tuple[_Node[Key, Value], str]] = []
+        node = self._root
+        for level in topic_filter.split("/"):
+            path.append((node, level))
+            found = node.children.get(level)
+            if found is None:
+                return False
+            node = found
+        if key not in node.values:
+            return False
+        del node.values[key]
+        self._size -= 1
+        while path and not node.values and not node.children:
+            parent, level = path.pop()
+            del parent.children[level]
+            node = parent
+        return True
+
+    def find(self, topic: str) -> Iterator[tuple[Key, Value]]:
+        """Every (key, value) whose filter matches `topic`; one key once per matching filter."""
+        levels = topic.split("/")
+        nodes = [self._root]
+        plain = not topic.startswith("$")
+        for number, level in enumerate(levels):
+            wild = plain or number > 0
+            below: list[_Node[Key, Value]] = []
+            for node in nodes:
+                children = node.children
+                if wild and (rest := children.get("#")) is not None:
+                    yield from rest.values.items()
+                if (exact := children.get(level)) is not None:
+                    below.append(exact)
+                if wild and (any_level := children.get("+")) is not None:
+                    below.append(any_level)
+            nodes = below
+            if not nodes:
+                return
+        for node in nodes:
+            yield from node.values.items()
+            if (rest := node.children.get("#")) is not None:
+                yield from rest.values.items()

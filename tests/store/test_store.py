@@ -1,0 +1,255 @@
+"""The log on disk: identity, epochs, commits that are whole or not there, names, trim, and the specification's views."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tidegate.store.catchup import CatchUp
+from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, PUBLISH, RETAIN
+from tidegate.store.log import Log, Name
+from tidegate.store.msgid import WIDTH, message_id
+from tidegate.store.reader import LogReader
+from tidegate.store.schema import LOG, StoreError, open_writer
+from tidegate.store.store import Store
+from tidegate.store.trim import REMOVE, Trim
+
+NOW = 1_764_000_000_000
+
+
+class TopicName(Name):
+    __slots__ = ()
+    table = "topic"
+
+
+def open_store(path: Path, wall: int = NOW) -> tuple[Store, Log]:
+    store = Store.open(path, "barn-7", "full", wall, 5_000)
+    identity = store.identity
+    log = Log(identity.next_seq, identity.last_at, identity.run)
+    log.tick(wall, 5_000)
+    return store, log
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+def publish(log: Log, text: str, count: int = 1, flags: int = 1) -> None:
+    client, topic = Name("c1"), TopicName(text)
+    for number in range(count):
+        log.append(PUBLISH, client, topic, flags, b"%d" % number)
+
+
+def test_a_clean_stop_keeps_gateway_and_epoch_and_goes_on_counting(path: Path) -> None:
+    store, log = open_store(path)
+    publish(log, "t", 3)
+    store.apply(log.take())
+    store.close(NOW)
+    again, _ = open_store(path, NOW + 1000)
+    assert again.identity.clean
+    assert (again.identity.gateway, again.identity.epoch) == (store.identity.gateway, store.identity.epoch)
+    assert again.identity.next_seq == 4
+    again.close(NOW)
+
+
+def test_an_unclean_stop_begins_a_new_epoch_and_logs_who_was_online_as_gone(path: Path) -> None:
+    store, log = open_store(path)
+    client = Name("ghost")
+    log.append(CONNECTED, client)
+    log.change("UPDATE client SET state = 1, online_at = ? WHERE id = ?", log.at, client)
+    store.apply(log.take())
+    store.abandon()
+    again, _ = open_store(path, NOW + 60_000)
+    assert again.identity.epoch == store.identity.epoch + 1
+    entries, _ = LogReader(path).read(0, 10)
+    assert [(e.kind, e.clientid) for e in entries] == [(CONNECTED, "ghost"), (DISCONNECTED, "ghost")]
+    assert entries[1].at == NOW, "stamped with the last time the gateway is known to have lived"
+    again.close(NOW)
+
+
+def test_a_copied_card_gets_another_gateway_id(path: Path) -> None:
+    store, _ = open_store(path)
+    store.close(NOW)
+    db = sqlite3.connect(path)
+    db.execute("UPDATE meta SET value = 'serial-number:other' WHERE key = 'machine'")
+    db.commit()
+    db.close()
+    again, _ = open_store(path)
+    assert again.identity.gateway != store.identity.gateway
+    again.close(NOW)
+
+
+def test_a_batch_that_fails_leaves_nothing_and_its_names_unnumbered(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("c1"), TopicName("t")
+    log.append(PUBLISH, client, topic, 1, b"x")
+    log.change("INSERT INTO nowhere VALUES (?)", 1)
+    batch = log.take()
+    with pytest.raises(sqlite3.OperationalError):
+        store.apply(batch)
+    assert (client.id, topic.id) == (0, 0)
+    assert store.connection.execute("SELECT count(*) FROM entry").fetchone() == (0,)
+    assert store.connection.execute("SELECT count(*) FROM topic").fetchone() == (0,)
+    batch.changes.clear()
+    store.apply(batch)
+    assert client.id and topic.id
+    store.close(NOW)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 19, 99, 499, 500, 501, 1_234])
+def test_every_size_of_batch_is_stored_whole_and_in_order(path: Path, count: int) -> None:
+    store, log = open_store(path)
+    publish(log, "t", count)
+    store.apply(log.take())
+    entries, through = LogReader(path).read(0, 5_000)
+    assert [e.payload for e in entries] == [b"%d" % number for number in range(count)]
+    assert through == count
+    store.close(NOW)
+
+
+def test_the_clock_never_goes_back_in_the_log(path: Path) -> None:
+    store, log = open_store(path)
+    publish(log, "t")
+    log.tick(NOW - 600_000, 6_000)
+    publish(log, "t")
+    store.apply(log.take())
+    first, second = LogReader(path).read(0, 5)[0]
+    assert second.at == first.at
+    assert second.msgid > first.msgid
+    store.close(NOW)
+
+
+def test_message_ids_sort_as_bytes_in_the_order_of_the_log() -> None:
+    ids = [message_id(NOW + n // 5, "Ab0z", 1, n) for n in range(1, 40_000, 61)]
+    assert ids == sorted(ids, key=str.encode)
+    assert {len(text) for text in ids} == {WIDTH} == {20}
+
+
+def test_the_views_answer_the_specifications_examples(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("test"), TopicName("retain")
+    log.append(CONNECTED, client)
+    log.change("UPDATE client SET state = 1, online_at = ?, created = ? WHERE id = ?", NOW, NOW, client)
+    seq = log.append(PUBLISH, client, topic, 1 | RETAIN, b"www")
+    log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
+    store.apply(log.take())
+    db = store.connection
+    assert db.execute("select clientid, state, node, online_at, offline_at from mqtt_client where clientid = 'test'").fetchall() == [
+        ("test", "1", "barn-7", "2025-11-24 16:00:00", None)
+    ]
+    entry = LogReader(path).read(0, 5)[0][1]
+    assert db.execute("select id, msgid, topic, sender, node, qos, retain, payload, arrived from mqtt_msg where sender = 'test'").fetchall() == [
+        (seq, entry.msgid, "retain", "test", "barn-7", 1, 1, b"www", "2025-11-24 16:00:00")
+    ]
+    assert db.execute("select id, topic, msgid, sender, node, qos, payload, arrived from mqtt_retain where topic = 'retain'").fetchall() == [
+        (seq, "retain", entry.msgid, "test", "barn-7", 1, b"www", "2025-11-24 16:00:00")
+    ]
+    assert db.execute("select * from mqtt_sub where clientid = 'test'").fetchall() == []
+    assert db.execute("select * from mqtt_acked").fetchall() == []
+    store.close(NOW)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p.write_bytes(b"this is not a database at all, really not" * 100), "is not a database"),
+        (lambda p: sqlite3.connect(p).execute("CREATE TABLE theirs (x)").connection.close(), "belongs to another program"),
+    ],
+    ids=["no database", "somebody else's database"],
+)
+def test_a_foreign_file_is_refused_with_one_sentence_and_left_as_it_is(path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=says):
+        open_store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_file_is_refused_with_words(path: Path) -> None:
+    store, _ = open_store(path)
+    store.close(NOW)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreError, match="newer tidegate"):
+        open_writer(path, LOG)
+
+
+def test_files_of_the_first_release_open_unchanged(tmp_path: Path) -> None:
+    """The upgrade test of version 1: its file, as shipped beside this test, is read by this program."""
+    shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
+    store, _ = open_store(tmp_path / "log.db")
+    entries, _ = LogReader(tmp_path / "log.db").read(0, 10)
+    assert [(e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [("first/release", b"0"), ("first/release", b"1")]
+    store.close(NOW)
+
+
+def test_trim_by_age_takes_only_what_everyone_is_done_with_and_keeps_retained(path: Path) -> None:
+    store, log = open_store(path)
+    publish(log, "kept", 1, 1 | RETAIN)
+    log.change("INSERT INTO retained SELECT id, 1 FROM topic WHERE name = 'kept'")
+    publish(log, "t", 9)
+    store.apply(log.take())
+    trim = Trim(budget=1 << 30, max_age=1000)
+    assert trim.plan(store.connection, store.file_bytes(), NOW, 10) is None, "nothing is old yet"
+    plan = trim.plan(store.connection, store.file_bytes(), NOW + 5000, 4)
+    assert plan is not None and plan.gap is None
+    log.change(REMOVE, plan.last)
+    store.apply(log.take())
+    left = [e.seq for e in LogReader(path).read(0, 20)[0]]
+    assert left == [1, 5, 6, 7, 8, 9, 10]
+    store.close(NOW)
+
+
+def test_above_the_budget_the_oldest_goes_and_a_gap_record_says_what(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("c1"), TopicName("t")
+    for _ in range(400):
+        log.append(PUBLISH, client, topic, 1, b"x" * 1000)
+    store.apply(log.take())
+    plan = Trim(budget=64_000, max_age=10**12).plan(store.connection, store.file_bytes(), NOW, 100)
+    assert plan is not None and plan.gap is not None
+    assert (plan.gap["first_seq"], plan.gap["last_seq"], plan.gap["count"]) == (101, 400, 300)
+    log.change(REMOVE, plan.last)
+    log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
+    store.apply(log.take())
+    entries, _ = LogReader(path).read(0, 1000)
+    assert [e.kind for e in entries] == [GAP]
+    assert json.loads(entries[0].payload)["reason"] == "disk_budget"
+    store.close(NOW)
+
+
+def test_reading_on_finds_exactly_the_matching_messages_in_order(path: Path) -> None:
+    store, log = open_store(path)
+    client = Name("c1")
+    topics = [TopicName(f"a/{n}/t") for n in range(7)]
+    for number in range(10_000):
+        log.append(PUBLISH, client, topics[number % 7], number % 3, b"%d" % number, b"\x01\x01" if number % 5 == 0 else None)
+    store.apply(log.take())
+    reader = CatchUp(path)
+    for filters, wanted in ((["a/3/t"], {3}), (["a/+/t"], set(range(7))), (["a/1/t", "a/2/#"], {1, 2}), (["#"], set(range(7)))):
+        found, first = [], 1
+        while first <= 10_000:
+            piece = reader.read(first, filters)
+            found += piece.messages
+            first = piece.through + 1
+        expected = [n for n in range(10_000) if n % 7 in wanted and n % 3]
+        assert [int(m.payload) for m in found] == expected
+        assert [m.properties for m in found] == [b"\x01\x01" if n % 5 == 0 else b"" for n in expected]
+    store.close(NOW)
+
+
+def test_a_large_payload_bounds_a_piece_in_bytes(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("c1"), TopicName("t")
+    for _ in range(6):
+        log.append(PUBLISH, client, topic, 1, bytes(400_000))
+    store.apply(log.take())
+    piece = CatchUp(path).read(1, ["t"])
+    assert 1 <= len(piece.messages) <= 3
+    assert piece.through == piece.messages[-1].seq
+    store.close(NOW)
