@@ -256,6 +256,8 @@ class Mirror:
         if not whole:
             return
         expected: bytes | bytearray = self._stream.packets[self._at : self._at + whole]
+        if len(expected) < whole:
+            raise WrongAnswer(f"{self}: more came than was published")
         if self._stream.qos:
             expected = _with_ids_of(data[:whole], expected, size, len(self._stream.topic))
         if data[:whole] != expected:
