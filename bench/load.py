@@ -85,6 +85,8 @@ class Load:
         finally:
             gc.enable()
         seconds = time.perf_counter() - began
+        for peer in self._peers.values():
+            _check_quiet(peer)
         return Result(seconds, (time.process_time() - ours) / seconds, (broker_cpu() - theirs) / seconds)
 
     def close(self) -> None:
@@ -111,15 +113,23 @@ class Load:
             waiting.pop()
 
 
+def _check_quiet(peer: Peer) -> None:
+    """The answer to a ping is all that still comes."""
+    peer.sock.setblocking(True)
+    peer.sock.settimeout(STALLED)
+    peer.sock.sendall(wire.PINGREQ)
+    answer = peer.sock.recv(READ)
+    if answer != wire.PINGRESP:
+        raise WrongAnswer(f"{peer}: then came {answer[:40].hex() or 'the end'}")
+
+
 class Publisher:
     """Sends a stream with a window. `credit` further bounds what is on its way to a subscriber.
 
     It sends as soon as it may, even for one answer: the peer, which answers one by one, is then at its best.
     """
 
-    def __init__(
-        self, load: Load, sock: socket.socket, stream: wire.Stream, window: int, credit: int = 0
-    ) -> None:
+    def __init__(self, load: Load, sock: socket.socket, stream: wire.Stream, window: int, credit: int = 0) -> None:
         self.sock = sock
         self.stream = stream
         self._load = load

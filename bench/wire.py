@@ -19,6 +19,7 @@ NAME = struct.Struct(">HI")
 """Publisher and index, the first bytes of a payload."""
 FILLER = bytes(range(65, 65 + PAYLOAD - NAME.size))
 PACKET_IDS = 60_000
+PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"
 TIMEOUT = 60.0
 
 

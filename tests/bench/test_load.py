@@ -27,6 +27,7 @@ WRONG_ANSWERS = {
     "an acknowledgement is missing": ACKS[:4] + ACKS[5:],
     "an acknowledgement comes twice": ACKS[:5] + ACKS[4:],
     "acknowledgements are out of order": [ACKS[1], ACKS[0], *ACKS[2:]],
+    "one acknowledgement too many": [*ACKS, ACKS[-1], wire.PINGRESP],
     "another packet": [b"\x50\x02\x00\x01", *ACKS[1:]],
     "the connection ends": ACKS[:10],
 }
@@ -34,6 +35,7 @@ WRONG_DELIVERIES = {
     "a message is missing": PACKETS[:4] + PACKETS[5:],
     "a message comes twice": PACKETS[:5] + PACKETS[4:],
     "messages are out of order": [PACKETS[1], PACKETS[0], *PACKETS[2:]],
+    "one message too many": [*PACKETS, PACKETS[-1], wire.PINGRESP],
     "a payload has changed": [*PACKETS[:7], PACKETS[7][:-1] + b"?", *PACKETS[8:]],
     "a topic has changed": [*PACKETS[:7], PACKETS[7].replace(b"bench/000", b"bench/001"), *PACKETS[8:]],
     "a message is marked as a duplicate": [*PACKETS[:7], b"\x3a" + PACKETS[7][1:], *PACKETS[8:]],
@@ -78,7 +80,7 @@ RECEIVERS: list[Receive] = [_subscribe, _mirror]
 
 
 def test_publisher_accepts_every_acknowledgement_in_order() -> None:
-    _publish(ACKS)
+    _publish([*ACKS, wire.PINGRESP])
 
 
 @pytest.mark.parametrize("answers", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS.keys())
@@ -89,7 +91,7 @@ def test_publisher_refuses_when(answers: list[bytes]) -> None:
 
 @pytest.mark.parametrize("receive", RECEIVERS, ids=["subscriber", "mirror"])
 def test_receiver_accepts_and_acknowledges_every_message(receive: Receive) -> None:
-    assert receive(PACKETS) == STREAM.acks
+    assert receive([*PACKETS, wire.PINGRESP]) == STREAM.acks + wire.PINGREQ
 
 
 @pytest.mark.parametrize("deliveries", WRONG_DELIVERIES.values(), ids=WRONG_DELIVERIES.keys())
