@@ -240,9 +240,7 @@ class Subscriber:
 class Mirror:
     """Receives the messages of one publisher; compares whole reads at once, so that fifty are cheap."""
 
-    def __init__(
-        self, load: Load, sock: socket.socket, stream: wire.Stream, received: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, load: Load, sock: socket.socket, stream: wire.Stream, received: Callable[[int, int], None]) -> None:
         self.sock = sock
         self._stream = stream
         self._total = len(stream.packets)
