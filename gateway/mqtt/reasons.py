@@ -1,0 +1,159 @@
+"""Reason codes of MQTT 5.0 (2.4), the packets that may carry each, and the return codes of MQTT 3.1.1.
+
+One table: code, name, packets. A code in a packet that its row does not name is refused. Inside the gateway a reason is
+always a `ReasonCode`; the older return codes of CONNACK and SUBACK exist only on the wire and are mapped here.
+
+Invariant: `ALLOWED[packet]` holds exactly the codes that the standard permits in that packet; names are the standard's.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ReasonCode(IntEnum):
+    """Why: success below 0x80, failure from there on."""
+
+    SUCCESS = 0x00
+    NORMAL_DISCONNECTION = 0x00
+    GRANTED_QOS_0 = 0x00
+    GRANTED_QOS_1 = 0x01
+    GRANTED_QOS_2 = 0x02
+    DISCONNECT_WITH_WILL_MESSAGE = 0x04
+    NO_MATCHING_SUBSCRIBERS = 0x10
+    NO_SUBSCRIPTION_EXISTED = 0x11
+    CONTINUE_AUTHENTICATION = 0x18
+    RE_AUTHENTICATE = 0x19
+    UNSPECIFIED_ERROR = 0x80
+    MALFORMED_PACKET = 0x81
+    PROTOCOL_ERROR = 0x82
+    IMPLEMENTATION_SPECIFIC_ERROR = 0x83
+    UNSUPPORTED_PROTOCOL_VERSION = 0x84
+    CLIENT_IDENTIFIER_NOT_VALID = 0x85
+    BAD_USER_NAME_OR_PASSWORD = 0x86
+    NOT_AUTHORIZED = 0x87
+    SERVER_UNAVAILABLE = 0x88
+    SERVER_BUSY = 0x89
+    BANNED = 0x8A
+    SERVER_SHUTTING_DOWN = 0x8B
+    BAD_AUTHENTICATION_METHOD = 0x8C
+    KEEP_ALIVE_TIMEOUT = 0x8D
+    SESSION_TAKEN_OVER = 0x8E
+    TOPIC_FILTER_INVALID = 0x8F
+    TOPIC_NAME_INVALID = 0x90
+    PACKET_IDENTIFIER_IN_USE = 0x91
+    PACKET_IDENTIFIER_NOT_FOUND = 0x92
+    RECEIVE_MAXIMUM_EXCEEDED = 0x93
+    TOPIC_ALIAS_INVALID = 0x94
+    PACKET_TOO_LARGE = 0x95
+    MESSAGE_RATE_TOO_HIGH = 0x96
+    QUOTA_EXCEEDED = 0x97
+    ADMINISTRATIVE_ACTION = 0x98
+    PAYLOAD_FORMAT_INVALID = 0x99
+    RETAIN_NOT_SUPPORTED = 0x9A
+    QOS_NOT_SUPPORTED = 0x9B
+    USE_ANOTHER_SERVER = 0x9C
+    SERVER_MOVED = 0x9D
+    SHARED_SUBSCRIPTIONS_NOT_SUPPORTED = 0x9E
+    CONNECTION_RATE_EXCEEDED = 0x9F
+    MAXIMUM_CONNECT_TIME = 0xA0
+    SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED = 0xA1
+    WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED = 0xA2
+
+    @property
+    def label(self) -> str:
+        """The name as people read it: `packet too large`."""
+        return self.name.replace("_", " ").lower()
+
+
+_R = ReasonCode
+_CONNACK_AND_DISCONNECT = "CONNACK DISCONNECT"
+_ANSWERS = "CONNACK PUBACK PUBREC SUBACK UNSUBACK DISCONNECT"
+
+PACKETS: dict[ReasonCode, str] = {
+    _R.SUCCESS: "CONNACK PUBACK PUBREC PUBREL PUBCOMP SUBACK UNSUBACK DISCONNECT AUTH",
+    _R.GRANTED_QOS_1: "SUBACK",
+    _R.GRANTED_QOS_2: "SUBACK",
+    _R.DISCONNECT_WITH_WILL_MESSAGE: "DISCONNECT",
+    _R.NO_MATCHING_SUBSCRIBERS: "PUBACK PUBREC",
+    _R.NO_SUBSCRIPTION_EXISTED: "UNSUBACK",
+    _R.CONTINUE_AUTHENTICATION: "AUTH",
+    _R.RE_AUTHENTICATE: "AUTH",
+    _R.UNSPECIFIED_ERROR: _ANSWERS,
+    _R.MALFORMED_PACKET: _CONNACK_AND_DISCONNECT,
+    _R.PROTOCOL_ERROR: _CONNACK_AND_DISCONNECT,
+    _R.IMPLEMENTATION_SPECIFIC_ERROR: _ANSWERS,
+    _R.UNSUPPORTED_PROTOCOL_VERSION: "CONNACK",
+    _R.CLIENT_IDENTIFIER_NOT_VALID: "CONNACK",
+    _R.BAD_USER_NAME_OR_PASSWORD: "CONNACK",
+    _R.NOT_AUTHORIZED: _ANSWERS,
+    _R.SERVER_UNAVAILABLE: "CONNACK",
+    _R.SERVER_BUSY: _CONNACK_AND_DISCONNECT,
+    _R.BANNED: "CONNACK",
+    _R.SERVER_SHUTTING_DOWN: "DISCONNECT",
+    _R.BAD_AUTHENTICATION_METHOD: _CONNACK_AND_DISCONNECT,
+    _R.KEEP_ALIVE_TIMEOUT: "DISCONNECT",
+    _R.SESSION_TAKEN_OVER: "DISCONNECT",
+    _R.TOPIC_FILTER_INVALID: "SUBACK UNSUBACK DISCONNECT",
+    _R.TOPIC_NAME_INVALID: "CONNACK PUBACK PUBREC DISCONNECT",
+    _R.PACKET_IDENTIFIER_IN_USE: "PUBACK PUBREC SUBACK UNSUBACK",
+    _R.PACKET_IDENTIFIER_NOT_FOUND: "PUBREL PUBCOMP",
+    _R.RECEIVE_MAXIMUM_EXCEEDED: "DISCONNECT",
+    _R.TOPIC_ALIAS_INVALID: "DISCONNECT",
+    _R.PACKET_TOO_LARGE: _CONNACK_AND_DISCONNECT,
+    _R.MESSAGE_RATE_TOO_HIGH: "DISCONNECT",
+    _R.QUOTA_EXCEEDED: "CONNACK PUBACK PUBREC SUBACK DISCONNECT",
+    _R.ADMINISTRATIVE_ACTION: "DISCONNECT",
+    _R.PAYLOAD_FORMAT_INVALID: "CONNACK PUBACK PUBREC DISCONNECT",
+    _R.RETAIN_NOT_SUPPORTED: _CONNACK_AND_DISCONNECT,
+    _R.QOS_NOT_SUPPORTED: _CONNACK_AND_DISCONNECT,
+    _R.USE_ANOTHER_SERVER: _CONNACK_AND_DISCONNECT,
+    _R.SERVER_MOVED: _CONNACK_AND_DISCONNECT,
+    _R.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: "SUBACK DISCONNECT",
+    _R.CONNECTION_RATE_EXCEEDED: _CONNACK_AND_DISCONNECT,
+    _R.MAXIMUM_CONNECT_TIME: "DISCONNECT",
+    _R.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: "SUBACK DISCONNECT",
+    _R.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED: "SUBACK DISCONNECT",
+}
+"""2.4, table 2-6: which packets may carry which code."""
+
+ALLOWED: dict[str, dict[int, ReasonCode]] = {}
+for _code, _packets in PACKETS.items():
+    for _packet in _packets.split():
+        ALLOWED.setdefault(_packet, {})[int(_code)] = _code
+
+NOT_FROM_CLIENT: dict[str, frozenset[ReasonCode]] = {
+    "DISCONNECT": frozenset(
+        code
+        for code in ALLOWED["DISCONNECT"].values()
+        if code in (_R.NOT_AUTHORIZED, _R.TOPIC_FILTER_INVALID)
+        or _R.SERVER_BUSY <= code <= _R.SESSION_TAKEN_OVER
+        or code >= _R.RETAIN_NOT_SUPPORTED
+    ),
+    "AUTH": frozenset({_R.SUCCESS}),
+}
+"""3.14.2.1, 3.15.2.1: codes that only a server sends."""
+
+NOT_FROM_SERVER: dict[str, frozenset[ReasonCode]] = {
+    "DISCONNECT": frozenset({_R.DISCONNECT_WITH_WILL_MESSAGE}),
+    "AUTH": frozenset({_R.RE_AUTHENTICATE}),
+}
+"""3.14.2.1, 3.15.2.1: codes that only a client sends."""
+
+CONNECT_RETURN_CODES: tuple[ReasonCode, ...] = (
+    _R.SUCCESS,
+    _R.UNSUPPORTED_PROTOCOL_VERSION,
+    _R.CLIENT_IDENTIFIER_NOT_VALID,
+    _R.SERVER_UNAVAILABLE,
+    _R.BAD_USER_NAME_OR_PASSWORD,
+    _R.NOT_AUTHORIZED,
+)
+"""3.1.1, table 3.1: the meaning of the return codes 0 to 5."""
+
+_ALIKE = {_R.BANNED: _R.NOT_AUTHORIZED, _R.BAD_AUTHENTICATION_METHOD: _R.NOT_AUTHORIZED}
+
+
+def connect_return_code(reason: ReasonCode) -> int:
+    """The return code of MQTT 3.1.1 that says the same; what it cannot say is "server unavailable"."""
+    reason = _ALIKE.get(reason, reason)
+    return CONNECT_RETURN_CODES.index(reason) if reason in CONNECT_RETURN_CODES else 3
