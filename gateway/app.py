@@ -112,11 +112,7 @@ class App:
             _report,
         )
         self.broker.now = time.monotonic()
-        self.broker.sessions.load(store.connection)
-        for name, seq in store.connection.execute(
-            "SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"
-        ):
-            self.broker.retained[name] = seq
+        self.broker.load(store.connection)
         self._trim = Trim(config.disk_budget, config.max_age * 1000)
         self._load_rules()
 
@@ -138,7 +134,10 @@ class App:
     async def _listen(self, listener: Listener) -> asyncio.Server:
         try:
             return await self._loop.create_server(
-                lambda: MqttProtocol(self.broker, listener, self._tick_clock), listener.host, listener.port, backlog=1024
+                lambda: MqttProtocol(self.broker, listener, self._tick_clock),
+                listener.host,
+                listener.port,
+                backlog=1024,
             )
         except OSError as error:
             raise StartError(
@@ -248,9 +247,7 @@ class App:
     def _start_trim(self) -> None:
         """Ask in the committer's thread what may go; the removal rides in the log's next batch."""
         store, now, floor = self._store, self.broker.log.at, self._floor()
-        self._committer.submit(
-            lambda: self._trim.plan(store.connection, store.file_bytes(), now, floor), self._carry_out
-        )
+        self._committer.submit(lambda: self._trim.plan(store.connection, store.file_bytes(), now, floor), self._carry_out)
 
     def _carry_out(self, plan: Plan | Exception | None) -> None:
         if isinstance(plan, Exception):

@@ -11,6 +11,7 @@ Invariant: no PUBACK, PUBREC, PUBCOMP or SUBACK that promises something durable 
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -25,8 +26,8 @@ from tidegate.store.entry import (
     UNSUBSCRIBED,
 )
 from tidegate.store.log import Batch, Log, Name
+from tidegate.store.topic import matches
 from tidegate.store.trim import REMOVE, Plan
-from tidegate.store.topic import matches, topic_filter_fault
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
@@ -42,10 +43,12 @@ from .mqtt.packets import (
     PubRel,
     SubAck,
     Subscribe,
-    Subscription as Requested,
     UnsubAck,
     Unsubscribe,
     encode,
+)
+from .mqtt.packets import (
+    Subscription as Requested,
 )
 from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
@@ -118,6 +121,11 @@ class Broker:
             Disconnect: self.connecting.on_disconnect,
             Auth: self._on_auth,
         }
+
+    def load(self, db: sqlite3.Connection) -> None:
+        """Read back what the store knows of sessions and retained messages."""
+        self.sessions.load(db)
+        self.retained.update(db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"))
 
     # -- what the shell calls --------------------------------------------------------------------------------------
 
@@ -198,7 +206,7 @@ class Broker:
                 continue
             self.sys_values[text] = payload
             topic = self.router.topics[text.encode()]
-            self._route(topic)
+            self.router.route(topic, PUBLISH)
             self.delivery.fan_out(topic, 0, 0, payload, b"", None, 0, 0)
         self.delivery.flush()
 
@@ -284,7 +292,8 @@ class Broker:
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
                 self._report(f"{client.peer}: {event.error}")
-                self.connecting.drop(client, event.error.reason)
+                self.delivery.send(client, client.connection.refusal(event.error))
+                self.connecting.drop(client, None)
             elif session is None:
                 self.connecting.on_connect(client, event)
             else:
@@ -294,16 +303,12 @@ class Broker:
         self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, props: bytes
     ) -> None:
         self.counters["received"] += 1
-        if topic.generation != self.router.generation:
-            self._route(topic)
         qos = flags >> 1 & 3
         if qos == 2:
             if packet_id not in session.received:
                 session.received.add(packet_id)
                 if session.persistent:
-                    self.log.change(
-                        "INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id
-                    )
+                    self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, props)
             self._acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
@@ -314,11 +319,11 @@ class Broker:
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, props)
 
-    def publish(
-        self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes
-    ) -> bool:
+    def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
         """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""
         log = self.log
+        if topic.generation != self.router.generation:
+            self.router.route(topic, PUBLISH)
         waits = False
         flags = qos | (RETAIN if retain else 0)
         seq = 0
@@ -340,9 +345,6 @@ class Broker:
         else:
             return False
         return True
-
-    def _route(self, topic: Topic) -> None:
-        self.router.route(topic, PUBLISH)
 
     def _on_acks(self, client: Client, session: Session, acks: Acks) -> None:
         pop = session.inflight.pop
@@ -393,9 +395,7 @@ class Broker:
             return
         session.received.discard(packet.packet_id)
         if session.persistent:
-            self.log.change(
-                "DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id
-            )
+            self.log.change("DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id)
         self._acknowledge(client, PUBCOMP | packet.packet_id)
 
     def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
@@ -450,9 +450,6 @@ class Broker:
     def _subscribe(
         self, client: Client, session: Session, wanted: Requested, identifier: int
     ) -> tuple[ReasonCode, Subscription | None, bool]:
-        fault = topic_filter_fault(wanted.filter)
-        if fault is not None:
-            return ReasonCode.TOPIC_FILTER_INVALID, None, False
         if wanted.filter.startswith("$share/"):
             return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, None, False
         since = self.log.next_seq - 1
@@ -481,14 +478,14 @@ class Broker:
             seqs = [seq for name, seq in self.retained.items() if matches(text, name)]
         else:
             seqs = [self.retained[text]] if text in self.retained else []
-        seqs = [seq for seq in seqs if seq < self.log.batch.first_seq]
+        seqs = [seq for seq in seqs if seq <= subscription.since]
         if seqs:
             self._read(lambda reader: reader.fetch(seqs), lambda got: self.delivery.send_retained(client, target, got))
 
-    def _filter_topic(self, text: str) -> Name:
+    @staticmethod
+    def _filter_topic(text: str) -> Name:
         """A topic filter as an interned name, so that rules see it as a topic."""
-        name = Topic(text.encode(), text)
-        return name
+        return Topic(text.encode(), text)
 
     def _on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
         reasons = []

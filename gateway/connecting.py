@@ -17,7 +17,7 @@ from tidegate.store.log import Log, Name
 
 from .delivery import Delivery
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
-from .mqtt.properties import Property, encode_properties
+from .mqtt.properties import Property, encode_block
 from .mqtt.reasons import ReasonCode
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
@@ -53,9 +53,7 @@ class Broker(Protocol):
     clients: set[Client]
     now: float
 
-    def publish(
-        self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes
-    ) -> bool: ...
+    def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
 
     def handle(self, client: Client, events: list[Any]) -> None: ...
 
@@ -126,9 +124,7 @@ class Connecting:
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
         if not self._access.authenticate(packet.username, packet.password, client.listener):
-            return (
-                ReasonCode.NOT_AUTHORIZED if packet.username is None else ReasonCode.BAD_USER_NAME_OR_PASSWORD
-            )
+            return ReasonCode.NOT_AUTHORIZED if packet.username is None else ReasonCode.BAD_USER_NAME_OR_PASSWORD
         return None
 
     def _refuse(self, client: Client, reason: ReasonCode) -> None:
@@ -179,8 +175,7 @@ class Connecting:
         if broker.router.wanted(CONNECTED):
             broker.log.append(CONNECTED, name)
             broker.log.change(
-                "UPDATE client SET state = 1, online_at = ?, offline_at = NULL, created = ifnull(created, ?)"
-                " WHERE id = ?",
+                "UPDATE client SET state = 1, online_at = ?, offline_at = NULL, created = ifnull(created, ?) WHERE id = ?",
                 broker.log.at,
                 broker.log.at,
                 name,
@@ -231,9 +226,7 @@ class Connecting:
             return
         if broker.router.wanted(DISCONNECTED):
             broker.log.append(DISCONNECTED, session.name)
-            broker.log.change(
-                "UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.at, session.name
-            )
+            broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.at, session.name)
         will = client.will if with_will else None
         if session.expiry:
             broker.sessions.sleep(session, broker.delivery.live)
@@ -269,7 +262,5 @@ class Connecting:
 
     def _publish_will(self, session: Session, will: Will) -> None:
         kept = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
-        encoded = encode_properties(kept)
-        prefix = next(size for size in (1, 2, 3, 4) if encoded[size - 1] < 128)
         topic = self._broker.router.topics[will.topic.encode()]
-        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encoded[prefix:])
+        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))

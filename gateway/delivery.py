@@ -18,7 +18,8 @@ from tidegate.store.catchup import Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log
 
-from .mqtt.properties import Property, decode_properties, encode_properties
+from .mqtt.properties import Property, decode_block, encode_block
+from .mqtt.wire import write_varint
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 
@@ -179,20 +180,19 @@ class Delivery:
     def _variant(topic: Topic, key: int, payload: bytes, properties: bytes) -> tuple[bytes, bytes]:
         """What stands before and behind the packet id; `key` = v5 | qos << 2 | retain << 5."""
         qos = key >> 2 & 3
-        tail = (_varint(len(properties)) + properties if key & 1 else b"") + payload
+        tail = (write_varint(len(properties)) + properties if key & 1 else b"") + payload
         length = len(topic.prefix) + len(tail) + (2 if qos else 0)
         first = 0x30 | qos << 1 | (1 if key & 32 else 0)
-        return bytes((first,)) + _varint(length) + topic.prefix, tail
+        return bytes((first,)) + write_varint(length) + topic.prefix, tail
 
     def _properties(self, properties: bytes, identifiers: Iterable[int], at: int) -> bytes:
         """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
         if b"\x02" in properties:
-            found, _ = decode_properties(_varint(len(properties)) + properties, 0, None, "PUBLISH")
+            found = decode_block(properties, 0, len(properties), "PUBLISH")
             if (left := _left(found, self._log.at - at)) is not None:
                 found[Property.MESSAGE_EXPIRY_INTERVAL] = left
-            encoded = encode_properties(found)
-            properties = encoded[_varint_size(len(encoded)) :]
-        return properties + b"".join(b"\x0b" + _varint(number) for number in identifiers)
+            properties = encode_block(found)
+        return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
 
     def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
         if seq and self._router.wanted(DELIVERED, topic.text):
@@ -352,7 +352,7 @@ class Delivery:
         self._log_delivered(session, topic, seq, at, run)
 
     def _expired(self, properties: bytes, at: int) -> bool:
-        found, _ = decode_properties(_varint(len(properties)) + properties, 0, None, "PUBLISH")
+        found = decode_block(properties, 0, len(properties), "PUBLISH")
         return _left(found, self._log.at - at) == 0
 
     # -- retained --------------------------------------------------------------------------------------------------
@@ -402,19 +402,3 @@ def _left(properties: dict[Any, Any], waited: int) -> int | None:
     """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
     interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
     return None if interval is None else max(0, int(interval) - waited // 1000)
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return bytes((number,))
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _varint_size(encoded: int) -> int:
-    """Bytes of the length prefix in front of an encoded property block of this whole size."""
-    return next(size for size in (1, 2, 3, 4) if encoded - size < 1 << 7 * size)

@@ -47,7 +47,7 @@ class Target(NamedTuple):
 class Topic(Name):
     """A topic name with its route."""
 
-    __slots__ = ("generation", "prefix", "raw", "stored", "stored_retained", "stored_qos0", "targets")
+    __slots__ = ("generation", "prefix", "raw", "stored", "stored_qos0", "stored_retained", "targets")
     table = "topic"
 
     def __init__(self, raw: bytes, text: str) -> None:

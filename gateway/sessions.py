@@ -90,9 +90,7 @@ class Sessions:
     def set_expiry(self, session: Session, expiry: int) -> None:
         session.expiry = expiry
         if session.persistent:
-            self._log.change(
-                "UPDATE session SET expiry = ?, expires_at = NULL WHERE client = ?", expiry, session.name
-            )
+            self._log.change("UPDATE session SET expiry = ?, expires_at = NULL WHERE client = ?", expiry, session.name)
 
     def sleep(self, session: Session, live: int) -> None:
         """The connection ended and the session goes on: remember where it stands."""
@@ -157,9 +155,7 @@ class Sessions:
     def set_delivery(self, session: Session, seq: int, state: int) -> None:
         """The state of a QoS 2 delivery moves on disk too."""
         if session.persistent:
-            self._log.change(
-                "UPDATE inflight SET state = ? WHERE client = ? AND seq = ?", state, session.name, seq
-            )
+            self._log.change("UPDATE inflight SET state = ? WHERE client = ? AND seq = ?", state, session.name, seq)
 
     def fold(self, live: int) -> None:
         """Write the positions that moved since the last time."""
@@ -194,6 +190,4 @@ class Sessions:
         session.stored_cursor = cursor
         log, name = self._log, session.name
         log.change("UPDATE session SET cursor = ? WHERE client = ?", cursor, name)
-        log.change(
-            f"DELETE FROM inflight WHERE client = ? AND seq <= ? AND state NOT IN ({SENT}, {RELEASED})", name, cursor
-        )
+        log.change(f"DELETE FROM inflight WHERE client = ? AND seq <= ? AND state NOT IN ({SENT}, {RELEASED})", name, cursor)

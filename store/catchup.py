@@ -130,5 +130,3 @@ class CatchUp:
             self._names.clear()
         raw = self._names[number] = str(text).encode()
         return raw
-
-

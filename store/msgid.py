@@ -43,6 +43,4 @@ def sql_expression(at: str, code: str, epoch: str, seq: str) -> str:
 
 
 def _sql(column: str, width: int) -> str:
-    return "||".join(
-        f"substr('{ALPHABET}',1+({column})/{62**place}%62,1)" for place in range(width - 1, -1, -1)
-    )
+    return "||".join(f"substr('{ALPHABET}',1+({column})/{62**place}%62,1)" for place in range(width - 1, -1, -1))

@@ -48,9 +48,7 @@ class LogReader:
 
     def run(self) -> Run:
         """The newest run: this gateway's id, epoch and node name as of now."""
-        row = self._db.execute(
-            "SELECT gateway, code, epoch, node, clock_offset FROM run ORDER BY id DESC LIMIT 1"
-        ).fetchone()
+        row = self._db.execute("SELECT gateway, code, epoch, node, clock_offset FROM run ORDER BY id DESC LIMIT 1").fetchone()
         return Run(*row)
 
     def at(self, seq: int) -> int | None:
@@ -113,9 +111,7 @@ class LogReader:
         )
 
     def _load_run(self, run_id: int) -> Run:
-        row = self._db.execute(
-            "SELECT gateway, code, epoch, node, clock_offset FROM run WHERE id = ?", (run_id,)
-        ).fetchone()
+        row = self._db.execute("SELECT gateway, code, epoch, node, clock_offset FROM run WHERE id = ?", (run_id,)).fetchone()
         run = self._runs[run_id] = Run(*row)
         return run
 

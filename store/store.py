@@ -29,9 +29,7 @@ WAL_COMMIT = 12_288
 """Bytes that even a small commit adds to the WAL: about three pages."""
 PAGE = 4096
 _CHUNKS = (500, 100, 20, 5, 1)
-_INSERTS = {
-    rows: "INSERT INTO entry VALUES " + ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows) for rows in _CHUNKS
-}
+_INSERTS = {rows: "INSERT INTO entry VALUES " + ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows) for rows in _CHUNKS}
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
 
 
@@ -121,6 +119,7 @@ class Store:
         numbers: dict[Any, int] = {}
         for name in names:
             if name.id:
+                numbers[name] = name.id
                 continue
             column = "name" if name.table == "topic" else "clientid"
             found = self._db.execute(f"SELECT id FROM {name.table} WHERE {column} = ?", (name.text,)).fetchone()

@@ -138,16 +138,16 @@ def test_the_views_answer_the_specifications_examples(path: Path) -> None:
     log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
     store.apply(log.take())
     db = store.connection
-    assert db.execute("select clientid, state, node, online_at, offline_at from mqtt_client where clientid = 'test'").fetchall() == [
-        ("test", "1", "barn-7", "2025-11-24 16:00:00", None)
-    ]
+    assert db.execute(
+        "select clientid, state, node, online_at, offline_at from mqtt_client where clientid = 'test'"
+    ).fetchall() == [("test", "1", "barn-7", "2025-11-24 16:00:00", None)]
     entry = LogReader(path).read(0, 5)[0][1]
-    assert db.execute("select id, msgid, topic, sender, node, qos, retain, payload, arrived from mqtt_msg where sender = 'test'").fetchall() == [
-        (seq, entry.msgid, "retain", "test", "barn-7", 1, 1, b"www", "2025-11-24 16:00:00")
-    ]
-    assert db.execute("select id, topic, msgid, sender, node, qos, payload, arrived from mqtt_retain where topic = 'retain'").fetchall() == [
-        (seq, "retain", entry.msgid, "test", "barn-7", 1, b"www", "2025-11-24 16:00:00")
-    ]
+    assert db.execute(
+        "select id, msgid, topic, sender, node, qos, retain, payload, arrived from mqtt_msg where sender = 'test'"
+    ).fetchall() == [(seq, entry.msgid, "retain", "test", "barn-7", 1, 1, b"www", "2025-11-24 16:00:00")]
+    assert db.execute(
+        "select id, topic, msgid, sender, node, qos, payload, arrived from mqtt_retain where topic = 'retain'"
+    ).fetchall() == [(seq, "retain", entry.msgid, "test", "barn-7", 1, b"www", "2025-11-24 16:00:00")]
     assert db.execute("select * from mqtt_sub where clientid = 'test'").fetchall() == []
     assert db.execute("select * from mqtt_acked").fetchall() == []
     store.close(NOW)
@@ -157,7 +157,10 @@ def test_the_views_answer_the_specifications_examples(path: Path) -> None:
     ("make", "says"),
     [
         (lambda p: p.write_bytes(b"this is not a database at all, really not" * 100), "is not a database"),
-        (lambda p: sqlite3.connect(p).execute("CREATE TABLE theirs (x)").connection.close(), "belongs to another program"),
+        (
+            lambda p: sqlite3.connect(p).execute("CREATE TABLE theirs (x)").connection.close(),
+            "belongs to another program",
+        ),
     ],
     ids=["no database", "somebody else's database"],
 )
@@ -184,7 +187,10 @@ def test_files_of_the_first_release_open_unchanged(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
     store, _ = open_store(tmp_path / "log.db")
     entries, _ = LogReader(tmp_path / "log.db").read(0, 10)
-    assert [(e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [("first/release", b"0"), ("first/release", b"1")]
+    assert [(e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [
+        ("first/release", b"0"),
+        ("first/release", b"1"),
+    ]
     store.close(NOW)
 
 
@@ -231,7 +237,12 @@ def test_reading_on_finds_exactly_the_matching_messages_in_order(path: Path) -> 
         log.append(PUBLISH, client, topics[number % 7], number % 3, b"%d" % number, b"\x01\x01" if number % 5 == 0 else None)
     store.apply(log.take())
     reader = CatchUp(path)
-    for filters, wanted in ((["a/3/t"], {3}), (["a/+/t"], set(range(7))), (["a/1/t", "a/2/#"], {1, 2}), (["#"], set(range(7)))):
+    for filters, wanted in (
+        (["a/3/t"], {3}),
+        (["a/+/t"], set(range(7))),
+        (["a/1/t", "a/2/#"], {1, 2}),
+        (["#"], set(range(7))),
+    ):
         found, first = [], 1
         while first <= 10_000:
             piece = reader.read(first, filters)
