@@ -112,9 +112,7 @@ def _eatmydata() -> Sequence[str]:
 
 
 @contextmanager
-def _loaded_gateway(
-    tmp_path: Path, prefix: Sequence[str] = ()
-) -> Iterator[tuple[Gateway, Path, list[Sender]]]:
+def _loaded_gateway(tmp_path: Path, prefix: Sequence[str] = ()) -> Iterator[tuple[Gateway, Path, list[Sender]]]:
     """A gateway on a disk image, with a sleeping session that wants everything, and connected senders."""
     senders = _senders()
     with disk.directory() as directory:

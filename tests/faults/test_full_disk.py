@@ -1,0 +1,72 @@
+"""A disk that is full: what cannot be stored is not acknowledged, QoS 0 still flows, and the gateway
+recovers by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import Closed, Kind, MqttClient
+from tests.support.gateway import Gateway
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root (to mount it)")
+
+SMALL, LARGE = "4m", "64m"
+PAYLOAD = bytes(20_000)
+ENOUGH = 2_000
+"""Messages that do not fit."""
+SILENCE = 2.0
+RECOVERY = 30.0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    at = tmp_path / "small"
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(at)], check=True)
+    yield at
+    subprocess.run(["umount", str(at)], check=True)
+
+
+def test_full_disk_withholds_acknowledgements_and_recovers(tmp_path: Path, small_disk: Path) -> None:
+    with Gateway(tmp_path / "gateway", data=small_disk / "data") as gateway:
+        acknowledged = _fill(MqttClient(gateway.port, "filler"))
+        assert 0 < acknowledged < ENOUGH
+        with MqttClient(gateway.port, "other") as other:
+            other.subscribe(("fast", 0))
+            other.publish("fast", b"still flowing")
+            assert other.expect(Kind.PUBLISH).payload == b"still flowing"
+        subprocess.run(["mount", "-o", f"remount,size={LARGE}", str(small_disk)], check=True)
+        wait_until(lambda: _is_acknowledged(gateway.port), RECOVERY)
+        assert gateway.stop() == 0
+
+
+def _fill(client: MqttClient) -> int:
+    """Publish until the acknowledgements stop, or the gateway hangs up; returns how many came."""
+    acknowledged = 0
+    with client:
+        try:
+            for _ in range(ENOUGH):
+                client.publish("fill", PAYLOAD, 1)
+                packet = client.receive(SILENCE)
+                if packet.kind is not Kind.PUBACK:
+                    break
+                acknowledged += 1
+        except (Closed, ConnectionError, TimeoutError):
+            pass
+    return acknowledged
+
+
+def _is_acknowledged(port: int) -> bool:
+    try:
+        with MqttClient(port, "after") as client:
+            client.publish("after", b"x", 1)
+            return client.receive(SILENCE).kind is Kind.PUBACK
+    except (Closed, ConnectionError, TimeoutError):
+        return False
