@@ -1,0 +1,102 @@
+"""What the worker and a backend say to each other: operations go down, refusals come back.
+
+A backend is a module `to_<kind>.py` with `ACTIONS` (function name -> maker of an action), `command_action`, `gap_action` and
+`connect`. An action is pure: entry in, packed operations out. Only a `Link` touches the wire, and it raises nothing but
+`NotConnected`, `Rejected` and `Misconfigured`.
+
+Invariant: a batch holds entries of one (gateway, epoch) only, because the far end keeps one mark for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from tidegate.store.entry import Entry
+
+from .pools import Pool
+from .rule import Rule
+
+
+class Packed(NamedTuple):
+    """One write, encoded for the far end; `arguments` is how many the encoding holds."""
+
+    data: bytes
+    arguments: int
+
+
+Action = Callable[[Entry], Sequence[Packed]]
+
+
+class Operation(NamedTuple):
+    """One write of one entry; `number` counts the operations of its entry, `target` names the rule."""
+
+    seq: int
+    number: int
+    target: str
+    packed: Packed
+
+
+class Mark(NamedTuple):
+    """How far an epoch stands at the far end: all through `seq`, and `done` operations of what comes after."""
+
+    seq: int = 0
+    done: int = 0
+
+
+class Batch(NamedTuple):
+    """What is applied at once: the operations, and the mark's way from `expected` to `through`."""
+
+    gateway: str
+    epoch: int
+    expected: Mark
+    through: int
+    operations: Sequence[Operation]
+
+
+class Refusal(NamedTuple):
+    """The far end refused operation `number` of the entry `seq`; everything else of the batch is applied."""
+
+    epoch: int
+    seq: int
+    number: int
+    reason: str
+
+
+class Link(Protocol):
+    """A connection to a far end."""
+
+    warning: str
+    """What a person should know about how this link works, empty if nothing."""
+
+    def marks(self, gateway: str) -> dict[int, Mark]:
+        """Epoch -> mark, as the far end has it."""
+        ...
+
+    def refusals(self, gateway: str) -> list[Refusal]:
+        """Refusals noted beside the mark whose answer may have been lost."""
+        ...
+
+    def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:
+        """These refusals are in quarantine here: the far end may forget them."""
+        ...
+
+    def write(self, batch: Batch) -> list[Refusal] | None:
+        """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """The module of a far end."""
+
+    def actions(self, rule: Rule, node: str) -> Action:
+        """What the rule does to an entry."""
+        ...
+
+    def gap_action(self) -> Action:
+        """How a gap record is written."""
+        ...
+
+    def connect(self, pool: Pool) -> Link: ...

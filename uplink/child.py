@@ -1,0 +1,235 @@
+"""The uplink process: `python -m tidegate.uplink.child --data DIR --conf DIR --backend redis`.
+
+A fresh process beside the broker, so a driver that blocks, leaks or crashes is not felt by a device. Its standard input is a
+pipe from the broker: any byte means "there is something new", its end means that the broker is gone: stop now. One thread for
+each pool, plain blocking calls. A lock file beside `uplink.db` makes sure there is only one such process.
+
+Invariant: this process is the only writer of `uplink.db` while it holds the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib
+import os
+import random
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO, cast
+
+from tidegate.store.reader import LogReader
+from tidegate.store.schema import StoreError
+
+from .backend import Backend
+from .plan import Plan
+from .pools import Pool
+from .progress import Progress, Standing
+from .rule import RuleFile, load, wants
+from .worker import Wait, Worker
+
+LOCK_WAIT = 5.0
+STOP_WAIT = 2.0
+EXIT_FAILED, EXIT_LOCKED = 1, 3
+
+
+class SystemClock:
+    """The real one."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until the pipe ends or SIGTERM comes. Exit codes: 0 stopped, 1 failed, 3 another one runs."""
+    options = _options(arguments)
+    lock = _lock(options.data / "uplink.lock")
+    if lock is None:
+        _say(f"another uplink holds {options.data / 'uplink.lock'}; this one ends")
+        return EXIT_LOCKED
+    with lock:
+        try:
+            return _run(options.data, options.conf, options.backend)
+        except StoreError as error:
+            _say(str(error))
+            return EXIT_FAILED
+
+
+def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
+    progress = Progress(data)
+    files = [load(conf / f"emqx_backend_{name}.conf", name) for name in backends if name != "sqlite"]
+    pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
+    progress.keep_only([pool.full_name for _, pool in pools])
+    threads: list[PoolThread] = []
+    for rule_file, pool in pools:
+        if rule_file.mistakes:
+            _mark_misconfigured(progress, rule_file, pool)
+        else:
+            threads.append(PoolThread(data, rule_file, pool, progress))
+    for rule_file in files:
+        for warning in rule_file.warnings:
+            _say(f"warning: {warning}")
+        if not rule_file.mistakes:
+            progress.save_wants(rule_file.backend, wants([rule_file]))
+    stop = _Stop()
+    for thread in threads:
+        thread.start()
+    ended_by_broker = stop.wait(0, threads)
+    for thread in threads:
+        thread.halt()
+    deadline = time.monotonic() + (0.5 if ended_by_broker else STOP_WAIT)
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        # A driver hangs in a call: nothing is lost by leaving it, the mark at the far end says what arrived.
+        sys.stderr.flush()
+        os._exit(0)
+    progress.close()
+    return 0
+
+
+class PoolThread(threading.Thread):
+    """One pool's worker in its own thread."""
+
+    def __init__(self, data: Path, rule_file: RuleFile, pool: Pool, progress: Progress) -> None:
+        super().__init__(name=pool.full_name, daemon=True)
+        self._data = data
+        self._rule_file = rule_file
+        self._far_end = pool
+        self._progress = progress
+        self._news = threading.Event()
+        self._halted = threading.Event()
+
+    def wake(self) -> None:
+        """There may be new entries."""
+        self._news.set()
+
+    def halt(self) -> None:
+        """Finish the batch at hand, then end."""
+        self._halted.set()
+        self._news.set()
+
+    def run(self) -> None:
+        log = LogReader(self._data / "log.db")
+        worker = self._worker(log)
+        while not self._halted.is_set():
+            self._rest(worker.step())
+        worker.stop()
+        log.close()
+
+    def _rest(self, wait: Wait) -> None:
+        if not wait.for_news:
+            self._halted.wait(wait.seconds)
+        elif wait.seconds != 0:
+            self._news.wait(wait.seconds)
+            self._news.clear()
+
+    def _worker(self, log: LogReader) -> Worker:
+        # The driver is imported here, only when a pool needs it.
+        backend = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self._far_end.backend}"))
+        rules = [rule for rule in self._rule_file.rules if rule.pool == self._far_end.name]
+        plan = Plan(rules, backend, log.run().node)
+        name = self._far_end.full_name
+        return Worker(
+            name,
+            plan,
+            lambda: backend.connect(self._far_end),
+            log,
+            self._progress,
+            SystemClock(),
+            lambda text: _say(f"{name}: {text}"),
+            random.Random(),
+        )
+
+
+class _Stop:
+    """Waits for the broker's bytes, the end of its pipe, or SIGTERM."""
+
+    def __init__(self) -> None:
+        self._read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        # A reload concerns the broker, which starts a new child; a stray signal must not end this one.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def wait(self, pipe: int, threads: Sequence[PoolThread]) -> bool:
+        """Pass every wake-up on to the threads; True when the broker is gone, False when told to stop."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            selector.register(self._read, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if self._read in ready:
+                    return False
+                if not os.read(pipe, 65_536):
+                    return True
+                for thread in threads:
+                    thread.wake()
+
+
+def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool]]:
+    """The file's pools; when nobody can read any, those it had before, else the first the specification names."""
+    if rule_file.pools or not rule_file.mistakes:
+        return [(rule_file, pool) for pool in rule_file.pools]
+    before = [name.partition(".")[2] for name in progress.names() if name.startswith(f"{rule_file.backend}.")]
+    return [(rule_file, Pool(rule_file.backend, name, {})) for name in before or ["pool1"]]
+
+
+def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> None:
+    """The pool waits where it is; its events are kept until the file is mended."""
+    name = pool.full_name
+    first = rule_file.mistakes[0]
+    more = len(rule_file.mistakes) - 1
+    error = f"{first}" + (f" (and {more} more)" if more else "")
+    standing: Standing = progress.standing(name)
+    hint = f"mend {rule_file.path} and reload; `tidegate check` lists every mistake"
+    progress.save(
+        name,
+        standing._replace(state="misconfigured", error=error, hint=hint, rate=0.0),
+        {},
+        SystemClock().wall(),
+    )
+    for mistake in rule_file.mistakes:
+        _say(f"{name}: {mistake}")
+    _say(f"{name}: misconfigured, its events are kept; {hint}")
+
+
+def _lock(path: Path) -> TextIO | None:
+    """Take the lock; an orphan of a killed broker needs a moment to notice that its pipe ended."""
+    file = path.open("w", encoding="ascii")
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                return None
+            time.sleep(0.05)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tidegate-uplink", description="The uplink process; the gateway starts it.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--conf", type=Path, required=True)
+    parser.add_argument("--backend", action="append", required=True)
+    return parser.parse_args(arguments)
+
+
+def _say(text: str) -> None:
+    print(f"uplink {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

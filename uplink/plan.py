@@ -1,0 +1,70 @@
+"""A pool's rules as a plan: entry in, operations out.
+
+Which rules concern a topic is computed once per (kind, topic) and remembered, because an outage's backlog repeats a few
+topics a million times. Rules of one event run in the order of their numbers, as they stand in the file.
+
+Invariant: the same entry and rules give the same operations in the same order, today and after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tidegate.store.entry import GAP, SUBSCRIBED, UNSUBSCRIBED, Entry
+from tidegate.store.topic import matches
+
+from .backend import Action, Backend, Operation
+from .rule import Rule
+
+MAX_REMEMBERED = 20_000
+_FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
+
+
+class Plan:
+    """`kinds` are the entries it can use; `operations(entry)` is what they become."""
+
+    def __init__(self, rules: Iterable[Rule], backend: Backend, node: str) -> None:
+        self._actions = [
+            (rule.kind, rule.topic_filter, _target(rule), backend.actions(rule, node)) for rule in rules if rule.works
+        ]
+        self._gap: tuple[tuple[str, Action], ...] = (("gap", backend.gap_action()),)
+        self._known: dict[tuple[int, str], tuple[tuple[str, Action], ...]] = {}
+        self.kinds = frozenset(kind for kind, *_ in self._actions) | {GAP}
+
+    def operations(self, entry: Entry) -> list[Operation]:
+        """Everything the entry asks for, in order; often one, or none."""
+        found = self._known.get((entry.kind, entry.topic))
+        if found is None:
+            found = self._look_up(entry.kind, entry.topic)
+        operations: list[Operation] = []
+        seq = entry.seq
+        for target, action in found:
+            for packed in action(entry):
+                operations.append(Operation(seq, len(operations), target, packed))
+        return operations
+
+    def _look_up(self, kind: int, topic: str) -> tuple[tuple[str, Action], ...]:
+        if len(self._known) >= MAX_REMEMBERED:
+            self._known.clear()
+        name = _without_share(topic) if kind in _FILTERS else topic
+        found = (
+            self._gap
+            if kind == GAP
+            else tuple(
+                (target, action)
+                for rule_kind, topic_filter, target, action in self._actions
+                if rule_kind == kind and (not topic or matches(topic_filter, name))
+            )
+        )
+        self._known[kind, topic] = found
+        return found
+
+
+def _target(rule: Rule) -> str:
+    return f"{rule.event}.{rule.number} {rule.function or rule.commands[0].text}"
+
+
+def _without_share(topic_filter: str) -> str:
+    if topic_filter.startswith("$share/"):
+        return topic_filter.split("/", 2)[2]
+    return topic_filter

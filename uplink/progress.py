@@ -1,0 +1,247 @@
+"""`uplink.db`: how far each pool has come, how it fares, and what its far end refused.
+
+`Progress` is the child's one writing connection; every other part of the gateway reads through `read_pools`, `cursors` and
+`saved_wants`, which open read-only and hold no transaction. Losing the last moves of a cursor costs nothing: the mark at the
+far end is the truth. What goes to quarantine is synced before the far end may forget it.
+
+Invariant: a pool that was ever configured has a cursor here until a file without it is loaded, so the broker keeps what it
+still has to send.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tidegate.store.reader import LogReader
+from tidegate.store.schema import Format, StoreError, open_reader, open_writer
+
+from .rule import Want
+
+MAX_QUARANTINE = 50_000
+"""Rows kept; the oldest go first and are counted."""
+_CHECKPOINT_EVERY = 200
+
+_SCHEMA_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE pool (
+  name TEXT PRIMARY KEY, state TEXT NOT NULL, error TEXT NOT NULL, hint TEXT NOT NULL, warning TEXT NOT NULL,
+  cursor INTEGER NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, delivered INTEGER NOT NULL,
+  refused INTEGER NOT NULL, rate REAL NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE mark (
+  pool TEXT NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+  PRIMARY KEY (pool, gateway, epoch)) WITHOUT ROWID;
+CREATE TABLE quarantine (
+  id INTEGER PRIMARY KEY, pool TEXT NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+  number INTEGER NOT NULL, msgid TEXT NOT NULL, target TEXT NOT NULL, reason TEXT NOT NULL, original BLOB NOT NULL,
+  at INTEGER NOT NULL, UNIQUE (pool, gateway, epoch, seq, number))
+"""
+
+
+def _schema_1(connection: sqlite3.Connection) -> None:
+    for statement in _SCHEMA_1.split(";\n"):
+        connection.execute(statement)
+
+
+UPLINK = Format(0x54475531, "uplink.db", (_schema_1,))
+"""`uplink.db`: application_id "TGU1"."""
+
+
+class Standing(NamedTuple):
+    """A pool's row: what is saved of it. `gateway` and `epoch` are those of the entry at `cursor`."""
+
+    state: str = "starting"
+    error: str = ""
+    hint: str = ""
+    warning: str = ""
+    cursor: int = 0
+    gateway: str = ""
+    epoch: int = 0
+    delivered: int = 0
+    refused: int = 0
+    rate: float = 0.0
+
+
+class Quarantined(NamedTuple):
+    """One refused operation and where it came from."""
+
+    gateway: str
+    epoch: int
+    seq: int
+    number: int
+    msgid: str
+    target: str
+    reason: str
+    original: bytes
+
+
+class PoolStatus(NamedTuple):
+    """A pool as `status` shows it. `waiting` counts entries after its cursor, `drain` is seconds at the present rate."""
+
+    name: str
+    state: str
+    error: str
+    hint: str
+    warning: str
+    cursor: int
+    waiting: int
+    oldest_at: int | None
+    rate: float
+    drain: float | None
+    delivered: int
+    refused: int
+
+
+class Progress:
+    """The writing side; its methods may be called from every pool's thread."""
+
+    def __init__(self, data: Path) -> None:
+        self._db = open_writer(data / "uplink.db", UPLINK, "NORMAL")
+        self._lock = threading.Lock()
+        self._commits = 0
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._db.close()
+
+    def keep_only(self, pools: Collection[str]) -> None:
+        """Forget pools that are configured no more; their mark at the far end still knows how far they came."""
+        gone = [(name,) for name in self.names() if name not in pools]
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("DELETE FROM pool WHERE name = ?", gone)
+            self._db.executemany("DELETE FROM mark WHERE pool = ?", gone)
+
+    def names(self) -> list[str]:
+        """Every pool there is a row of."""
+        with self._lock:
+            return [name for (name,) in self._db.execute("SELECT name FROM pool ORDER BY name").fetchall()]
+
+    def standing(self, pool: str) -> Standing:
+        """What is saved of the pool; a fresh one begins with the oldest entry."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate FROM pool WHERE name = ?",
+                (pool,),
+            ).fetchone()
+        return Standing(*row) if row else Standing()
+
+    def marks(self, pool: str) -> dict[tuple[str, int], int]:
+        """(gateway, epoch) -> the mark this pool's far end confirmed last."""
+        with self._lock:
+            rows = self._db.execute("SELECT gateway, epoch, seq FROM mark WHERE pool = ?", (pool,)).fetchall()
+        return {(gateway, epoch): seq for gateway, epoch, seq in rows}
+
+    def save(self, pool: str, standing: Standing, marks: Mapping[tuple[str, int], int], at: int) -> None:
+        """Write the pool's row and the marks that moved, as one transaction."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("INSERT OR REPLACE INTO pool VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", (pool, *standing, at))
+            self._db.executemany(
+                "INSERT OR REPLACE INTO mark VALUES (?,?,?,?)",
+                [(pool, gateway, epoch, seq) for (gateway, epoch), seq in marks.items()],
+            )
+        self._checkpoint()
+
+    def quarantine(self, pool: str, rows: Iterable[Quarantined], at: int) -> int:
+        """Keep what was refused, synced to disk; how many of the rows are new."""
+        with self._lock:
+            self._db.execute("PRAGMA synchronous = FULL")
+            try:
+                with self._db:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    before = self._db.total_changes
+                    self._db.executemany(
+                        "INSERT OR IGNORE INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason,"
+                        " original, at) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                        [(pool, *row, at) for row in rows],
+                    )
+                    new = self._db.total_changes - before
+                    self._bound_quarantine()
+            finally:
+                self._db.execute("PRAGMA synchronous = NORMAL")
+        self._checkpoint()
+        return new
+
+    def save_wants(self, backend: str, wants: Iterable[Want]) -> None:
+        """Remember what a good file wanted, for the day when nobody can read it."""
+        text = json.dumps([list(want) for want in wants])
+        key = f"wants.{backend}"
+        if self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() == (text,):
+            return
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
+
+    def _bound_quarantine(self) -> None:
+        (count,) = self._db.execute("SELECT count(*) FROM quarantine").fetchone()
+        if count > MAX_QUARANTINE:
+            self._db.execute(
+                "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine ORDER BY id LIMIT ?)", (count - MAX_QUARANTINE,)
+            )
+            self._db.execute(
+                "INSERT INTO meta VALUES ('quarantine_dropped', ?1) ON CONFLICT (key) DO UPDATE SET value = value + ?1",
+                (count - MAX_QUARANTINE,),
+            )
+
+    def _checkpoint(self) -> None:
+        """Nobody else checkpoints this file; a busy reader only delays it."""
+        self._commits += 1
+        if self._commits % _CHECKPOINT_EVERY == 0:
+            with self._lock:
+                self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+
+def read_pools(data: Path) -> list[PoolStatus]:
+    """Every pool as last saved, with what waits for it in the log; empty before the first uplink."""
+    rows = _read(data, "SELECT name, state, error, hint, warning, cursor, delivered, refused, rate FROM pool ORDER BY name")
+    if not rows:
+        return []
+    log = LogReader(data / "log.db")
+    try:
+        return [_status(log, *row) for row in rows]
+    finally:
+        log.close()
+
+
+def cursors(data: Path) -> dict[str, int]:
+    """Pool (`redis.pool1`) -> the last entry it is done with."""
+    return {name: cursor for name, cursor in _read(data, "SELECT name, cursor FROM pool")}
+
+
+def saved_wants(data: Path) -> dict[str, list[Want]]:
+    """Backend -> what its last good file wanted (see `rule.wants`)."""
+    rows = _read(data, "SELECT key, value FROM meta WHERE key LIKE 'wants.%'")
+    return {key.removeprefix("wants."): [Want(*want) for want in json.loads(text)] for key, text in rows}
+
+
+def _status(
+    log: LogReader, name: str, state: str, error: str, hint: str, warning: str, cursor: int, delivered: int, refused: int,
+    rate: float,
+) -> PoolStatus:  # fmt: skip
+    oldest = log.at(cursor)
+    low, high = log.bounds()
+    waiting = max(0, high - max(cursor, low - 1))
+    drain = waiting / rate if rate > 0 else None
+    return PoolStatus(name, state, error, hint, warning, cursor, waiting, oldest, rate, drain, delivered, refused)
+
+
+def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+    path = data / "uplink.db"
+    if not path.exists():
+        return []
+    connection = open_reader(path)
+    try:
+        return connection.execute(sql).fetchall()
+    except sqlite3.OperationalError as error:
+        # Made a moment ago and still without tables: as good as not there.
+        if "no such table" in str(error):
+            return []
+        raise StoreError(f"{path}: {error}") from error
+    finally:
+        connection.close()

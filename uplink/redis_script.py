@@ -1,0 +1,175 @@
+"""The Lua script that applies a batch in Redis: mark first by compare-and-set, then each operation protected.
+
+The mark is the script's first write, so what Redis refuses because of itself (out of memory, read-only, no replicas, disk
+errors) is refused before anything is changed, and after it Redis lets a script run to its end. A record that is refused
+(wrong type of key, unknown command) leaves the others applied and is noted in a hash beside the mark, so that a lost answer
+does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means all
+through 41, and two operations of what comes after.
+
+Presence and retained values are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
+specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that
+was set back does not hide a new value.
+
+Invariant: with the mark not where the sender expects it, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+TOMBSTONE_SECONDS = 30 * 86_400
+SWEPT_TOPICS = 50
+"""Topics per batch whose index is freed of ids that expired."""
+
+ENVIRONMENT = (
+    "OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "BUSY", "NOAUTH", "NOPERM", "CLUSTERDOWN",
+    "TRYAGAIN", "MOVED", "ASK", "CROSSSLOT",
+)  # fmt: skip
+"""Error codes that say something about the server or our rights, not about the record."""
+
+SOURCE = """
+local ledger, refused = KEYS[1], KEYS[2]
+local epoch, expected, through, refs = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local call = redis.pcall
+
+local stands = redis.call('HGET', ledger, epoch) or ''
+if stands == '0' then stands = '' end
+if stands ~= expected then return {'moved', stands} end
+redis.call('HSET', ledger, epoch, through)
+
+local function fault(reply)
+  if type(reply) == 'table' then return reply.err end
+end
+
+local function newer(mine, theirs)
+  local ms, gateway, age, seq = string.match(mine, '^(%d+) (%S+) (%d+) (%d+)$')
+  local ms2, gateway2, age2, seq2 = string.match(theirs, '^(%d+) (%S+) (%d+) (%d+)$')
+  if not ms2 then return true end
+  if gateway == gateway2 then
+    if age ~= age2 then return tonumber(age) > tonumber(age2) end
+    return tonumber(seq) >= tonumber(seq2)
+  end
+  if ms ~= ms2 then return tonumber(ms) > tonumber(ms2) end
+  return gateway > gateway2
+end
+
+-- whether the event of `stamp` (and second `ts`) is newer than what stands
+local function fits(stampkey, stamp, key, ts, field, field2)
+  local before = call('GET', stampkey)
+  if type(before) == 'string' then return newer(stamp, before) end
+  local times = call('HMGET', key, field, field2)
+  if times.err then return true end
+  for _, time in ipairs({times[1] or '', times[2] or ''}) do
+    if (tonumber(time) or 0) > tonumber(ts) then return false end
+  end
+  return true
+end
+
+local topics, added = {}, {}
+local size = {P = 9, C = 6, D = 6, R = 10, X = 5}
+local ops = {}
+
+function ops.P(i)
+  local id, topic = ARGV[i+1], ARGV[i+4]
+  local key = 'mqtt:msg:' .. id
+  if not added[topic] then topics[#topics+1] = topic; added[topic] = 0 end
+  added[topic] = added[topic] + 1
+  return fault(call('HSET', key, 'id', id, 'from', ARGV[i+2], 'qos', ARGV[i+3], 'topic', topic, 'retain', ARGV[i+5],
+      'payload', ARGV[i+6], 'ts', ARGV[i+7]))
+    or fault(call('EXPIRE', key, ARGV[i+8]))
+    or fault(call('ZADD', 'mqtt:msg:' .. topic, 1, id))
+end
+
+function ops.C(i)
+  local cid, ts = ARGV[i+1], ARGV[i+3]
+  local key = 'mqtt:client:' .. cid
+  local err = fault(call('HSET', 'mqtt:node:' .. ARGV[i+2], cid, ts))
+  if err or not fits(ARGV[i+4], ARGV[i+5], key, ts, 'online_at', 'offline_at') then return err end
+  return fault(call('HSET', key, 'state', 1, 'online_at', ts, 'offline_at', 'undefined'))
+    or fault(call('SET', ARGV[i+4], ARGV[i+5]))
+end
+
+function ops.D(i)
+  local cid, ts = ARGV[i+1], ARGV[i+3]
+  local key = 'mqtt:client:' .. cid
+  local err = fault(call('HDEL', 'mqtt:node:' .. ARGV[i+2], cid))
+  if err or not fits(ARGV[i+4], ARGV[i+5], key, ts, 'online_at', 'offline_at') then return err end
+  return fault(call('HSET', key, 'state', 0, 'offline_at', ts)) or fault(call('SET', ARGV[i+4], ARGV[i+5]))
+end
+
+function ops.R(i)
+  local topic, id, ts, expire = ARGV[i+1], ARGV[i+2], ARGV[i+6], ARGV[i+7]
+  local key = 'mqtt:retain:' .. topic
+  if not fits(ARGV[i+8], ARGV[i+9], key, ts, 'ts', 'ts') then return nil end
+  local kind = call('TYPE', key)
+  if (type(kind) == 'table' and kind.ok or kind) == 'string' then call('DEL', key) end
+  return fault(call('HSET', key, 'id', id, 'from', ARGV[i+3], 'qos', ARGV[i+4], 'topic', topic, 'retain', 'true',
+      'payload', ARGV[i+5], 'ts', ts))
+    or fault(expire == '' and call('PERSIST', key) or expire ~= '' and call('EXPIRE', key, expire))
+    or fault(call('SET', ARGV[i+8], ARGV[i+9]))
+end
+
+function ops.X(i)
+  local key = 'mqtt:retain:' .. ARGV[i+1]
+  if not fits(ARGV[i+3], ARGV[i+4], key, ARGV[i+2], 'ts', 'ts') then return nil end
+  return fault(call('DEL', key)) or fault(call('SET', ARGV[i+3], ARGV[i+4], 'EX', TOMBSTONE))
+end
+
+function ops.U(i)
+  return fault(call(unpack(ARGV, i + 2, i + 1 + tonumber(ARGV[i+1]))))
+end
+
+local environment = {ENVIRONMENT}
+local function is_ours(err)
+  return environment[string.match(err, '^%-?(%u+)')] or string.find(err, 'ACL failure', 1, true)
+end
+
+local function reference(k)
+  for ref in string.gmatch(refs, '%S+') do
+    k = k - 1
+    if k == 0 then return ref end
+  end
+end
+
+-- index entries go when their hash is gone, and only then
+local function sweep(topic)
+  local key = 'mqtt:msg:' .. topic
+  local oldest = call('ZRANGE', key, 0, 0)
+  if oldest.err or not oldest[1] or call('EXISTS', 'mqtt:msg:' .. oldest[1]) == 1 then return end
+  for _, id in ipairs(call('ZRANGE', key, 0, 2 * added[topic])) do
+    if call('EXISTS', 'mqtt:msg:' .. id) == 1 then return end
+    call('ZREM', key, id)
+  end
+end
+
+local reply, i, k, last = {'done'}, 5, 0, #ARGV
+while i <= last do
+  local op = ARGV[i]
+  local err = ops[op](i)
+  k = k + 1
+  if err then
+    local ref = reference(k)
+    if is_ours(err) then
+      local seq, done = string.match(ref, '^(%d+):(%d+)$')
+      local mark = string.format('%.0f', tonumber(seq) - 1)
+      if done ~= '0' then mark = mark .. '+' .. done end
+      redis.call('HSET', ledger, epoch, mark)
+      return {'stopped', mark, err}
+    end
+    redis.call('HSET', refused, epoch .. ':' .. ref, err)
+    reply[#reply+1] = k
+    reply[#reply+1] = err
+  end
+  i = i + (size[op] or tonumber(ARGV[i+1]) + 2)
+end
+for n = 1, math.min(#topics, SWEPT) do
+  sweep(topics[(tonumber(through) + n) % #topics + 1])
+end
+return reply
+"""
+SOURCE = (
+    SOURCE.replace("{ENVIRONMENT}", "{" + ", ".join(f"{code} = true" for code in ENVIRONMENT) + "}")
+    .replace("TOMBSTONE", str(TOMBSTONE_SECONDS))
+    .replace("SWEPT", str(SWEPT_TOPICS))
+)
+SHA = hashlib.sha1(SOURCE.encode(), usedforsecurity=False).hexdigest()

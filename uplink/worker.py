@@ -1,0 +1,342 @@
+"""The worker of one pool: read entries after the cursor, make operations, write one batch with its mark, move the cursor.
+
+Back-off, batching, halving, quarantine and log limits live here; the backend only knows its far end. Clock, jitter, log,
+progress and the way to connect are arguments, and `step` does one thing and says how long to wait, so a simulation can
+drive it. The mark at the far end is the truth: it is read on every connect; entries at or below it are skipped, and when it
+is behind what was confirmed, the far end lost data and the cursor goes back to it.
+
+Invariant: the cursor moves past an entry only when the far end's mark has, or the entry means nothing to this pool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from tidegate.store.entry import Entry
+
+from .backend import Batch, Link, Mark, Operation, Refusal
+from .errors import Misconfigured, NotConnected, Rejected
+from .plan import Plan
+from .progress import Quarantined, Standing
+
+FIRST_BATCH = 100
+MAX_BATCH = 1000
+QUICK, SLOW = 0.5, 2.0
+"""Seconds: a batch answered faster may grow, one answered slower shrinks."""
+FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
+MISCONFIGURED_WAIT = 60.0
+SAVE_EVERY = 1.0
+_SAY_AGAIN = 30.0
+_RATE_OVER = 5.0
+
+
+class Wait(NamedTuple):
+    """How long to wait before the next `step`: for ever if None; `for_news` ends it early when entries come."""
+
+    seconds: float | None
+    for_news: bool
+
+
+GO_ON = Wait(0.0, True)
+
+
+class Log(Protocol):
+    """What the worker needs of `store.reader.LogReader`."""
+
+    def births(self) -> list[tuple[str, int, int]]: ...
+    def bounds(self) -> tuple[int, int]: ...
+    def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
+
+
+class Book(Protocol):
+    """What the worker needs of `progress.Progress`."""
+
+    def standing(self, pool: str) -> Standing: ...
+    def marks(self, pool: str) -> dict[tuple[str, int], int]: ...
+    def save(self, pool: str, standing: Standing, marks: dict[tuple[str, int], int], at: int) -> None: ...
+    def quarantine(self, pool: str, rows: Sequence[Quarantined], at: int) -> int: ...
+
+
+class Clock(Protocol):
+    """Seconds that never go back, and the time of day in ms."""
+
+    def monotonic(self) -> float: ...
+    def wall(self) -> int: ...
+
+
+class Worker:
+    """See the module. `step` until told to stop, then `stop`."""
+
+    def __init__(
+        self,
+        pool: str,
+        plan: Plan,
+        connect: Callable[[], Link],
+        log: Log,
+        book: Book,
+        clock: Clock,
+        say: Callable[[str], None],
+        chance: random.Random,
+    ) -> None:
+        self._pool = pool
+        self._plan = plan
+        self._connect_to = connect
+        self._log = log
+        self._book = book
+        self._clock = clock
+        self._say = say
+        self._chance = chance
+        self._link: Link | None = None
+        self._limit = FIRST_BATCH
+        self._back_off = FIRST_BACK_OFF
+        self._marks: dict[tuple[str, int], Mark] = {}
+        self._confirmed = book.marks(pool)
+        self._moved: dict[tuple[str, int], int] = {}
+        self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
+        self._saved = self._standing._replace(state="")
+        self._saved_at = float("-inf")
+        self._said: dict[str, float] = {}
+        self._rate_since = clock.monotonic()
+        self._rate_count = 0
+        self._hold_before_lost_tail()
+        self._save()
+
+    def step(self) -> Wait:
+        """Do one thing: connect, or carry one batch. Never raises for what a far end does."""
+        try:
+            if self._link is None:
+                self._connect()
+                return GO_ON
+            return self._carry(self._link)
+        except NotConnected as error:
+            return self._lost(str(error))
+        except Misconfigured as error:
+            return self._refused_because_of_us(error)
+
+    def stop(self) -> None:
+        """Save where we are and let go of the far end."""
+        self._drop_link()
+        self._standing = self._standing._replace(state="stopped", rate=0.0)
+        self._save()
+
+    def _hold_before_lost_tail(self) -> None:
+        """A log that lost its tail begins a new epoch at numbers the cursor may have passed: go back before them."""
+        births = self._log.births()
+        mine = [number for number, (gateway, epoch, _) in enumerate(births) if (gateway, epoch) == self._standing[5:7]]
+        first = [seq for _, _, seq in (births[mine[-1] + 1 :] if mine else births)]
+        if first and min(first) <= self._standing.cursor:
+            self._standing = self._standing._replace(cursor=min(first) - 1)
+
+    def _connect(self) -> None:
+        self._link = link = self._connect_to()
+        gateways = dict.fromkeys(gateway for gateway, _, _ in self._log.births())
+        self._marks = {}
+        for gateway in gateways:
+            for epoch, mark in link.marks(gateway).items():
+                self._marks[gateway, epoch] = mark
+            self._settle(link, gateway, link.refusals(gateway))
+        self._go_back_to_marks()
+        if self._standing.state not in ("connected", "starting"):
+            self._say("connected again")
+            self._said.clear()
+        self._standing = self._standing._replace(state="connected", error="", hint="", warning=link.warning)
+        self._save()
+
+    def _go_back_to_marks(self) -> None:
+        """Where the far end stands behind what it confirmed it lost data: send again what the log still holds."""
+        firsts: dict[tuple[str, int], int] = {}
+        for gateway, epoch, seq in self._log.births():
+            firsts.setdefault((gateway, epoch), seq)
+        low, _ = self._log.bounds()
+        for key, confirmed in self._confirmed.items():
+            far = self._marks.get(key, Mark()).seq
+            if far >= confirmed or key not in firsts or confirmed < low:
+                continue
+            back = max(far, firsts[key] - 1)
+            self._say(f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
+            if back < self._standing.cursor:
+                self._standing = self._standing._replace(cursor=back, gateway=key[0], epoch=key[1])
+            self._confirmed[key] = self._moved[key] = far
+
+    def _carry(self, link: Link) -> Wait:
+        """One read of the log, and what it holds for us as one batch."""
+        entries, through = self._log.read(self._standing.cursor, self._limit)
+        if through == self._standing.cursor:
+            return self._rest()
+        first = entries[0]
+        for number, entry in enumerate(entries):
+            if entry.epoch != first.epoch or entry.gateway != first.gateway:
+                entries, through = entries[:number], entry.seq - 1
+                break
+        key = (first.gateway, first.epoch)
+        mark = self._marks.get(key, Mark())
+        self._count_arrived(key, entries, mark)
+        operations = self._operations(entries, mark)
+        if operations:
+            self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
+        else:
+            self._move(key, through)
+        return GO_ON
+
+    def _count_arrived(self, key: tuple[str, int], entries: Sequence[Entry], mark: Mark) -> None:
+        """Entries that the far end has without our having heard so: their answer was lost."""
+        confirmed = self._confirmed.get(key, 0)
+        if mark.seq <= confirmed:
+            return
+        beyond = [e for e in entries if confirmed < e.seq <= mark.seq and e.kind in self._plan.kinds]
+        self._count(sum(bool(self._plan.operations(entry)) for entry in beyond))
+        self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
+
+    def _operations(self, entries: Sequence[Entry], mark: Mark) -> list[Operation]:
+        """What the entries beyond the mark ask for."""
+        operations: list[Operation] = []
+        kinds, make = self._plan.kinds, self._plan.operations
+        for entry in entries:
+            if entry.kind in kinds and entry.seq > mark.seq:
+                operations += make(entry)
+        return operations[mark.done :]
+
+    def _write(self, link: Link, batch: Batch, entries: Sequence[Entry]) -> None:
+        started = self._clock.monotonic()
+        try:
+            refusals = link.write(batch)
+        except Rejected as error:
+            self._halve(link, batch, str(error), entries)
+            return
+        if refusals is None:
+            self._look_again(link, batch.gateway)
+            return
+        self._settle(link, batch.gateway, refusals)
+        self._applied(link, batch)
+        self._adapt(len(entries), self._clock.monotonic() - started)
+
+    def _look_again(self, link: Link, gateway: str) -> None:
+        """Our own late tail, or an answer we did not get: the far end knows better how far we are."""
+        others = {key: mark for key, mark in self._marks.items() if key[0] != gateway}
+        self._marks = others | {(gateway, epoch): mark for epoch, mark in link.marks(gateway).items()}
+
+    def _applied(self, link: Link, batch: Batch) -> None:
+        key = (batch.gateway, batch.epoch)
+        self._marks[key] = Mark(batch.through)
+        self._confirmed[key] = self._moved[key] = batch.through
+        self._count(len({operation.seq for operation in batch.operations}))
+        self._back_off = FIRST_BACK_OFF
+        if link.warning != self._standing.warning:
+            self._say(link.warning)
+            self._standing = self._standing._replace(warning=link.warning)
+        self._move(key, batch.through)
+
+    def _halve(self, link: Link, batch: Batch, reason: str, entries: Sequence[Entry]) -> None:
+        """Something in the batch is refused: half of it next, and an entry that stands alone goes to quarantine."""
+        if len(entries) > 1:
+            self._limit = max(1, len(entries) // 2)
+            return
+        self._keep(
+            batch.gateway,
+            [(Refusal(batch.epoch, op.seq, op.number, reason), entries[0].msgid, op) for op in batch.operations],
+        )
+        nothing = batch._replace(operations=())
+        if link.write(nothing) is None:
+            self._look_again(link, batch.gateway)
+        else:
+            self._applied(link, nothing)
+
+    def _settle(self, link: Link, gateway: str, refusals: Sequence[Refusal]) -> None:
+        """Refusals noted at the far end go to quarantine here, then the far end may forget them."""
+        if not refusals:
+            return
+        found: list[tuple[Refusal, str, Operation | None]] = []
+        for refusal in refusals:
+            entries, _ = self._log.read(refusal.seq - 1, 1)
+            entry = entries[0] if entries and entries[0].seq == refusal.seq else None
+            operations = self._plan.operations(entry) if entry else []
+            operation = operations[refusal.number] if refusal.number < len(operations) else None
+            found.append((refusal, entry.msgid if entry else "", operation))
+        self._keep(gateway, found)
+        link.settle(gateway, refusals)
+
+    def _keep(self, gateway: str, refused: Sequence[tuple[Refusal, str, Operation | None]]) -> None:
+        rows = [
+            Quarantined(
+                gateway, refusal.epoch, refusal.seq, refusal.number, msgid, operation.target if operation else "",
+                refusal.reason, operation.packed.data if operation else b"",
+            )
+            for refusal, msgid, operation in refused
+        ]  # fmt: skip
+        new = self._book.quarantine(self._pool, rows, self._clock.wall())
+        self._standing = self._standing._replace(refused=self._standing.refused + new)
+        last = rows[-1]
+        self._say_rarely("quarantine", f"{len(rows)} refused and kept in quarantine, the last by {last.target}: {last.reason}")
+
+    def _move(self, key: tuple[str, int], through: int) -> None:
+        self._standing = self._standing._replace(cursor=through, gateway=key[0], epoch=key[1])
+        if self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
+            self._save()
+
+    def _rest(self) -> Wait:
+        """Nothing to carry: save when a second has passed since the last time, then sleep until there are news."""
+        if self._standing == self._saved and not self._moved:
+            return Wait(None, True)
+        left = self._saved_at + SAVE_EVERY - self._clock.monotonic()
+        if left > 0:
+            return Wait(left, True)
+        self._save()
+        return Wait(None, True)
+
+    def _lost(self, text: str) -> Wait:
+        self._drop_link()
+        self._limit = max(1, self._limit // 2)
+        self._say_rarely("lost", f"cannot reach the far end: {text}")
+        self._standing = self._standing._replace(state="unreachable", error=text, hint="", rate=0.0)
+        self._save_soon()
+        wait = self._back_off * (0.5 + self._chance.random() / 2)
+        self._back_off = min(self._back_off * 2, MAX_BACK_OFF)
+        return Wait(wait, False)
+
+    def _refused_because_of_us(self, error: Misconfigured) -> Wait:
+        self._drop_link()
+        self._say_rarely("misconfigured", f"{error}; {error.hint}")
+        self._standing = self._standing._replace(state="misconfigured", error=str(error), hint=error.hint, rate=0.0)
+        self._save_soon()
+        return Wait(MISCONFIGURED_WAIT, False)
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _adapt(self, sent: int, seconds: float) -> None:
+        if seconds < QUICK and sent >= self._limit:
+            self._limit = min(MAX_BATCH, self._limit * 2)
+        elif seconds > SLOW:
+            self._limit = max(1, self._limit // 2)
+
+    def _count(self, entries: int) -> None:
+        """Count what arrived, and how fast, over the last seconds."""
+        self._standing = self._standing._replace(delivered=self._standing.delivered + entries)
+        self._rate_count += entries
+        passed = self._clock.monotonic() - self._rate_since
+        if passed >= _RATE_OVER or (self._standing.rate == 0 and passed > 0.2):
+            self._standing = self._standing._replace(rate=round(self._rate_count / passed, 1))
+            self._rate_since += passed
+            self._rate_count = 0
+
+    def _save_soon(self) -> None:
+        """Save when the state changed or the last time is long ago; a long outage must not wear the card."""
+        if self._standing != self._saved:
+            self._save()
+
+    def _save(self) -> None:
+        self._book.save(self._pool, self._standing, self._moved, self._clock.wall())
+        self._moved = {}
+        self._saved = self._standing
+        self._saved_at = self._clock.monotonic()
+
+    def _say_rarely(self, subject: str, text: str) -> None:
+        """The same trouble at most twice a minute."""
+        now = self._clock.monotonic()
+        if now - self._said.get(subject, float("-inf")) >= _SAY_AGAIN:
+            self._said[subject] = now
+            self._say(text)
