@@ -318,8 +318,8 @@ def _auth(body: _Body) -> Auth:
         return Auth()  # 3.15.2.1
     reason = body.reason()
     properties = body.properties()
-    if Property.AUTHENTICATION_METHOD not in properties:
-        raise protocol_error("no authentication method")  # 3.15.2.2.2
+    if (reason or properties) and Property.AUTHENTICATION_METHOD not in properties:
+        raise protocol_error("no authentication method")  # 3.15.2.2.2; the bare success of 3.15.2.1 has none
     body.finish()
     return Auth(reason, properties)
 
