@@ -30,7 +30,7 @@ CREDIT = 500
 """Messages per publisher that may be on their way to the subscriber."""
 IDLE = 1000
 SETTLED = 2.0
-"""Seconds after which an idle broker has loaded and connected whatever it wants."""
+"""Seconds after which an idle broker has loaded, connected and checkpointed whatever it wants."""
 PUBLISH_KIND = 6
 
 
@@ -77,8 +77,10 @@ def _ingest(broker: Broker, messages: int, clients: int, window: int) -> list[Fi
         Publisher(load, sock, wire.stream(number, 1, messages // clients), window)
     written = broker.bytes_written()
     result = load.run(broker.cpu_seconds)
-    written = broker.bytes_written() - written
     load.close()
+    if broker.stores:
+        time.sleep(SETTLED)
+    written = broker.bytes_written() - written
     _check_stored(broker, messages)
     label = f"QoS 1 ingest, {clients} clients, window {window}"
     figures = [_rate(label, messages, result)]

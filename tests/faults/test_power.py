@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import MqttClient
+from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 
 from . import disk
@@ -167,4 +167,6 @@ def _check_restart(directory: Path, data: Path, senders: Sequence[Sender]) -> No
         assert sleeper.connack.session_present
         wanted = {sender.payload(number) for sender in senders for number in sender.acknowledged}
         while wanted:
-            wanted.discard(sleeper.receive().payload)
+            packet = sleeper.expect(Kind.PUBLISH)
+            wanted.discard(packet.payload)
+            sleeper.answer(Kind.PUBACK, packet.packet_id)
