@@ -30,7 +30,7 @@ from .backend import Backend
 from .plan import Plan
 from .pools import Pool
 from .progress import Progress, Standing
-from .rule import RuleFile, load, wants
+from .rule import RuleFile, load_all, wants
 from .worker import Wait, Worker
 
 LOCK_WAIT = 5.0
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
     progress = Progress(data)
-    files = [load(conf / f"emqx_backend_{name}.conf", name) for name in backends if name != "sqlite"]
+    files = load_all(conf, [name for name in backends if name != "sqlite"])
     pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
     progress.keep_only([pool.full_name for _, pool in pools])
     threads: list[PoolThread] = []
@@ -75,8 +75,6 @@ def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
         else:
             threads.append(PoolThread(data, rule_file, pool, progress))
     for rule_file in files:
-        for warning in rule_file.warnings:
-            _say(f"warning: {warning}")
         if not rule_file.mistakes:
             progress.save_wants(rule_file.backend, wants([rule_file]))
     stop = _Stop()
@@ -199,8 +197,6 @@ def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> 
         {},
         SystemClock().wall(),
     )
-    for mistake in rule_file.mistakes:
-        _say(f"{name}: {mistake}")
     _say(f"{name}: misconfigured, its events are kept; {hint}")
 
 

@@ -95,6 +95,12 @@ class PoolStatus(NamedTuple):
     delivered: int
     refused: int
 
+    def as_dict(self, wall: int) -> dict[str, object]:
+        """For `status`: the age in seconds instead of a moment; `wall` is now in ms."""
+        values = self._asdict()
+        oldest = values.pop("oldest_at")
+        return values | {"oldest_age": None if oldest is None else max(0, wall - oldest) / 1000}
+
 
 class Progress:
     """The writing side; its methods may be called from every pool's thread."""

@@ -38,7 +38,7 @@ from .vocabulary import (
     placeholders,
 )
 
-__all__ = ["Mistake", "Pool", "Rule", "RuleFile", "Want", "load", "wants"]
+__all__ = ["Mistake", "Pool", "Rule", "RuleFile", "Want", "load", "load_all", "wants"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -109,6 +109,11 @@ def load(path: Path, backend: str) -> RuleFile:
     events = frozenset(EVENTS[event] for event in raw.events if event in EVENTS)
     order = sorted(raw.mistakes, key=lambda mistake: mistake.line)
     return RuleFile(backend, path, tuple(pools), tuple(rules), events, tuple(order), tuple(raw.warnings))
+
+
+def load_all(folder: Path, backends: Iterable[str]) -> list[RuleFile]:
+    """The files of all backends, as they stand in the folder."""
+    return [load(folder / f"emqx_backend_{name}.conf", name) for name in backends]
 
 
 def wants(rule_files: Iterable[RuleFile], saved: Mapping[str, Iterable[Want]] | None = None) -> list[Want]:

@@ -1,0 +1,121 @@
+"""The uplink child and its pipe: started, woken, started again with back-off when it ends, stopped.
+
+The child is executed, not forked: a restart is a start. Its standard input is a pipe whose other end only this process holds,
+so the child sees our death as the end of its input, whatever killed us. A wake-up is one byte that never blocks: a full pipe
+says already that there is something new. What the child prints goes to our own standard error.
+
+Invariant: there is at most one child, and none is started after `stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+FIRST_PAUSE, MAX_PAUSE = 0.2, 30.0
+STEADY = 30.0
+"""Seconds after which a child that ran counts as healthy again."""
+RESTART_TIMEOUT = 3.0
+
+
+class Supervisor:
+    """Keeps one child of `command` running; `report` gets a line when it ends unasked."""
+
+    def __init__(self, command: Sequence[str], report: Callable[[str], object]) -> None:
+        self.state = "stopped"
+        self.restarts = 0
+        self._command = command
+        self._report = report
+        self._pipe = -1
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._asked = False
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the child and watch over it."""
+        self._watch = asyncio.get_running_loop().create_task(self._keep_running(), name="uplink supervisor")
+
+    def wake(self) -> None:
+        """There is something new in the log."""
+        if self._pipe >= 0:
+            # Full: the child has not read the last wake-ups yet. Broken: it ended, and reads the log when it starts.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._pipe, b"\n")
+
+    async def restart(self) -> None:
+        """Stop the child and start it anew, with files read again."""
+        if self._watch is None:
+            return
+        await self.stop(RESTART_TIMEOUT)
+        await self.start()
+
+    async def stop(self, timeout: float) -> None:
+        """Let the child finish its batch; after `timeout` seconds it is killed."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        self._asked = True
+        process = self._process
+        if process is None:
+            watch.cancel()
+        else:
+            _signal(process, signal.SIGTERM)
+            done, _ = await asyncio.wait([watch], timeout=timeout)
+            if not done:
+                _signal(process, signal.SIGKILL)
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+        self._asked = False
+        self.state = "stopped"
+
+    async def _keep_running(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE
+        while True:
+            started = loop.time()
+            try:
+                code = await self._run()
+                ended = f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"
+            except OSError as error:
+                ended = f"could not be started: {error}"
+            if self._asked:
+                return
+            pause = FIRST_PAUSE if loop.time() - started > STEADY else pause
+            self.state = "waiting"
+            self.restarts += 1
+            self._report(f"the uplink {ended}; starting it again in {pause:.1f} s, nothing is lost")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_PAUSE)
+
+    async def _run(self) -> int:
+        """One child from start to end; its exit code."""
+        read, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        try:
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command, stdin=read, stdout=asyncio.subprocess.DEVNULL, stderr=None, start_new_session=True
+                )
+            finally:
+                os.close(read)
+            if self._asked:
+                _signal(self._process, signal.SIGTERM)
+            self.state = "running"
+            return await self._process.wait()
+        finally:
+            self._process = None
+            pipe, self._pipe = self._pipe, -1
+            os.close(pipe)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)

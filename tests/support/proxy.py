@@ -1,0 +1,131 @@
+"""A TCP proxy with faults between a worker and its far end; a thread of its own, needs no rights.
+
+`mode`: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_up` (what the client sends is held back and
+passed on later, also when the client is gone: the late tail of a batch); `hold_down` (answers are held back);
+`cut_down` (the first answer cuts the connection instead of arriving). Changing the mode acts on open connections.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from .ports import free_port
+
+Mode = str
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Use as a context manager; listens on `port`, passes on to 127.0.0.1:`target`."""
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self.held = threading.Event()
+        """Set when something was held back or cut off."""
+        self._target = target
+        self._mode: Mode = "pass"
+        self._changed = threading.Condition()
+        self._open: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self._listen()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._stop_listening()
+        self.drop()
+
+    def set(self, mode: Mode) -> None:
+        """Change the fault."""
+        self.held.clear()
+        with self._changed:
+            self._mode = mode
+            self._changed.notify_all()
+        if mode == "refuse":
+            self._stop_listening()
+        elif self._listener is None:
+            self._listen()
+        if mode in ("refuse", "reset"):
+            self.drop()
+
+    def drop(self) -> None:
+        """Reset every open connection."""
+        for sock in list(self._open):
+            _reset(sock)
+        self._open.clear()
+
+    def _listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), name="proxy accept", daemon=True).start()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            if self._mode == "reset":
+                _reset(client)
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                _reset(client)
+                continue
+            self._open |= {client, server}
+            for source, sink, passes in ((client, server, self._pass_up), (server, client, self._pass_down)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, passes), name="proxy pump", daemon=True)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[], bool]) -> None:
+        try:
+            while data := source.recv(65_536):
+                if not passes():
+                    break
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def _pass_up(self) -> bool:
+        return self._wait_while("hold_up")
+
+    def _pass_down(self) -> bool:
+        if self._mode == "cut_down":
+            self.held.set()
+            self.drop()
+            return False
+        return self._wait_while("hold_down")
+
+    def _wait_while(self, mode: Mode) -> bool:
+        with self._changed:
+            if self._mode == mode:
+                self.held.set()
+            self._changed.wait_for(lambda: self._mode != mode or self._closed)
+            return not self._closed
+
+
+def _reset(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    sock.close()

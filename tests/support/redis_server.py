@@ -1,0 +1,89 @@
+"""A real redis-server for one test: its own directory and port, killed, frozen and started again at will.
+
+Started without append-only file and snapshots unless asked: `dump` writes one, and after `kill` the next `start` loads the
+last. Stopped by its own process id only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from .ports import free_port
+from .waiting import wait_until
+
+
+class RedisServer:
+    """Use as a context manager; `client()` talks to it."""
+
+    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
+        self.port = free_port()
+        self._password = password
+        self._directory = directory / f"redis-{self.port}"
+        self._directory.mkdir(parents=True)
+        self._options: Sequence[str] = [*options, *(("--requirepass", password) if password else ())]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None:
+            self.kill()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        assert self._process is None, "the server is running"
+        program = shutil.which("redis-server")
+        assert program, "redis-server is not installed: apt-get install redis-server"
+        self._process = subprocess.Popen(
+            [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory),
+             "--save", "", "--enable-debug-command", "yes", *self._options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        wait_until(self._answers)
+
+    def kill(self) -> None:
+        """SIGKILL; what was not dumped is gone."""
+        process, self._process = self._process, None
+        assert process is not None, "the server is not running"
+        process.kill()
+        process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections open, no answer comes."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def dump(self) -> None:
+        """Write the snapshot that the next start loads."""
+        with self.client() as client:
+            client.save()
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A client that decodes answers to text."""
+        options.setdefault("password", self._password or None)
+        return redis.Redis(port=self.port, decode_responses=True, **options)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"redis-server ended with {self._process.returncode}"
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
