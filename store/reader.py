@@ -51,6 +51,10 @@ class LogReader:
         row = self._db.execute("SELECT gateway, code, epoch, node, clock_offset FROM run ORDER BY id DESC LIMIT 1").fetchone()
         return Run(*row)
 
+    def births(self) -> list[tuple[str, int, int]]:
+        """(gateway, epoch, first seq) of every run, oldest first: which entries an epoch can hold."""
+        return self._db.execute("SELECT gateway, epoch, first_seq FROM run ORDER BY id").fetchall()
+
     def at(self, seq: int) -> int | None:
         """`at` (ms) of the first entry after `seq`, None when there is none: the age of what waits."""
         row = self._db.execute("SELECT at FROM entry WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
