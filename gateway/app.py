@@ -61,6 +61,7 @@ class App:
         self._config = config
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
+        self._clock_is_fresh = False
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -217,8 +218,15 @@ class App:
     # -- what the core asks for ------------------------------------------------------------------------------------
 
     def _tick_clock(self) -> None:
-        self.broker.now = time.monotonic()
-        self.broker.log.tick(*_clock())
+        """Set the broker's time, once in each turn of the loop: hundreds of sockets may be read in one."""
+        if not self._clock_is_fresh:
+            self._clock_is_fresh = True
+            self._loop.call_soon(self._turn_over)
+            self.broker.now = time.monotonic()
+            self.broker.log.tick(*_clock())
+
+    def _turn_over(self) -> None:
+        self._clock_is_fresh = False
 
     def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
         def committed(result: Any) -> None:

@@ -94,13 +94,15 @@ class Broker:
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
+        self.received = 0
+        self.stored = 0
         self.store_fault = ""
         self.now = 0.0
         self._commit = commit
         self._read = read
         self._later = later
         self._limits = limits
-        self._durability = durability
+        self._durable = durability != "memory"
         self._delay = commit_delay
         self._message_id = message_id
         self._report = report
@@ -141,8 +143,10 @@ class Broker:
         """Everything one read of this client's socket brought."""
         client.last_seen = self.now
         self.handle(client, client.connection.receive(data))
-        self.delivery.flush()
-        self._begin_commit()
+        if self.delivery.dirty:
+            self.delivery.flush()
+        if not self._committing:
+            self._begin_commit()
         if self.log.batch.size > BATCH_LIMIT and not client.paused:
             client.paused = True
             client.link.pause()
@@ -241,7 +245,7 @@ class Broker:
         self._begin_commit()
         for client, acks in batch.acks.items():
             self.delivery.send(client, struct.pack(f">{len(acks)}I", *acks))
-        self.counters["stored"] += len(batch.rows)
+        self.stored += len(batch.rows)
         for function, *arguments in batch.after:
             function(*arguments)
         self.delivery.push_committed(batch)
@@ -266,7 +270,7 @@ class Broker:
 
     def _acknowledge(self, client: Client, packet: int) -> None:
         """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
-        if self._durability == "memory":
+        if not self._durable:
             self.delivery.send(client, packet.to_bytes(4, "big"))
         else:
             self.log.batch.acks.setdefault(client, []).append(packet)
@@ -288,7 +292,7 @@ class Broker:
             session = client.session
             if type(event) is tuple:
                 if session is not None:
-                    self._on_publish(client, session, *event)
+                    self._on_publish(client, session, event)
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
                 self._report(f"{client.peer}: {event.error}")
@@ -299,25 +303,45 @@ class Broker:
             else:
                 self._handlers[type(event)](client, session, event)
 
-    def _on_publish(
-        self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, props: bytes
-    ) -> None:
-        self.counters["received"] += 1
+    def _on_publish(self, client: Client, session: Session, event: tuple[Topic, int, int, bytes, bytes]) -> None:
+        topic, flags, packet_id, payload, properties = event
+        self.received += 1
+        if flags & 7 == 2 and topic.stored and topic.id and topic.generation == self.router.generation and self._durable:
+            # The usual case, QoS 1 to be stored and not retained: what `publish` and `_acknowledge` would do.
+            log = self.log
+            batch = log.batch
+            seq = log.next_seq
+            log.next_seq = seq + 1
+            name = session.name
+            if not name.id:
+                batch.names.add(name)
+            row = (seq, log.at, log.mono, log.run, PUBLISH, name.id or name, topic.id, 1, payload, properties or None)
+            batch.rows.append(row)
+            batch.topics.append(topic)
+            batch.size += 40 + len(payload)
+            acks = batch.acks.get(client)
+            if acks is None:
+                batch.acks[client] = [PUBACK | packet_id]
+            else:
+                acks.append(PUBACK | packet_id)
+            return
         qos = flags >> 1 & 3
         if qos == 2:
             if packet_id not in session.received:
                 session.received.add(packet_id)
                 if session.persistent:
-                    self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
-                self.publish(session.name, topic, qos, bool(flags & 1), payload, props)
+                    self.log.change(
+                        "INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id
+                    )
+                self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self._acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
-            if self.publish(session.name, topic, qos, bool(flags & 1), payload, props):
+            if self.publish(session.name, topic, qos, bool(flags & 1), payload, properties):
                 self._acknowledge(client, PUBACK | packet_id)
             else:
                 self.delivery.send(client, (PUBACK | packet_id).to_bytes(4, "big"))
         else:
-            self.publish(session.name, topic, 0, bool(flags & 1), payload, props)
+            self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
         """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""
@@ -424,8 +448,8 @@ class Broker:
             self._report(f"cannot read the log for an acknowledgement: {got}")
             return
         for message in got:
-            topic = self.router.topics[message.topic]
-            self._append_acked(session, topic, self._message_id(message.seq, message.at, message.run))
+            topic = self.router.topics[message[1]]
+            self._append_acked(session, topic, self._message_id(message[0], message[6], message[7]))
         self._begin_commit()
 
     def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:

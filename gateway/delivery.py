@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tidegate.store.catchup import Piece, Stored
+from tidegate.store.catchup import ROWS, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log
 
@@ -47,20 +47,20 @@ class Delivery:
         self._message_id = message_id
         self._tail: deque[Batch] = deque()
         self._tail_bytes = 0
-        self._dirty: list[Client] = []
+        self.dirty: list[Client] = []
 
     # -- out to the wires ------------------------------------------------------------------------------------------
 
     def send(self, client: Client, data: bytes) -> None:
         """Add bytes to what the client gets at the end of this turn."""
         if not client.out:
-            self._dirty.append(client)
+            self.dirty.append(client)
         client.out.append(data)
         client.out_size += len(data)
 
     def flush(self) -> None:
         """End of a turn: one write per client."""
-        dirty, self._dirty = self._dirty, []
+        dirty, self.dirty = self.dirty, []
         for client in dirty:
             self.flush_one(client)
 
@@ -227,18 +227,18 @@ class Delivery:
         if isinstance(got, Exception):
             self._read_failed(session, got)
             return
-        stored = {message.seq: message for message in got}
+        stored = {message[0]: message for message in got}
         for seq, packet_id, qos in session.resend:
             message = stored.get(seq)
-            topic = self._router.topics[message.topic] if message else None
-            target = self._router.match(session, topic.text) if topic else None
+            topic = self._router.topics[message[1]] if message else None
+            target = self._router.match(session, topic) if topic else None
             if message is None or topic is None:
                 self.forget(session, packet_id, qos)
                 self.dropped["no_longer_stored"] += 1
                 continue
             key = qos << 2 | (client.version == 5)
-            properties = self._properties(message.properties, target.identifiers if target else (), message.at)
-            head, tail = self._variant(topic, key, message.payload, properties)
+            properties = self._properties(message[4], target.identifiers if target else (), message[6])
+            head, tail = self._variant(topic, key, message[3], properties)
             self.send(client, bytes((head[0] | 8,)) + head[1:] + _PACKET_ID[packet_id] + tail)
         session.resend = []
         self.pump(session)
@@ -253,12 +253,14 @@ class Delivery:
         """Send retained messages that wait, then to a session that is behind, as much as window and socket take."""
         if session.retained and session.client is not None:
             self._send_waiting_retained(session, session.client)
-        while session.behind and not session.reading:
+        while session.behind:
             client = session.client
-            if client is None or client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+            if client is None or client.blocked or client.out_size > TURN_BYTES or session.room() <= 0 or session.resend:
                 return
             if session.backlog:
                 self._send_backlog(session, client)
+            elif session.reading:
+                return
             elif session.next_seq > self.live:
                 session.behind = False
                 session.dirty = True
@@ -268,21 +270,49 @@ class Delivery:
                 self._read_on(session, client)
 
     def _send_backlog(self, session: Session, client: Client) -> None:
-        topics = self._router.topics
-        backlog = session.backlog
-        matched: dict[bytes, Target | None] = {}
-        while backlog and session.room() > 0 and client.out_size <= TURN_BYTES:
+        """The plain case (QoS 1, no properties) in one tight loop; all others one by one."""
+        backlog, inflight, out, v5 = session.backlog, session.inflight, client.out, client.version == 5
+        room, size, sent, packet_id = session.room(), client.out_size, 0, session.next_id
+        plans: dict[tuple[bytes, int, int], bytes | None] = {}
+        if not out:
+            self.dirty.append(client)
+        while backlog and room > 0 and size <= TURN_BYTES:
             message = backlog.popleft()
-            raw = message[1]
-            if raw in matched:
-                target = matched[raw]
-            else:
-                target = matched[raw] = self._router.match(session, topics[raw].text)
-            if target is not None:
-                self._send_late(client, target, topics[raw], message)
+            seq, raw, flags, payload, properties, _, _, _ = message
+            kind = (raw, flags, len(payload))
+            head = plans[kind] if kind in plans else plans.setdefault(kind, self._plain_head(session, client, seq, *kind))
+            if head is None or properties or session.handled:
+                session.next_id, client.out_size = packet_id, size
+                self._send_late(session, client, message)
+                room, size, packet_id = session.room(), client.out_size, session.next_id
+                continue
+            while packet_id in inflight or packet_id in session.releasing:
+                packet_id = packet_id % 65_535 + 1
+            inflight[packet_id] = seq
+            packet = head + _PACKET_ID[packet_id] + (b"\0" + payload if v5 else payload)
+            packet_id = packet_id % 65_535 + 1
+            out.append(packet)
+            size += len(packet)
+            room -= 1
+            sent += 1
+        session.next_id, client.out_size = packet_id, size
+        session.dirty = True
+        self.sent += sent
+        self._prefetch(session, client)
+
+    def _plain_head(self, session: Session, client: Client, seq: int, raw: bytes, flags: int, length: int) -> bytes | None:
+        """What stands before the packet id in every plain QoS 1 message of this topic and size; None if it is not plain."""
+        topic = self._router.topics[raw]
+        target = self._router.match(session, topic)
+        if target is None or min(target.qos, flags & QOS_MASK) != 1 or target.no_local or target.identifiers:
+            return None
+        if target.since >= seq or client.maximum_packet_size or self._router.wanted(DELIVERED):
+            return None
+        retain = 8 if target.retain_as_published and flags & RETAIN else 0
+        v5 = client.version == 5
+        return self._variant(topic, 4 | retain << 2 | v5, bytes(length), b"")[0]
 
     def _walk_tail(self, session: Session, client: Client) -> None:
-        topics: dict[Topic, Target | None] = {}
         for batch in self._tail:
             if batch.first_seq + len(batch.rows) <= session.next_seq:
                 continue
@@ -294,11 +324,8 @@ class Delivery:
                 session.next_seq = row[0] + 1
                 if topic is None or not row[7] & QOS_MASK:
                     continue
-                if topic not in topics:
-                    topics[topic] = self._router.match(session, topic.text)
-                if (target := topics[topic]) is not None:
-                    message = Stored(row[0], topic.raw, row[7], row[8] or b"", row[9] or b"", row[5], row[1], row[3])
-                    self._send_late(client, target, topic, message)
+                message = (row[0], topic.raw, row[7], row[8] or b"", row[9] or b"", row[5], row[1], row[3])
+                self._send_late(session, client, message)
 
     def _read_on(self, session: Session, client: Client) -> None:
         first = session.next_seq
@@ -309,6 +336,12 @@ class Delivery:
         session.reading = True
         self._read(lambda reader: reader.read(first, filters), lambda got: self._have_read(session, client, got))
 
+    def _prefetch(self, session: Session, client: Client) -> None:
+        """Ask for the next piece while this one is being sent: disk and wire work side by side."""
+        if not session.reading and len(session.backlog) < ROWS and session.next_seq <= self.live:
+            if not self._tail or session.next_seq < self._tail[0].first_seq:
+                self._read_on(session, client)
+
     def _have_read(self, session: Session, client: Client, got: Piece | Exception) -> None:
         session.reading = False
         if session.client is not client:
@@ -317,8 +350,9 @@ class Delivery:
             self._read_failed(session, got)
             return
         live = self.live
-        session.backlog.extend(message for message in got.messages if message.seq <= live)
+        session.backlog.extend(message for message in got.messages if message[0] <= live)
         session.next_seq = min(max(got.through, session.next_seq - 1), live) + 1
+        self._prefetch(session, client)
         self.pump(session)
         self.flush()
 
@@ -328,9 +362,14 @@ class Delivery:
         if session.client is not None:
             session.client.link.close()
 
-    def _send_late(self, client: Client, target: Target, topic: Topic, message: Stored) -> None:
-        seq, _, flags, payload, properties, sender, at, run = message
-        session, granted, since, no_local, retain_as_published, identifiers = target
+    def _send_late(self, session: Session, client: Client, message: Stored) -> None:
+        """Send one message of the log to a session that was behind, if it is still for it."""
+        seq, raw, flags, payload, properties, sender, at, run = message
+        topic = self._router.topics[raw]
+        target = self._router.match(session, topic)
+        if target is None:
+            return
+        _, granted, since, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
         if not qos or seq <= since or (no_local and _is(session, sender)):
             return
@@ -372,17 +411,17 @@ class Delivery:
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
         while session.retained and client.out_size <= TURN_BYTES and not client.blocked:
             target, message = session.retained[0]
-            qos = min(target.qos, message.flags & QOS_MASK)
+            qos = min(target.qos, message[2] & QOS_MASK)
             if qos and session.room() <= 0:
                 return
             session.retained.popleft()
-            if b"\x02" in message.properties and self._expired(message.properties, message.at):
+            if b"\x02" in message[4] and self._expired(message[4], message[6]):
                 continue
             v5 = client.version == 5
-            properties = self._properties(message.properties, target.identifiers, message.at) if v5 else b""
-            topic = self._router.topics[message.topic]
-            parts = self._variant(topic, qos << 2 | 32 | v5, message.payload, properties)
-            self._send_stored(session, client, message.seq, qos, parts)
+            properties = self._properties(message[4], target.identifiers, message[6]) if v5 else b""
+            topic = self._router.topics[message[1]]
+            parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
+            self._send_stored(session, client, message[0], qos, parts)
 
     def in_memory(self, seq: int) -> tuple[Any, Topic] | None:
         """(row, topic) of an entry that the tail still holds."""

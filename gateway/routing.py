@@ -21,6 +21,7 @@ from .mqtt.reasons import ReasonCode
 from .session import Session, Subscription
 
 MAX_TOPICS = 50_000
+MAX_MATCHED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,12 @@ class Router:
 
     def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
         self._tree.put(topic_filter, session, subscription)
+        session.matched.clear()
         self._changed()
 
     def unsubscribe(self, topic_filter: str, session: Session) -> None:
         self._tree.remove(topic_filter, session)
+        session.matched.clear()
         self._changed()
 
     def presence_changed(self) -> None:
@@ -136,13 +139,20 @@ class Router:
         topic.targets = list(merged.values())
         topic.generation = self.generation
 
-    def match(self, session: Session, topic: str) -> Target | None:
+    @staticmethod
+    def match(session: Session, topic: Topic) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log."""
+        known = session.matched
+        if topic.raw in known:
+            return known[topic.raw]
         found: Target | None = None
         for topic_filter, subscription in session.subscriptions.items():
-            if matches(topic_filter, topic):
+            if matches(topic_filter, topic.text):
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
+        if len(known) >= MAX_MATCHED:
+            known.clear()
+        known[topic.raw] = found
         return found
 
 

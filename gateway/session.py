@@ -120,6 +120,7 @@ class Session:
         "expiry",
         "handled",
         "inflight",
+        "matched",
         "name",
         "next_id",
         "next_seq",
@@ -141,6 +142,8 @@ class Session:
         self.created = created
         self.client: Client | None = None
         self.subscriptions: dict[str, Subscription] = {}
+        self.matched: dict[bytes, Any] = {}
+        """Raw topic -> what its subscriptions make of it; forgotten when they change."""
         self.inflight: dict[int, int] = {}
         """QoS 1: packet id -> seq."""
         self.releasing: dict[int, tuple[int, int]] = {}

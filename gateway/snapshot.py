@@ -44,9 +44,9 @@ class Snapshot:
                 "refused": dict(broker.connecting.refused),
             },
             "messages": {
-                "received": broker.counters["received"],
+                "received": broker.received,
                 "sent": delivery.sent,
-                "stored": broker.counters["stored"],
+                "stored": broker.stored,
             },
             "store": {
                 "state": broker.store_fault or "ok",
@@ -78,9 +78,9 @@ class Snapshot:
             "clients/connected": len(broker.sessions) - asleep,
             "clients/disconnected": asleep,
             "clients/total": len(broker.sessions),
-            "messages/received": broker.counters["received"],
+            "messages/received": broker.received,
             "messages/sent": broker.delivery.sent,
-            "messages/stored": broker.counters["stored"],
+            "messages/stored": broker.stored,
             "publish/messages/dropped": sum(broker.delivery.dropped.values()),
             "retained messages/count": len(broker.retained),
             "subscriptions/count": broker.router.subscriptions,

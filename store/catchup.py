@@ -10,6 +10,7 @@ Invariant: the rows are in order of seq and complete up to `through`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,17 +24,8 @@ STRETCH = 50_000
 MAX_TOPICS_IN_QUERY = 500
 
 
-class Stored(NamedTuple):
-    """A message read back from the log."""
-
-    seq: int
-    topic: bytes
-    flags: int
-    payload: bytes
-    properties: bytes
-    client: int
-    at: int
-    run: int
+Stored = tuple[int, bytes, int, bytes, bytes, int, int, int]
+"""A message read back: (seq, raw topic, flags, payload, properties, client, at, run). A plain tuple: made by the thousand."""
 
 
 class Piece(NamedTuple):
@@ -44,10 +36,11 @@ class Piece(NamedTuple):
 
 
 _COLUMNS = (
-    "group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
-    " group_concat(hex(payload), ''), group_concat(ifnull(hex(properties), '')), group_concat(client),"
-    " group_concat(at), group_concat(run)"
+    "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
+    " group_concat(client), group_concat(at), group_concat(run), CAST(group_concat(payload, '') AS BLOB),"
+    " CASE WHEN count(properties) > 0 THEN group_concat(ifnull(hex(properties), '')) END"
 )
+"""Joining the payloads as text and casting back keeps every byte, NUL included."""
 
 
 class CatchUp:
@@ -68,44 +61,46 @@ class CatchUp:
             (top,) = self._db.execute("SELECT ifnull(max(seq), 0) FROM entry").fetchone()
             last = min(last, top)
             choice = self._topic_choice(filters)
-            sizes = (
-                f"SELECT seq, length(payload) AS size, sum(length(payload)) OVER (ORDER BY seq) AS total FROM entry"
-                f" WHERE seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
-                f" ORDER BY seq LIMIT {ROWS}"
-            )
-            messages = self._fetch(f"SELECT seq FROM ({sizes}) WHERE total - size < {BYTES}")
+            where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
+            limited = f"SELECT * FROM entry WHERE {where} ORDER BY seq LIMIT {ROWS}"
+            (size,) = self._db.execute(f"SELECT ifnull(sum(length(payload)), 0) FROM ({limited})").fetchone()
+            if size > BYTES:
+                limited = self._within_bytes(limited)
+            messages = self._fetch(limited)
         finally:
             self._db.execute("COMMIT")
         if not messages:
             return Piece([], last)
-        whole = len(messages) < ROWS and sum(len(m.payload) for m in messages) < BYTES
-        return Piece(messages, last if whole else messages[-1].seq)
+        return Piece(messages, last if len(messages) < ROWS and size <= BYTES else messages[-1][0])
+
+    @staticmethod
+    def _within_bytes(limited: str) -> str:
+        """As many of these rows as BYTES of payload hold, at least one."""
+        sums = f"SELECT seq, length(payload) AS size, sum(length(payload)) OVER (ORDER BY seq) AS total FROM ({limited})"
+        chosen = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
+        return f"SELECT * FROM entry WHERE seq IN ({chosen}) ORDER BY seq"
 
     def fetch(self, seqs: Sequence[int]) -> list[Stored]:
         """The messages with these numbers, in order of seq; those that are gone are left out."""
         found: list[Stored] = []
         for start in range(0, len(seqs), ROWS):
             wanted = ",".join(str(int(seq)) for seq in seqs[start : start + ROWS])
-            found += self._fetch(wanted)
+            found += self._fetch(f"SELECT * FROM entry WHERE kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
         return found
 
-    def _fetch(self, seqs: str) -> list[Stored]:
-        row = self._db.execute(
-            f"SELECT {_COLUMNS} FROM (SELECT * FROM entry WHERE kind = {PUBLISH} AND seq IN ({seqs}) ORDER BY seq)"
-        ).fetchone()
-        if row[0] is None:
+    def _fetch(self, rows: str) -> list[Stored]:
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()
+        count = row[0]
+        if not count:
             return []
-        numbers = [list(map(int, row[n].split(","))) for n in (0, 1, 2, 3, 6, 7, 8)]
-        seq, topic, flags, length, client, at, run = numbers
-        payloads = bytes.fromhex(row[4])
-        properties = [bytes.fromhex(text) for text in row[5].split(",")] if row[5].strip(",") else [b""] * len(seq)
-        cut: list[bytes] = []
-        position = 0
-        for size in length:
-            cut.append(payloads[position : position + size])
-            position += size
-        names = [self._names.get(number) or self._name(number) for number in topic]
-        return list(map(Stored, seq, names, flags, cut, properties, client, at, run))
+        seq, topic, flags, length, client, at, run = (_numbers(text, count) for text in row[1:8])
+        payloads: bytes = row[8]
+        ends = list(accumulate(length))
+        cut = [payloads[end - size : end] for end, size in zip(ends, length, strict=True)]
+        properties = [b""] * count if row[9] is None else [bytes.fromhex(text) for text in row[9].split(",")]
+        known = {number: self._names.get(number) or self._name(number) for number in set(topic)}
+        names = [known[number] for number in topic]
+        return list(zip(seq, names, flags, cut, properties, client, at, run, strict=True))
 
     def _topic_choice(self, filters: Sequence[str]) -> str:
         """A condition that lets SQLite pass over other topics; none when too many match."""
@@ -130,3 +125,11 @@ class CatchUp:
             self._names.clear()
         raw = self._names[number] = str(text).encode()
         return raw
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    """The joined column as integers; most columns hold one value all along, which is cheaper to see than to parse."""
+    parts = text.split(",")
+    if parts[0] == parts[-1] and parts.count(parts[0]) == count:
+        return [int(parts[0])] * count
+    return list(map(int, parts))
