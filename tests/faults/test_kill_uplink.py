@@ -27,6 +27,8 @@ from .traffic import Sender, run, run_for, settle
 
 CHILD_KILLS = 100
 BROKER_KILLS = 20
+EARLY = 0.2
+"""The share of kills that do not wait until the child has begun to write."""
 CHILD_DEADLINE = 15.0
 ORPHAN_DEADLINE = 2.0
 DRAIN_DEADLINE = 30.0
@@ -47,10 +49,11 @@ def test_kill_uplink_child_at_a_hundred_random_moments_writes_everything_once(tm
         child = 0
         for _ in range(CHILD_KILLS):
             child = _next_child(gateway, senders, child)
-            run_for(senders, moments.uniform(0.0, 0.4))
+            _work(senders, server, moments)
             os.kill(child, signal.SIGKILL)
+            os.kill(gateway.pid, signal.SIGHUP)  # starts the child at once, whatever its back-off
         settle(senders, [])
-        _check_far_end(gateway, server.port, senders)
+        _check_far_end(gateway, server, senders)
         assert gateway.stop() == 0
 
 
@@ -62,16 +65,16 @@ def test_kill_broker_leaves_no_uplink_child_behind_and_writes_everything_once(tm
             for sender in senders:
                 sender.connect(gateway.port)
             child = _next_child(gateway, senders, 0)
-            run_for(senders, moments.uniform(0.0, 0.4))
+            _work(senders, server, moments)
             gateway.kill()
-            wait_until(lambda child=child: not running(child), ORPHAN_DEADLINE)
+            _wait_until_gone(child)
             for sender in senders:
                 sender.lose()
             gateway.start()
         for sender in senders:
             sender.connect(gateway.port)
         settle(senders, [])
-        _check_far_end(gateway, server.port, senders)
+        _check_far_end(gateway, server, senders)
         assert gateway.stop() == 0
 
 
@@ -83,8 +86,8 @@ def _moments() -> random.Random:
 
 def _senders() -> list[Sender]:
     return [
-        Sender("one", "kill/one", 1, version=5, window=10),
-        Sender("two", "kill/two", 2, version=4, window=10),
+        Sender("one", "kill/one", 1, version=5, window=4),
+        Sender("two", "kill/two", 2, version=4, window=4),
     ]
 
 
@@ -105,7 +108,22 @@ def _next_child(gateway: Gateway, senders: list[Sender], last: int) -> int:
     return found[0]
 
 
-def _check_far_end(gateway: Gateway, redis_port: int, senders: list[Sender]) -> None:
+def _work(senders: list[Sender], server: RedisServer, moments: random.Random) -> None:
+    """Keep sending for a random time; mostly until the child has written something, and then a little more."""
+    if moments.random() < EARLY:
+        run_for(senders, moments.uniform(0.0, 0.3))
+        return
+    with server.client() as far:
+        before = far.llen("ids")
+        run(senders, lambda: far.llen("ids") > before, CHILD_DEADLINE)
+    run_for(senders, moments.uniform(0.0, 0.1))
+
+
+def _wait_until_gone(pid: int) -> None:
+    wait_until(lambda: not running(pid), ORPHAN_DEADLINE)
+
+
+def _check_far_end(gateway: Gateway, server: RedisServer, senders: list[Sender]) -> None:
     """Redis holds what the log holds: each id once in the list, in order, and each message."""
     with closing(sqlite3.connect(f"file:{gateway.data}/log.db?mode=ro", uri=True)) as log:
         rows = log.execute("SELECT msgid, payload FROM mqtt_msg ORDER BY id").fetchall()
@@ -113,7 +131,7 @@ def _check_far_end(gateway: Gateway, redis_port: int, senders: list[Sender]) -> 
     stored = {payload for _, payload in rows}
     for sender in senders:
         assert {sender.payload(number) for number in sender.acknowledged} <= stored
-    far = redis.Redis(port=redis_port)
+    far = redis.Redis(port=server.port)
     wait_until(lambda: far.llen("ids") >= len(ids), DRAIN_DEADLINE)
     assert far.lrange("ids", 0, -1) == ids
     for msgid, payload in rows[:: max(1, len(rows) // 1000)]:

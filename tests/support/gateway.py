@@ -11,16 +11,17 @@ itself).
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from .ports import free_port
+from .waiting import wait_until
 
 START_DEADLINE = 20.0
 STOP_DEADLINE = 10.0
@@ -59,9 +60,7 @@ class Gateway:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._process is not None:
             self.kill()
 
@@ -90,12 +89,7 @@ class Gateway:
                 start_new_session=True,
                 env=os.environ | self._environment,
             )
-        deadline = time.monotonic() + START_DEADLINE
-        while not self._listens():
-            ended = self._process.poll()
-            assert ended is None, f"the gateway ended with {ended}:\n{self.log()}"
-            assert time.monotonic() < deadline, f"the gateway does not listen:\n{self.log()}"
-            time.sleep(0.005)
+        wait_until(self._listens, START_DEADLINE, self.log)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
@@ -106,9 +100,7 @@ class Gateway:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(
-                f"the gateway did not stop within {STOP_DEADLINE} s:\n{self.log()}"
-            ) from None
+            raise AssertionError(f"the gateway did not stop within {STOP_DEADLINE} s:\n{self.log()}") from None
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -152,6 +144,9 @@ class Gateway:
         return process
 
     def _listens(self) -> bool:
+        assert self._process is not None
+        ended = self._process.poll()
+        assert ended is None, f"the gateway ended with {ended}:\n{self.log()}"
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=START_DEADLINE).close()
         except ConnectionError:
@@ -172,16 +167,3 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def free_port() -> int:
-    """A port below the ephemeral range that nobody listens on."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
