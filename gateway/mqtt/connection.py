@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from .decoding import check_publish_flags, decode, topic_name
+from .decoding import check_first_byte, decode, topic_name
 from .encoding import encode
 from .errors import MqttError, ProtocolError, malformed, protocol_error
 from .packet_types import PACKET_NAMES, Auth, ConnAck, Connect, Disconnect, Packet
@@ -27,8 +27,8 @@ from .wire import read_varint
 T = TypeVar("T")
 
 MAX_TOPIC_NAMES = 50_000
-MAX_SEEN_PROPERTIES = 256
-SEEN_PROPERTIES_BYTES = 128
+MAX_SEEN_PROPERTIES = 32
+SEEN_PROPERTIES_BYTES = 96
 
 
 class Side(Enum):
@@ -47,9 +47,25 @@ _RECEIVABLE = {
 }
 """Packet types by the direction of flow (table 2-1)."""
 
-# By first byte: the size of a PUBLISH's packet id, -1 for all that is no legal PUBLISH and takes the slow way.
-_CLOSED: tuple[int, ...] = (-1,) * 256
-_OPEN = tuple(-1 if byte >> 4 != 3 or byte & 6 == 6 or byte & 14 == 8 else 2 if byte & 6 else 0 for byte in range(256))
+_STRANGERS = dict.fromkeys(b"GPHDOC", "this looks like HTTP on a port for MQTT")
+_STRANGERS[0x16] = "this looks like TLS on a port without TLS"
+"""What the first byte of another protocol betrays, for the person who mixed up two ports."""
+
+_OTHER, _PUBACK = -1, -2
+
+
+def _shape(first: int) -> int:
+    """The size of a PUBLISH's packet id, or what else begins with this byte; an illegal PUBLISH is an `_OTHER`."""
+    if first == 0x40:
+        return _PUBACK
+    if first >> 4 != 3 or first & 6 == 6 or first & 14 == 8:
+        return _OTHER
+    return 2 if first & 6 else 0
+
+
+_OPEN = tuple(_shape(first) for first in range(256))
+_CLOSED: tuple[int, ...] = (_OTHER,) * 256
+"""By first byte; before CONNECT or CONNACK nothing takes the fast way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,24 @@ class TopicNames(dict[bytes, str]):
 class Connection(Generic[T]):
     """See the module. `version` is the protocol level, 0 before CONNECT; a client names its own."""
 
+    __slots__ = (
+        "_aliases",
+        "_buffer",
+        "_closed",
+        "_established",
+        "_max_packet_size",
+        "_needed",
+        "_offered",
+        "_publish",
+        "_second",
+        "_seen",
+        "_short",
+        "_side",
+        "_topic_alias_maximum",
+        "_topics",
+        "version",
+    )
+
     def __init__(
         self,
         topics: Mapping[bytes, T],
@@ -95,6 +129,9 @@ class Connection(Generic[T]):
         self.version = version
         self._topics = topics
         self._max_packet_size = max_packet_size
+        # Below these bounds of the length's first and second byte no packet can be too large, nor its length malformed.
+        self._short = min(128, max_packet_size - 1)
+        self._second = 128 if max_packet_size > 16_385 else 0
         self._topic_alias_maximum = topic_alias_maximum
         self._side = side
         self._established = False
@@ -124,7 +161,10 @@ class Connection(Generic[T]):
             self._closed = True
             events.append(Fault(error))
             rest = len(data)
-        self._buffer = bytearray(data[rest:]) if self._needed else bytearray()
+        if self._needed:
+            self._buffer = bytearray(data[rest:])
+        elif self._buffer:
+            self._buffer = bytearray()
         return events
 
     def refusal(self, error: MqttError) -> bytes:
@@ -143,7 +183,7 @@ class Connection(Generic[T]):
         Long on purpose: one more call per message would cost as much as a third of the message.
         """
         topics, publish, v5 = self._topics, self._publish, self.version == 5
-        short = min(128, self._max_packet_size - 1)
+        short, second = self._short, self._second
         append = events.append
         pos, last = 0, len(data) - 1
         while pos < last:
@@ -151,6 +191,9 @@ class Connection(Generic[T]):
             id_size = publish[first]
             length = data[pos + 1]
             if id_size < 0:
+                if id_size == _PUBACK and length == 2 and pos + 2 < last:
+                    pos = self._acks(data, pos, events)
+                    continue
                 pos = self._other(data, pos, events)
                 if self._needed or self._closed:
                     return pos
@@ -159,6 +202,9 @@ class Connection(Generic[T]):
             if 2 < length < short:
                 start = pos + 4
                 end = start - 2 + length
+            elif length > 127 and pos + 2 <= last and 0 < data[pos + 2] < second:
+                start = pos + 5
+                end = start - 130 + length + (data[pos + 2] << 7)
             else:
                 head = self._header(data, pos)
                 if head is None:
@@ -247,31 +293,26 @@ class Connection(Generic[T]):
         if end > len(data):
             self._needed = end - pos
             return pos
-        if first == 0x40 and end - pos == 4:
-            return self._acks(data, pos, events)
         events.append(self._packet(first, data[body:end]))
         return end
 
     def _check_kind(self, first: int, kind: int) -> None:
         """Refuse by the first byte what must not come now, before its body is waited for."""
-        name = PACKET_NAMES[kind]
-        if not name:
-            raise malformed("packet type 0 is forbidden")  # table 2-1
-        if kind not in _RECEIVABLE[self._side]:
-            raise protocol_error(f"{name} goes the other way")  # table 2-1
-        if self._side is SERVER:
-            if not self._established and kind != 1:
-                raise protocol_error(f"{name} before CONNECT")  # [MQTT-3.1.0-1]
-            if self._established and kind == 1:
-                raise protocol_error("a second CONNECT")  # [MQTT-3.1.0-2]
-        elif not self._established and kind not in (2, 15):
-            raise protocol_error(f"{name} before CONNACK")  # [MQTT-3.2.0-1]
-        elif self._established and kind == 2:
-            raise protocol_error("a second CONNACK")  # [MQTT-3.2.0-2]
-        elif kind == 14 and self.version < 5:
-            raise protocol_error("DISCONNECT goes the other way")  # 3.1.1: 3.14
-        if kind == 3:
-            check_publish_flags(first)
+        if not self._established:
+            self._check_first_packet(first, kind)
+        check_first_byte(first, self.version)
+        if kind not in _RECEIVABLE[self._side] or (kind == 14 and self._side is CLIENT and self.version < 5):
+            raise protocol_error(f"{PACKET_NAMES[kind]} goes the other way")  # table 2-1
+        if self._established and kind in (1, 2):
+            raise protocol_error(f"a second {PACKET_NAMES[kind]}")  # [MQTT-3.1.0-2]
+
+    def _check_first_packet(self, first: int, kind: int) -> None:
+        if self._side is CLIENT:
+            if kind not in (2, 15):  # [MQTT-3.2.0-1]; AUTH may come before
+                raise protocol_error(f"{PACKET_NAMES[kind] or 'packet type 0'} before CONNACK")
+        elif first != 0x10:  # [MQTT-3.1.0-1]
+            what = _STRANGERS.get(first, f"the first byte is 0x{first:02X}")
+            raise protocol_error(f"the first packet is not CONNECT: {what}")
 
     def _header(self, data: bytes, pos: int) -> tuple[int, int] | None:
         """Where the body begins and ends; None if the remaining length is not complete (2.1.4)."""
@@ -298,8 +339,11 @@ class Connection(Generic[T]):
 
     def _acks(self, data: bytes, pos: int, events: list[Event[T]]) -> int:
         """All plain PUBACKs from `pos` on as one event."""
-        end = _end_of_acks(data, pos)
-        packet_ids = struct.unpack(f">{(end - pos) // 2}H", data[pos:end])[1::2]
+        end = pos + 4
+        packet_ids: tuple[int, ...] = (data[pos + 2] << 8 | data[pos + 3],)
+        if data[end : end + 2] == b"\x40\x02":
+            end = _end_of_acks(data, pos)
+            packet_ids = struct.unpack(f">{(end - pos) // 2}H", data[pos:end])[1::2]
         if 0 in packet_ids:
             packet_ids = packet_ids[: packet_ids.index(0)]
             if packet_ids:

@@ -40,7 +40,7 @@ from .reasons import ALLOWED, CONNECT_RETURN_CODES, ReasonCode
 from .wire import read_binary, read_byte, read_text, read_uint16, text_of
 
 FLAGS_TWO = (6, 8, 10)
-"""PUBREL, SUBSCRIBE, UNSUBSCRIBE: their first byte ends in 0010, that of all but PUBLISH in 0000 [MQTT-2.1.3-1]."""
+"""PUBREL, SUBSCRIBE, UNSUBSCRIBE: their first byte ends in 0010, that of all others but PUBLISH in 0000 (2.1.3)."""
 
 LEVELS = {(b"MQIsdp", 3): 3, (b"MQTT", 4): 4, (b"MQTT", 5): 5}
 """Protocol names and levels that we speak."""
@@ -48,15 +48,26 @@ LEVELS = {(b"MQIsdp", 3): 3, (b"MQTT", 4): 4, (b"MQTT", 5): 5}
 
 def decode(first_byte: int, body: bytes, version: int) -> Packet:
     """The packet; `version` is the connection's protocol level (a CONNECT names its own)."""
+    check_first_byte(first_byte, version)
     kind = first_byte >> 4
-    if kind == 0 or (kind == 15 and version < 5):
-        raise malformed(f"packet type {kind} does not exist in this version")  # table 2-1
-    if kind != 3 and first_byte & 15 != (2 if kind in FLAGS_TWO else 0):
-        raise malformed(f"{PACKET_NAMES[kind]}: the flags of the first byte are {first_byte & 15:04b}")
     try:
         return _DECODERS[kind](_Body(body, version, first_byte))
     except MqttError as error:
         raise error.within(PACKET_NAMES[kind]) from None
+
+
+def check_first_byte(first_byte: int, version: int) -> None:
+    """Raise for packet types and flags that do not exist."""
+    kind, flags = first_byte >> 4, first_byte & 15
+    if kind == 0 or (kind == 15 and version < 5):
+        raise malformed(f"packet type {kind} does not exist in this version")  # table 2-1
+    if kind == 3:
+        if flags & 6 == 6:
+            raise malformed("PUBLISH: QoS 3")  # [MQTT-3.3.1-4]
+        if flags & 14 == 8:
+            raise malformed("PUBLISH: DUP with QoS 0")  # [MQTT-3.3.1-2]
+    elif flags != (2 if kind in FLAGS_TWO else 0):
+        raise malformed(f"{PACKET_NAMES[kind]}: the flags of the first byte are {flags:04b}")  # [MQTT-2.1.3-1]
 
 
 def topic_name(raw: bytes) -> str:
@@ -203,20 +214,11 @@ def _connack(body: _Body) -> ConnAck:
 
 def _publish(body: _Body) -> Publish:
     qos, dup = body.first_byte >> 1 & 3, bool(body.first_byte & 8)
-    check_publish_flags(body.first_byte)
     raw = body.binary("topic name")
     packet_id = body.packet_id() if qos else 0
     properties = body.properties()
     topic = topic_name(raw) if raw or Property.TOPIC_ALIAS not in properties else ""
     return Publish(topic, body.data[body.pos :], qos, bool(body.first_byte & 1), dup, packet_id, properties)
-
-
-def check_publish_flags(first_byte: int) -> None:
-    """Raise for the flag combinations that no PUBLISH may have."""
-    if first_byte & 6 == 6:
-        raise malformed("QoS 3")  # [MQTT-3.3.1-4]
-    if first_byte & 14 == 8:
-        raise malformed("DUP with QoS 0")  # [MQTT-3.3.1-2]
 
 
 def _ack(body: _Body) -> tuple[int, ReasonCode, Properties]:

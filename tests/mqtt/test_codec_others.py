@@ -73,7 +73,7 @@ def test_mqtt5_reads_our_bytes_and_writes_them_back(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in NEWER if case.id in NARROWER], ids=case_id)
 def test_what_mqtt5_does_not_read_is_known(case: Case) -> None:
-    with pytest.raises(ValueError, match="Missing property length|Invalid DisconnectReasonCode"):
+    with pytest.raises(ValueError, match=r"Missing property length|Invalid DisconnectReasonCode"):
         read_by_mqtt5(encode(case.packet, 5))
 
 
