@@ -30,10 +30,13 @@ from .access import Access
 from .broker import Broker
 from .config import Config, Listener
 from .connecting import Limits
+from .routing import Want
 from .server import MqttProtocol
 from .snapshot import Snapshot
 
 TRIM_PAUSE = 10.0
+DEFAULT_AGE = 604_800
+"""Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 STOP_DEADLINE = 4.0
 
 
@@ -114,23 +117,24 @@ class App:
         )
         self.broker.now = time.monotonic()
         self.broker.load(store.connection)
-        self._trim = Trim(config.disk_budget, config.max_age * 1000)
         self._load_rules()
 
     def _load_rules(self) -> None:
+        """Take what the rules want logged, and how long the box keeps it. A bad file stops its pools, not the gateway."""
+        from tidegate.uplink.progress import saved_wants
         from tidegate.uplink.rule import load_all, wants
-
-        from .routing import Want
 
         files = load_all(self._config.conf_dir, self._config.backends)
         for file in files:
             for warning in file.warnings:
-                _report(str(warning))
+                _report(f"warning: {warning}")
             for mistake in file.mistakes:
-                _report(f"{mistake}; the pools of this file wait until it is mended")
-        self.broker.router.set_wants(
-            Want(want.kind, want.topic_filter, want.min_qos, want.retained_only) for want in wants(files)
-        )
+                _report(f"mistake: {mistake}")
+            if file.mistakes:
+                _report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
+        self.broker.router.set_wants(Want(*want) for want in wants(files, saved_wants(self._config.data)))
+        ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
+        self._trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 
     async def _listen(self, listener: Listener) -> asyncio.Server:
         try:
@@ -161,6 +165,12 @@ class App:
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         addresses = [f"{host}:{port}" for s in servers for host, port, *_ in (k.getsockname() for k in s.sockets)]
         _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}")
+        if all(listener.loopback for listener in self._config.listeners):
+            passwd = self._config.conf_dir / "passwd"
+            _report(
+                f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`,"
+                f" set access.password_file and listen on 0.0.0.0:1883"
+            )
         notify.ready()
         ticker = self._loop.create_task(self._tick(), name="tick")
         await self._stopping.wait()

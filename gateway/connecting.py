@@ -17,7 +17,7 @@ from tidegate.store.log import Log, Name
 
 from .delivery import Delivery
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
-from .mqtt.properties import Property, encode_block
+from .mqtt.properties import Properties, Property, encode_block
 from .mqtt.reasons import ReasonCode
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
@@ -261,6 +261,6 @@ class Connecting:
             self._wills = [item for item in self._wills if item[1] is not session]
 
     def _publish_will(self, session: Session, will: Will) -> None:
-        kept = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
+        kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
         topic = self._broker.router.topics[will.topic.encode()]
         self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))

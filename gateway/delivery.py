@@ -338,9 +338,9 @@ class Delivery:
 
     def _prefetch(self, session: Session, client: Client) -> None:
         """Ask for the next piece while this one is being sent: disk and wire work side by side."""
-        if not session.reading and len(session.backlog) < ROWS and session.next_seq <= self.live:
-            if not self._tail or session.next_seq < self._tail[0].first_seq:
-                self._read_on(session, client)
+        on_disk = not self._tail or session.next_seq < self._tail[0].first_seq
+        if on_disk and not session.reading and len(session.backlog) < ROWS and session.next_seq <= self.live:
+            self._read_on(session, client)
 
     def _have_read(self, session: Session, client: Client, got: Piece | Exception) -> None:
         session.reading = False

@@ -142,7 +142,7 @@ class Router:
     @staticmethod
     def match(session: Session, topic: Topic) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log."""
-        known = session.matched
+        known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
         found: Target | None = None

@@ -6,12 +6,12 @@ Invariant: asking changes nothing and never waits for the disk longer than one s
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tidegate.store.store import Store
 
+from . import __version__
 from .broker import Broker
 from .config import Config
 
@@ -31,7 +31,7 @@ class Snapshot:
         broker, store, config = self._broker, self._store, self._config
         delivery = broker.delivery
         return {
-            "version": version("tidegate"),
+            "version": __version__,
             "name": config.name,
             "gateway": store.identity.gateway,
             "epoch": store.identity.epoch,
@@ -66,14 +66,14 @@ class Snapshot:
             return []
         from tidegate.uplink.progress import read_pools
 
-        return [pool.as_dict(self._broker.delivery.live) for pool in read_pools(self._config.data)]
+        return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
 
     def sys_values(self) -> dict[str, bytes]:
         """The `$SYS` topics that monitoring tools for mosquitto know."""
         broker = self._broker
         asleep = sum(1 for session in broker.sessions if session.client is None)
         values = {
-            "version": f"tidegate {version('tidegate')}",
+            "version": f"tidegate {__version__}",
             "uptime": f"{int(time.monotonic() - self._started)} seconds",
             "clients/connected": len(broker.sessions) - asleep,
             "clients/disconnected": asleep,

@@ -1,0 +1,206 @@
+"""The command `tidegate`: what a person types. Parses, asks or starts, prints one clear answer, and ends with an exit code.
+
+Exit codes: 0 all is well; 1 it could not be done (the text says why and what to do); 2 the command line or the configuration is
+wrong. Nothing heavy is imported before a command needs it, and a user's mistake never ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .config import Config, ConfigError, find_config, load
+
+CONFIG = click.option("--config", "-c", "config_file", type=click.Path(path_type=Path), help="gateway.toml to use.")
+DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Directory of the log.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Tidegate: an MQTT gateway that stores before it says "received" and syncs when the link returns."""
+
+
+@main.command()
+@CONFIG
+@DATA
+@click.option("--listen", "-l", multiple=True, metavar="HOST:PORT", help="Listen here instead (may be repeated).")
+def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> None:
+    """Run the gateway in the foreground; logs go to stderr."""
+    config = _load(config_file, data, listen)
+    from tidegate.store.schema import StoreError
+
+    from . import app
+    from .access import PasswordFileError
+
+    for warning in config.warnings:
+        click.echo(f"tidegate: warning: {warning}", err=True)
+    try:
+        code = app.run(config)
+    except (app.StartError, StoreError, PasswordFileError) as error:
+        raise _Failure(str(error)) from None
+    sys.exit(code)
+
+
+@main.command()
+@CONFIG
+@DATA
+def check(config_file: Path | None, data: Path | None) -> None:
+    """Check the configuration, the password file and every backend's rules; start nothing."""
+    from tidegate.uplink.rule import load_all
+
+    from .access import PasswordFileError, read_passwords
+
+    mistakes: list[str] = []
+    warnings: list[str] = []
+    try:
+        config = load(config_file or find_config(os.environ), data)
+    except ConfigError as error:
+        mistakes += map(str, error.mistakes)
+        config = None
+    if config is not None:
+        warnings += config.warnings
+        if config.password_file is not None:
+            try:
+                read_passwords(config.password_file)
+            except PasswordFileError as error:
+                mistakes += str(error).splitlines()
+        for file in load_all(config.conf_dir, config.backends):
+            mistakes += map(str, file.mistakes)
+            warnings += map(str, file.warnings)
+    for text in warnings:
+        click.echo(f"warning: {text}", err=True)
+    for text in mistakes:
+        click.echo(f"mistake: {text}", err=True)
+    if mistakes:
+        click.echo(f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", err=True)
+        sys.exit(2)
+    click.echo("all is well" if not warnings else f"no mistakes, {len(warnings)} warnings")
+
+
+@main.command()
+@CONFIG
+@DATA
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def status(config_file: Path | None, data: Path | None, as_json: bool) -> None:
+    """Show clients, what waits for each pool, the store and what was dropped."""
+    from .control import NotRunning, ask
+
+    config = _load(config_file, data, ())
+    try:
+        answer = ask(config.data / "control.sock", {"command": "status"})
+    except NotRunning as error:
+        raise _Failure(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from .status import render
+
+    click.echo(render(answer))
+
+
+@main.command()
+@click.option("-c", "create", is_flag=True, help="Make the file anew (what was in it is gone).")
+@click.option("-D", "delete", is_flag=True, help="Take the user out.")
+@click.option("-b", "batch", is_flag=True, help="Take the password from the command line (others can see it there).")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("user")
+@click.argument("password", required=False)
+def passwd(create: bool, delete: bool, batch: bool, file: Path, user: str, password: str | None) -> None:
+    """Set a user's password in FILE, in mosquitto's format; -c makes the file."""
+    from .access import password_line, set_user, user_fault
+
+    if fault := user_fault(user):
+        raise _Failure(f"user {user!r}: {fault}", 2)
+    if batch != (password is not None):
+        raise _Failure("a password on the command line goes with -b, and -b with a password", 2)
+    if (create or batch) and delete:
+        raise _Failure("-D goes alone", 2)
+    if not delete and password is None:
+        password = _ask_password()
+    try:
+        line = None if delete else password_line(user, (password or "").encode())
+        was_there = set_user(file, user, line, create)
+    except OSError as error:
+        hint = "; make it with -c" if isinstance(error, FileNotFoundError) else ""
+        raise _Failure(f"{file}: {error.strerror}{hint}") from None
+    if delete and not was_there:
+        raise _Failure(f"{file}: there is no user {user!r}")
+    click.echo(f"{file}: {'removed' if delete else 'set'} {user}; a running gateway reads it again on SIGHUP", err=True)
+
+
+def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    answer: str = click.prompt("Password", hide_input=True, confirmation_prompt="Again")
+    return answer
+
+
+@main.group()
+def service() -> None:
+    """Run the gateway as a systemd service."""
+
+
+@service.command()
+@click.option("--print", "only_print", is_flag=True, help="Show the unit file and change nothing.")
+def install(only_print: bool) -> None:
+    """Write the systemd unit, the user `tidegate` and /etc/tidegate."""
+    from .service import ServiceError, install_service, unit_file
+
+    if only_print:
+        click.echo(unit_file(), nl=False)
+        return
+    try:
+        for step in install_service():
+            click.echo(step)
+    except ServiceError as error:
+        raise _Failure(str(error)) from None
+
+
+@main.command()
+@click.option("--seconds", type=float, help="End after this long instead of staying up.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=1883, show_default=True, help="Where devices connect.")
+@DATA
+def demo(seconds: float | None, port: int, data: Path | None) -> None:
+    """Show the main job: devices publish, the far end is cut off and comes back, nothing is missing."""
+    from .demo import run_demo
+
+    sys.exit(run_demo(seconds, data, port))
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"tidegate {__version__}")
+
+
+class _Failure(click.ClickException):
+    """One sentence for the user and an exit code: 1 it could not be done, 2 it was asked for wrongly."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self._code = code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self._code
+
+    def show(self, file: Any = None) -> None:
+        for line in self.message.splitlines():
+            click.echo(f"tidegate: {line}", err=True)
+
+
+def _load(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> Config:
+    try:
+        return load(config_file or find_config(os.environ), data, listen)
+    except ConfigError as error:
+        raise _Failure(str(error), 2) from None
+
+
+if __name__ == "__main__":
+    main(prog_name="tidegate")

@@ -1,0 +1,72 @@
+"""The control socket `DATA/control.sock`: one line of JSON in, one line out. What the command line asks goes through here.
+
+Mode 0660: who may use it is who may read the data directory's group. The server side is asyncio, the client side plain
+blocking, because a command line has no loop.
+
+Invariant: a request that cannot be understood gets an answer that says so, and never stops the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+LIMIT = 1 << 20
+
+
+class NotRunning(Exception):
+    """No gateway answers there; the text is for the user."""
+
+
+async def serve(path: Path, handler: Handler) -> asyncio.Server:
+    """Listen; a socket left by a gateway that was killed is replaced. Raises OSError."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
+            reply = _reply(handler, await reader.readline())
+            writer.write(json.dumps(reply).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(answer, path, limit=LIMIT)
+    os.chmod(path, 0o660)
+    return server
+
+
+def _reply(handler: Handler, line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except ValueError as error:
+        return {"error": f"not a line of JSON: {error}"}
+    if not isinstance(request, dict):
+        return {"error": "a request is a JSON object"}
+    return handler(request)
+
+
+def ask(path: Path, request: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
+    """Send one request and return the answer. Raises NotRunning."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(path))
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            with sock.makefile("rb") as answers:
+                line = answers.readline()
+    except PermissionError:
+        raise NotRunning(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NotRunning(f"no gateway is running on {path.parent} (tidegate run --data {path.parent})") from None
+    except OSError as error:
+        raise NotRunning(f"the gateway on {path.parent} does not answer: {error}") from None
+    answer = json.loads(line or b"{}")
+    if not isinstance(answer, dict) or "error" in answer or not answer:
+        raise NotRunning(f"the gateway on {path.parent} answers: {answer.get('error', 'nothing')}")
+    return answer

@@ -1,0 +1,63 @@
+"""`tidegate status` for people: the gateway's answer as a few lines that fit a terminal.
+
+Invariant: a pure function of the answer; every number carries its unit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(status: dict[str, Any]) -> str:
+    """The lines to print, without a final line break."""
+    clients, messages, store = status["clients"], status["messages"], status["store"]
+    lines = [
+        f"{status['name']}  tidegate {status['version']}  up {duration(status['uptime'])}"
+        f"  gateway {status['gateway']} epoch {status['epoch']}",
+        f"listening   {', '.join(status['listeners'])}",
+        f"clients     {clients['connected']} connected, {clients['sessions']} sessions,"
+        f" {clients['subscriptions']} subscriptions",
+        f"messages    {messages['received']} received, {messages['stored']} entries stored, {messages['sent']} sent",
+        f"store       {store['state']}, durability {store['durability']},"
+        f" {size(store['bytes'])} of {size(store['disk_budget'])},"
+        f" {size(store['bytes_written'])} written in {store['commits']} commits",
+    ]
+    for pool in status["pools"]:
+        lines += _pool(pool)
+    if not status["pools"]:
+        lines.append("pools       none: no remote backend is configured")
+    refused = status["clients"].get("refused", {})
+    for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
+        shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        lines.append(f"{title:<12}{shown or 'nothing'}")
+    return "\n".join(lines)
+
+
+def _pool(pool: dict[str, Any]) -> list[str]:
+    waiting = f"{pool['waiting']} waiting"
+    if pool["waiting"] and pool.get("oldest_age") is not None:
+        waiting += f" (oldest {duration(pool['oldest_age'])})"
+    if pool["waiting"] and pool.get("drain") is not None:
+        waiting += f", drained in {duration(pool['drain'])}"
+    lines = [
+        f"pool        {pool['name']}: {pool['state']}, {waiting}, {pool['delivered']} delivered, {pool['refused']} refused"
+    ]
+    lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 0.4 s, 12 s, 3 min, 5.2 h, 12 d."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}".replace(".0 ", " ")
+    return f"{seconds:.1f} s".replace(".0 ", " ")
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}".replace(".0 ", " ")
+        count /= 1024
+    return f"{count:.1f} TiB"
