@@ -330,9 +330,7 @@ class Broker:
             if packet_id not in session.received:
                 session.received.add(packet_id)
                 if session.persistent:
-                    self.log.change(
-                        "INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id
-                    )
+                    self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self._acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
