@@ -92,9 +92,11 @@ class Router:
     def set_wants(self, wants: Iterable[Want]) -> None:
         """Take the rules' wishes; replaces those before."""
         self._wants = FilterTree()
+        kinds = set()
         for want in wants:
             self._wants.put(want.topic_filter, want, None)
-        self._kinds = frozenset(want.kind for want in wants)
+            kinds.add(want.kind)
+        self._kinds = frozenset(kinds)
         self.generation += 1
 
     def wanted(self, kind: int, topic: str | None = None) -> bool:

@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def world(path: Path) -> World:
     world = World(path)
-    world.broker.router.set_wants(STORE_ALL)
+    world.broker.router.set_wants(iter(STORE_ALL))
     return world
 
 
