@@ -116,7 +116,7 @@ class App:
             _report,
         )
         self.broker.now = time.monotonic()
-        self.broker.load(store.connection)
+        self.broker.load(store.connection, identity.clean)
         self._load_rules()
 
     def _load_rules(self) -> None:

@@ -59,6 +59,9 @@ from .sessions import Sessions
 PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
 BATCH_LIMIT = 8 << 20
 """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
+FOLD_PAUSE = 0.1
+FOLD_AT_ONCE = 20
+"""Positions ride along with a commit that happens anyway, so many of them in so many seconds; `tick` writes the rest."""
 GIVE_UP_RETRIES = 20
 """Failed commits (one a second) after which clients that wait for the disk are disconnected."""
 
@@ -98,6 +101,7 @@ class Broker:
         self.stored = 0
         self.store_fault = ""
         self.now = 0.0
+        self._next_fold = 0.0
         self._commit = commit
         self._read = read
         self._later = later
@@ -124,9 +128,9 @@ class Broker:
             Auth: self._on_auth,
         }
 
-    def load(self, db: sqlite3.Connection) -> None:
-        """Read back what the store knows of sessions and retained messages."""
-        self.sessions.load(db)
+    def load(self, db: sqlite3.Connection, clean: bool) -> None:
+        """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
+        self.sessions.load(db, 0 if clean else self.log.next_seq)
         self.retained.update(db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"))
 
     # -- what the shell calls --------------------------------------------------------------------------------------
@@ -226,6 +230,9 @@ class Broker:
             return
         self._delayed = False
         self._committing = True
+        if self.now >= self._next_fold:
+            self._next_fold = self.now + FOLD_PAUSE
+            self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
         batch = self.log.take()
         self._commit(batch, lambda result: self._committed(batch, result))
 

@@ -23,6 +23,7 @@ from .mqtt.wire import write_varint
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 
+DUP = 8
 TAIL_BYTES = 4 << 20
 TURN_BYTES = 256 << 10
 """What one client is given in one turn before its socket is asked whether it keeps up."""
@@ -119,7 +120,7 @@ class Delivery:
             elif qos:
                 qos = 0
             v5 = client.version == 5
-            key = qos << 2 | (8 if retain_as_published and flags & RETAIN else 0) << 2 | v5
+            key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
             if identifiers or expiring:
                 parts = self._variant(topic, key, payload, self._properties(properties, identifiers, at))
             else:
@@ -239,7 +240,7 @@ class Delivery:
             key = qos << 2 | (client.version == 5)
             properties = self._properties(message[4], target.identifiers if target else (), message[6])
             head, tail = self._variant(topic, key, message[3], properties)
-            self.send(client, bytes((head[0] | 8,)) + head[1:] + _PACKET_ID[packet_id] + tail)
+            self.send(client, _dup(head, DUP) + _PACKET_ID[packet_id] + tail)
         session.resend = []
         self.pump(session)
         self.flush()
@@ -279,7 +280,7 @@ class Delivery:
         while backlog and room > 0 and size <= TURN_BYTES:
             message = backlog.popleft()
             seq, raw, flags, payload, properties, _, _, _ = message
-            kind = (raw, flags, len(payload))
+            kind = (raw, flags | (DUP if seq < session.suspect else 0), len(payload))
             head = plans[kind] if kind in plans else plans.setdefault(kind, self._plain_head(session, client, seq, *kind))
             if head is None or properties or session.handled:
                 session.next_id, client.out_size = packet_id, size
@@ -308,9 +309,8 @@ class Delivery:
             return None
         if target.since >= seq or client.maximum_packet_size or self._router.wanted(DELIVERED):
             return None
-        retain = 8 if target.retain_as_published and flags & RETAIN else 0
-        v5 = client.version == 5
-        return self._variant(topic, 4 | retain << 2 | v5, bytes(length), b"")[0]
+        key = 4 | (32 if target.retain_as_published and flags & RETAIN else 0) | (client.version == 5)
+        return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
 
     def _walk_tail(self, session: Session, client: Client) -> None:
         for batch in self._tail:
@@ -380,13 +380,15 @@ class Delivery:
             self.dropped["expired"] += 1
             return
         v5 = client.version == 5
-        key = qos << 2 | (8 if retain_as_published and flags & RETAIN else 0) << 2 | v5
+        key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
         if v5 and (identifiers or properties):
             properties = self._properties(properties, identifiers, at)
         head, tail = self._variant(topic, key, payload, properties)
         if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
             self.dropped["packet_too_large"] += 1
             return
+        if qos == 1 and seq < session.suspect:
+            head = _dup(head, DUP)
         self._send_stored(session, client, seq, qos, (head, tail))
         self._log_delivered(session, topic, seq, at, run)
 
@@ -435,6 +437,11 @@ class Delivery:
 
 def _is(session: Session, sender: Any) -> bool:
     return sender is session.name or (sender == session.name.id and sender != 0)
+
+
+def _dup(head: bytes, flags: int) -> bytes:
+    """The head with the DUP bit, if `flags` has it (3.3.1.1)."""
+    return bytes((head[0] | DUP,)) + head[1:] if flags & DUP else head
 
 
 def _left(properties: dict[Any, Any], waited: int) -> int | None:

@@ -131,6 +131,7 @@ class Session:
         "resend",
         "retained",
         "stored_cursor",
+        "suspect",
         "subscriptions",
         "window",
     )
@@ -165,6 +166,8 @@ class Session:
         """After a restart: seqs above the cursor that are in flight or complete, not to be sent as new."""
         self.expires_at: int | None = None
         self.stored_cursor = next_seq - 1
+        self.suspect = 0
+        """Below this seq a QoS 1 message may have been handed over before a crash: it leaves with the DUP flag (3.3.1.1)."""
         self.dirty = False
 
     def free_packet_id(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import islice
 
 from tidegate.store.log import Log, Name
 
@@ -38,8 +39,8 @@ class Sessions:
     def get(self, clientid: str) -> Session | None:
         return self._by_id.get(clientid)
 
-    def load(self, db: sqlite3.Connection) -> None:
-        """Read every session back; they are asleep."""
+    def load(self, db: sqlite3.Connection, suspect: int) -> None:
+        """Read every session back; they are asleep. After a crash `suspect` is the first seq of this run, else 0."""
         by_number: dict[int, Session] = {}
         for number, clientid, created, expiry, expires_at, cursor in db.execute(
             "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor"
@@ -48,6 +49,7 @@ class Sessions:
             session = Session(Name(clientid, number), expiry, created, cursor + 1)
             session.expires_at = expires_at
             session.behind = True
+            session.suspect = suspect
             by_number[number] = self._by_id[clientid] = session
         for number, text, options, identifier, since in db.execute(
             "SELECT client, filter, options, identifier, since FROM subscription"
@@ -157,12 +159,12 @@ class Sessions:
         if session.persistent:
             self._log.change("UPDATE inflight SET state = ? WHERE client = ? AND seq = ?", state, session.name, seq)
 
-    def fold(self, live: int) -> None:
+    def fold(self, live: int, at_most: int | None = None) -> None:
         """Write the positions that moved since the last time."""
-        for session in self._by_id.values():
-            if session.persistent and session.dirty:
-                session.dirty = False
-                self._store_cursor(session, session.position(live))
+        moved = (session for session in self._by_id.values() if session.persistent and session.dirty)
+        for session in list(islice(moved, at_most)):
+            session.dirty = False
+            self._store_cursor(session, session.position(live))
 
     def fold_for_stop(self, live: int) -> None:
         """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from broker.world import World
+from tests.broker.world import World
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import (
     ConnAck,
@@ -463,3 +463,15 @@ def test_events_that_rules_want_are_logged_with_the_message_they_are_about(world
     assert (acked.payload.decode(), acked.topic, acked.clientid) == (message.msgid, "t/x", "s")
     subscribed = next(e for e in entries if e.kind == SUBSCRIBED)
     assert (subscribed.topic, subscribed.qos, subscribed.clientid) == ("t/+", 1, "s")
+
+
+def test_after_a_crash_what_may_have_been_delivered_before_carries_the_dup_flag(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 1)
+    world.device("p").publish("t", b"before")
+    assert payloads(subscriber.ack_all()) == [b"before"]
+    world.kill()
+    world = World(path)
+    subscriber = world.device("s", clean=False)
+    world.device("p").publish("t", b"after")
+    assert [(m[3], bool(m[1] & 8)) for m in subscriber.messages()] == [(b"before", True), (b"after", False)]

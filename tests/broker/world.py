@@ -68,7 +68,7 @@ class World:
             lambda: "assigned-1",
             self.said.append,
         )
-        self.broker.load(self.store.connection)
+        self.broker.load(self.store.connection, identity.clean)
 
     def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
         self.commits.append((batch, done))
