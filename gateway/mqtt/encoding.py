@@ -1,10 +1,11 @@
 """Packets into bytes.
 
 One function per packet type gives the flags of the first byte and the body; `encode` adds the fixed header. What the
-version cannot say is left out (properties, reasons before 5.0). Bytes that the standard forbids are never written: a
-packet that would need them is our own mistake and raises `ValueError`.
+version cannot say is left out (properties, reasons before 5.0). A value that does not fit its field, a packet id of 0, a QoS
+of 3 and the like are our own mistakes: `ValueError`. Topics, filters and property tables are not looked at again; who
+builds a packet has them from a checked source.
 
-Invariant: whatever `encode` returns, `decoding.decode` accepts.
+Invariant: the lengths on the wire are right whatever the packet holds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .packet_types import (
 )
 from .properties import Properties, encode_properties
 from .reasons import connect_return_code
-from .wire import MAX_UINT16, write_binary, write_text, write_varint
+from .wire import MAX_UINT16, write_binary, write_text, write_uint, write_varint
 
 
 def encode(packet: Packet, version: int) -> bytes:
@@ -53,17 +54,25 @@ def _packet_id(packet_id: int) -> bytes:
     return packet_id.to_bytes(2, "big")
 
 
+def _qos(qos: int) -> int:
+    if not 0 <= qos <= 2:
+        raise ValueError(f"QoS {qos} is not in 0 to 2")
+    return qos
+
+
 def _connect(packet: Connect, version: int) -> tuple[int, bytes]:
     version = packet.version
     will = packet.will
+    if version not in (3, 4, 5):
+        raise ValueError(f"protocol level {version} is not 3, 4 or 5")
     if packet.password is not None and packet.username is None and version < 5:
         raise ValueError("a password without a user name needs MQTT 5.0")  # [MQTT-3.1.2-22] of 3.1.1
     flags = packet.clean_start << 1
     flags |= (packet.password is not None) << 6 | (packet.username is not None) << 7
     if will is not None:
-        flags |= 4 | will.qos << 3 | will.retain << 5
+        flags |= 4 | _qos(will.qos) << 3 | will.retain << 5
     name = b"\x00\x06MQIsdp" if version == 3 else b"\x00\x04MQTT"
-    body = name + bytes((version, flags)) + packet.keep_alive.to_bytes(2, "big")
+    body = name + bytes((version, flags)) + write_uint(packet.keep_alive, 2)
     body += _properties(packet.properties, version) + write_text(packet.client_id)
     if will is not None:
         body += _will(will, version)
@@ -87,7 +96,7 @@ def _connack(packet: ConnAck, version: int) -> tuple[int, bytes]:
 def _publish(packet: Publish, version: int) -> tuple[int, bytes]:
     if not packet.qos and (packet.packet_id or packet.dup):
         raise ValueError("QoS 0 has neither packet id nor DUP")
-    flags = packet.dup << 3 | packet.qos << 1 | packet.retain
+    flags = packet.dup << 3 | _qos(packet.qos) << 1 | packet.retain
     packet_id = _packet_id(packet.packet_id) if packet.qos else b""
     return flags, b"".join((write_text(packet.topic), packet_id, _properties(packet.properties, version), packet.payload))
 
@@ -105,9 +114,11 @@ def _reason_and_properties(reason: int, properties: Properties, version: int) ->
 
 
 def _subscribe(packet: Subscribe, version: int) -> tuple[int, bytes]:
+    if not packet.subscriptions:
+        raise ValueError("a SUBSCRIBE names at least one topic filter")  # [MQTT-3.8.3-2]
     body = bytearray(_packet_id(packet.packet_id) + _properties(packet.properties, version))
     for wanted in packet.subscriptions:
-        options = wanted.qos
+        options = _qos(wanted.qos)
         if version == 5:
             options |= wanted.no_local << 2 | wanted.retain_as_published << 3 | wanted.retain_handling << 4
         body += write_text(wanted.filter)
@@ -122,6 +133,8 @@ def _suback(packet: SubAck, version: int) -> tuple[int, bytes]:
 
 
 def _unsubscribe(packet: Unsubscribe, version: int) -> tuple[int, bytes]:
+    if not packet.filters:
+        raise ValueError("an UNSUBSCRIBE names at least one topic filter")  # [MQTT-3.10.3-2]
     head = _packet_id(packet.packet_id) + _properties(packet.properties, version)
     return 2, head + b"".join(map(write_text, packet.filters))
 

@@ -26,6 +26,7 @@ from .wire import (
     read_varint,
     write_binary,
     write_text,
+    write_uint,
     write_varint,
 )
 
@@ -87,9 +88,9 @@ def _read_pair(data: bytes, pos: int, end: int) -> tuple[tuple[str, str], int]:
     return (name, value), pos
 
 
-_BYTE = _Kind(read_byte, lambda value: int(value).to_bytes(1, "big"))
-_UINT16 = _Kind(read_uint16, lambda value: int(value).to_bytes(2, "big"))
-_UINT32 = _Kind(read_uint32, lambda value: int(value).to_bytes(4, "big"))
+_BYTE = _Kind(read_byte, lambda value: write_uint(value, 1))
+_UINT16 = _Kind(read_uint16, lambda value: write_uint(value, 2))
+_UINT32 = _Kind(read_uint32, lambda value: write_uint(value, 4))
 _VARINT = _Kind(read_varint, write_varint)
 _TEXT = _Kind(read_text, write_text)
 _BINARY = _Kind(read_binary, write_binary)

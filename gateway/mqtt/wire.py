@@ -70,6 +70,12 @@ def text_of(raw: bytes) -> str:
     return text
 
 
+def write_uint(value: int, size: int) -> bytes:
+    if not 0 <= value < 1 << 8 * size:
+        raise ValueError(f"{value} does not fit an integer of {size} bytes")
+    return value.to_bytes(size, "big")
+
+
 def write_varint(value: int) -> bytes:
     if not 0 <= value <= MAX_VARINT:
         raise ValueError(f"{value} is no variable byte integer (0 to {MAX_VARINT})")

@@ -22,7 +22,7 @@ from tidegate.gateway.mqtt.packets import (
     Unsubscribe,
     encode,
 )
-from tidegate.gateway.mqtt.properties import Property, decode_block
+from tidegate.gateway.mqtt.properties import Properties, Property, decode_block
 from tidegate.gateway.mqtt.reasons import ALLOWED, NOT_FROM_CLIENT
 
 FROM_CLIENT = set(ALLOWED["DISCONNECT"].values()) - NOT_FROM_CLIENT["DISCONNECT"]
@@ -76,7 +76,7 @@ def as_received(packet: Packet) -> Packet:
     """What an end that knows alias 3 makes of `packet`: the alias is gone."""
     if not isinstance(packet, Publish) or Property.TOPIC_ALIAS not in packet.properties:
         return packet
-    properties = {key: value for key, value in packet.properties.items() if key != Property.TOPIC_ALIAS}
+    properties: Properties = {key: value for key, value in packet.properties.items() if key != Property.TOPIC_ALIAS}
     return Publish(
         packet.topic or "known/topic", packet.payload, packet.qos, packet.retain, packet.dup, packet.packet_id, properties
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Acks, Connection, Fault, TopicNames
 from tidegate.gateway.mqtt.errors import MalformedPacket, ProtocolError
@@ -246,9 +248,14 @@ def test_what_waits_is_bounded_by_the_largest_packet_and_one_read() -> None:
 def test_a_large_packet_in_small_pieces_is_copied_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece is looked at once: the scan runs when the packet is whole, not at every piece."""
     end = opened(SERVER, 4, 1 << 20)
-    scans = []
+    scans: list[int] = []
     scan = Connection._scan
-    monkeypatch.setattr(Connection, "_scan", lambda self, data, events: scans.append(len(data)) or scan(self, data, events))
+
+    def counted(self: Connection[str], data: bytes, events: list[Any]) -> int:
+        scans.append(len(data))
+        return scan(self, data, events)
+
+    monkeypatch.setattr(Connection, "_scan", counted)
     data = encode(Publish("a", bytes(500_000)), 4)
     events = [event for start in range(0, len(data), 1000) for event in end.receive(data[start : start + 1000])]
     assert events == [("a", 0, 0, bytes(500_000), b"")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Side
+from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Connection, Side
 from tidegate.gateway.mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from tidegate.gateway.mqtt.reasons import ReasonCode
 
@@ -270,7 +270,7 @@ ACCEPTED = [
 ]
 
 
-def end_of(case: Bad | Good):  # noqa: ANN201
+def end_of(case: Bad | Good) -> Connection[str]:
     """Version 0 is a server before CONNECT, a negative version a client before CONNACK."""
     return opened(case.side, case.version) if case.version > 0 else fresh(case.side, -case.version)
 
