@@ -10,6 +10,7 @@ still has to send.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import threading
@@ -241,13 +242,32 @@ def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     path = data / "uplink.db"
     if not path.exists():
         return []
-    connection = open_reader(path)
     try:
-        return connection.execute(sql).fetchall()
+        return _select(open_reader(path), sql)
     except sqlite3.OperationalError as error:
         # Made a moment ago and still without tables: as good as not there.
         if "no such table" in str(error):
             return []
+        if error.sqlite_errorcode & 255 in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            return _read_unattended(path, data / "uplink.lock", sql)
         raise StoreError(f"{path}: {error}") from error
+
+
+def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+    """A child that was killed left a write-ahead log that a reader may not recover: done here if no child is alive."""
+    with open(lock, "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []  # it starts right now, and will be read next time
+        try:
+            return _select(sqlite3.connect(path, isolation_level=None), sql)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from error
+
+
+def _select(connection: sqlite3.Connection, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+    try:
+        return connection.execute(sql).fetchall()
     finally:
         connection.close()
