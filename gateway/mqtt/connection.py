@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from .decoding import check_first_byte, decode, topic_name
 from .encoding import encode
 from .errors import MqttError, ProtocolError, malformed, protocol_error
-from .packet_types import PACKET_NAMES, Auth, ConnAck, Connect, Disconnect, Packet
+from .packet_types import PACKET_NAMES, Auth, ConnAck, Connect, Disconnect, Packet, PubComp, PubRec, PubRel
 from .properties import Property, decode_block, encode_block
 from .reasons import NOT_FROM_CLIENT, NOT_FROM_SERVER, ReasonCode
 from .wire import read_varint
@@ -51,13 +51,16 @@ _STRANGERS = dict.fromkeys(b"GPHDOC", "this looks like HTTP on a port for MQTT")
 _STRANGERS[0x16] = "this looks like TLS on a port without TLS"
 """What the first byte of another protocol betrays, for the person who mixed up two ports."""
 
-_OTHER, _PUBACK = -1, -2
+_OTHER, _PUBACK, _QOS_2_ACK = -1, -2, -3
+_QOS_2_ACKS: dict[int, type[PubRec] | type[PubRel] | type[PubComp]] = {0x50: PubRec, 0x62: PubRel, 0x70: PubComp}
 
 
 def _shape(first: int) -> int:
     """The size of a PUBLISH's packet id, or what else begins with this byte; an illegal PUBLISH is an `_OTHER`."""
     if first == 0x40:
         return _PUBACK
+    if first in _QOS_2_ACKS:
+        return _QOS_2_ACK
     if first >> 4 != 3 or first & 6 == 6 or first & 14 == 8:
         return _OTHER
     return 2 if first & 6 else 0
@@ -191,8 +194,8 @@ class Connection(Generic[T]):
             id_size = publish[first]
             length = data[pos + 1]
             if id_size < 0:
-                if id_size == _PUBACK and length == 2 and pos + 2 < last:
-                    pos = self._acks(data, pos, events)
+                if id_size <= _PUBACK and length == 2 and pos + 2 < last:
+                    pos = self._acks(data, pos, events) if id_size == _PUBACK else self._plain_ack(data, pos, events)
                     continue
                 pos = self._other(data, pos, events)
                 if self._needed or self._closed:
@@ -351,6 +354,15 @@ class Connection(Generic[T]):
             raise protocol_error("PUBACK: packet id 0")  # [MQTT-2.2.1-3]; 3.1.1: [MQTT-2.3.1-1]
         events.append(Acks(packet_ids))
         return end
+
+    def _plain_ack(self, data: bytes, pos: int, events: list[Event[T]]) -> int:
+        """A PUBREC, PUBREL or PUBCOMP of four bytes: three of these are the price of a message with QoS 2."""
+        made = _QOS_2_ACKS[data[pos]]
+        packet_id = data[pos + 2] << 8 | data[pos + 3]
+        if not packet_id:
+            raise protocol_error(f"{made.__name__.upper()}: packet id 0")  # [MQTT-2.2.1-3]; 3.1.1: [MQTT-2.3.1-1]
+        events.append(made(packet_id))
+        return pos + 4
 
     def _packet(self, first: int, body: bytes) -> Packet:
         try:
