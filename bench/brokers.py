@@ -52,6 +52,7 @@ class Target(Protocol):
 
     name: str
     stores: bool
+    redis_port: int | None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Write what it needs into `directory` and return the command line."""
@@ -67,6 +68,7 @@ class Mosquitto:
 
     name = "mosquitto"
     stores = False
+    redis_port: int | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -90,14 +92,14 @@ class Tidegate:
     def __init__(self, uvloop: bool, redis_port: int | None = None) -> None:
         self.name = "tidegate" if uvloop else "tidegate, asyncio"
         self._uvloop = uvloop
-        self._redis_port = redis_port
+        self.redis_port = redis_port
 
     def command(self, directory: Path, port: int) -> list[str]:
         config = directory / "gateway.toml"
         text = '[gateway]\nname = "bench"\n'
-        if self._redis_port is not None:
+        if self.redis_port is not None:
             text += '\n[uplink]\nbackends = ["sqlite", "redis"]\n'
-            (directory / "emqx_backend_redis.conf").write_text(REDIS_RULES.format(port=self._redis_port))
+            (directory / "emqx_backend_redis.conf").write_text(REDIS_RULES.format(port=self.redis_port))
         config.write_text(text)
         return [
             *(sys.executable, "-m", "tidegate.gateway.cli", "run"),
@@ -114,6 +116,7 @@ class Broker:
     def __init__(self, target: Target, base: Path | None = None) -> None:
         self.name = target.name
         self.stores = target.stores
+        self.redis_port = target.redis_port
         self.directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=base))
         self.port = free_port()
         self._target = target
@@ -199,12 +202,12 @@ class Broker:
 
 
 @contextmanager
-def redis() -> Iterator[int]:
+def redis(port: int | None = None) -> Iterator[int]:
     """A redis-server of our own; yields its port."""
     program = shutil.which("redis-server")
     if program is None:
         raise BrokerError("redis-server is not installed: apt-get install redis-server")
-    port = free_port()
+    port = port or free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
     process = subprocess.Popen([program, *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     try:

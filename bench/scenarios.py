@@ -19,6 +19,7 @@ from typing import Literal
 
 import wire
 from brokers import Broker
+from drain import drain_rate, raw_rate
 from latency import percentiles
 from load import Load, Mirror, Publisher, Result, Subscriber, WrongAnswer
 
@@ -44,6 +45,8 @@ class Figure:
     less_is_better: bool = False
     own_cpu: float = 0.0
     broker_cpu: float = 0.0
+    peer: float = 0.0
+    """What it is compared with when that is not mosquitto; the name says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,18 @@ def idle(broker: Broker, messages: int) -> list[Figure]:
     return [Figure("idle memory, all processes", "MiB", broker.pss() / (1 << 20), True)]
 
 
+def drain(broker: Broker, messages: int) -> list[Figure]:
+    """A backlog into Redis."""
+    assert broker.redis_port is not None
+    load = Load()
+    _publishers(load, broker, messages // PUBLISHERS, 1, 0)
+    load.run(broker.cpu_seconds)
+    load.close()
+    ours = drain_rate(broker, PUBLISHERS, messages, broker.redis_port)
+    raw = raw_rate(PUBLISHERS, messages)
+    return [Figure("drain into Redis (peer: a raw redis-py pipeline)", "/s", ours, peer=raw)]
+
+
 def _store_for_sleeper(broker: Broker, messages: int) -> Result:
     sleeper = wire.connect(broker.port, b"sleeper", clean=False)
     wire.subscribe(sleeper, b"bench/#", 1)
@@ -258,6 +273,7 @@ SCENARIOS = (
     Scenario("replay", 100_000, replay),
     Scenario("latency", 10_000, latency),
     Scenario("memory", 0, memory),
+    Scenario("drain", 100_000, drain, alone=True, uplink="down"),
     Scenario("idle", 0, idle, uplink="up"),
     Scenario("start-up", 100_000, start_up, alone=True, uplink="down"),
 )

@@ -15,6 +15,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from scenarios import Figure
@@ -30,7 +31,10 @@ Results = dict[str, dict[str, list[Figure]]]
 def add(results: Results, broker: str, figures: Iterable[Figure]) -> None:
     """Take in what one broker did in one round."""
     for figure in figures:
-        results.setdefault(figure.name, {}).setdefault(broker, []).append(figure)
+        brokers = results.setdefault(figure.name, {})
+        brokers.setdefault(broker, []).append(figure)
+        if figure.peer:
+            brokers.setdefault(COLUMNS[0], []).append(replace(figure, value=figure.peer))
 
 
 def render(results: Results, rounds: int, directory: Path) -> str:

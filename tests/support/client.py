@@ -74,9 +74,7 @@ class MqttClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.sock.close()
 
     def __del__(self) -> None:
@@ -121,9 +119,7 @@ class MqttClient:
         """Send a PUBACK, PUBREC, PUBREL or PUBCOMP."""
         self.send(frame(kind << 4 | (2 if kind is Kind.PUBREL else 0), struct.pack(">H", packet_id)))
 
-    def subscribe(
-        self, *subscriptions: tuple[str, int], properties: Properties | None = None
-    ) -> tuple[int, ...]:
+    def subscribe(self, *subscriptions: tuple[str, int], properties: Properties | None = None) -> tuple[int, ...]:
         """Subscribe to (filter, options) and return the SUBACK's codes.
 
         What the broker sends before the SUBACK stays to be received.

@@ -186,7 +186,7 @@ class Reader:
                 return value
             assert shift < 28, "variable byte integer of more than four bytes"
 
-    def value(self, kind: str) -> Any:  # noqa: ANN401
+    def value(self, kind: str) -> Any:
         """A property's value: 1, 2, 4 bytes, v(arint), s(tring), b(ytes), p(air of strings)."""
         if kind == "p":
             return (self.text(), self.text())
@@ -220,7 +220,7 @@ def encode_properties(properties: Properties) -> bytes:
     return varint(len(body)) + body
 
 
-def _encode_value(kind: str, value: Any) -> bytes:  # noqa: ANN401
+def _encode_value(kind: str, value: Any) -> bytes:
     if kind == "p":
         return text(value[0]) + text(value[1])
     if kind == "s":
