@@ -408,8 +408,12 @@ def _end_of_acks(data: bytes, pos: int) -> int:
 
 
 def _offered_level(body: bytes) -> int:
-    """The protocol level that a CONNECT which was refused asked for, as one that we speak; 0 if it is no CONNECT of MQTT."""
+    """The version in which a peer understands why its CONNECT was refused; 0 if it is no CONNECT of MQTT.
+
+    Levels that nobody speaks get the older CONNACK. A bridge that marks its level with the highest bit reads it and tries
+    again without, provided that the form is the one of its level.
+    """
     for name in (b"\x00\x04MQTT", b"\x00\x06MQIsdp"):
         if body.startswith(name) and len(body) > len(name):
-            return 5 if body[len(name)] >= 5 else 4
+            return 5 if body[len(name)] & 0x7F == 5 else 4
     return 0

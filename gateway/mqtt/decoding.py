@@ -171,8 +171,8 @@ def _connect(body: _Body) -> Connect:
 
 
 def _check_connect_flags(flags: int, version: int) -> None:
-    if flags & 1:
-        raise malformed("the reserved connect flag is set")  # [MQTT-3.1.2-3]
+    if flags & 1 and version > 3:
+        raise malformed("the reserved connect flag is set")  # [MQTT-3.1.2-3]; 3.1 gave it no meaning
     if not flags & 4 and flags & 0x38:
         raise malformed("will QoS or will retain without a will")  # [MQTT-3.1.2-11, -13, -15]
     if flags & 0x18 == 0x18:

@@ -272,8 +272,9 @@ def refusal(end: Connection[str], data: bytes) -> bytes:
 def test_a_bad_level_is_answered_with_a_connack() -> None:
     """[MQTT-3.1.2-2] of both versions; older levels understand the older CONNACK."""
     packet = encode(Connect(4, "c"), 4)
-    assert refusal(fresh(SERVER, 4), packet.replace(b"MQTT\x04", b"MQTT\x84")) == bytes.fromhex("2003 00 84 00")
-    assert refusal(fresh(SERVER, 4), packet.replace(b"MQTT\x04", b"MQTT\x02")) == bytes.fromhex("2002 00 01")
+    for level in (2, 6, 0x84):
+        assert refusal(fresh(SERVER, 4), packet.replace(b"MQTT\x04", b"MQTT" + bytes((level,)))) == bytes.fromhex("2002 00 01")
+    assert refusal(fresh(SERVER, 4), packet.replace(b"MQTT\x04", b"MQTT\x85")) == bytes.fromhex("2003 00 84 00")
     assert refusal(fresh(SERVER, 4), packet.replace(b"MQTT\x04", b"MQTX\x04")) == b""
 
 

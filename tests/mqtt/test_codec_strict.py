@@ -251,6 +251,8 @@ OTHERS = [
 REFUSED = FIXED_HEADER + FIRST + CONNECT + CONNACK + PUBLISH + ACKS + SUBSCRIBE + OTHERS
 
 ACCEPTED = [
+    Good("the last connect flag has no meaning in 3.1", 0, S, "100f 0006 4d5149736470 03 03 0000 0001 63"),
+    Good("control characters are discouraged and not forbidden, 1.5.4", 4, S, "3003 0001 0a"),
     Good("3.1.1 does not forbid a length longer than needed, 2.2.3", 4, S, "c0 8000"),
     Good("3.1.1 PUBLISH with such a length", 4, S, "30 8300 0001 61"),
     Good("a client id of spaces and U+FEFF [MQTT-1.5.4-3]", 0, S, f"1010 {MQTT4} 02 0000 0004 20efbbbf"),
