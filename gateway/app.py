@@ -161,7 +161,7 @@ class App:
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
             await self._supervisor.start()
-        self._snapshot = Snapshot(self._config, self._store, self.broker, self._supervisor, self._started)
+        self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         addresses = [f"{host}:{port}" for s in servers for host, port, *_ in (k.getsockname() for k in s.sockets)]
         _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}")
@@ -296,6 +296,13 @@ class App:
         for name in backends:
             command += ["--backend", name]
         return Supervisor(command, _report)
+
+    def _pools(self) -> list[dict[str, Any]]:
+        if self._supervisor is None:
+            return []
+        from tidegate.uplink.progress import read_pools
+
+        return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("command") == "status":

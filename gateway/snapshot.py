@@ -6,6 +6,7 @@ Invariant: asking changes nothing and never waits for the disk longer than one s
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from .config import Config
 class Snapshot:
     """Gathers figures from the broker, the store and the uplink's own file."""
 
-    def __init__(self, config: Config, store: Store, broker: Broker, supervisor: Any, started: float) -> None:
+    def __init__(
+        self, config: Config, store: Store, broker: Broker, pools: Callable[[], list[dict[str, Any]]], started: float
+    ) -> None:
         self._config = config
         self._store = store
         self._broker = broker
-        self._supervisor = supervisor
+        self._pools = pools
         self._started = started
 
     def status(self) -> dict[str, Any]:
@@ -60,13 +63,6 @@ class Snapshot:
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
         }
-
-    def _pools(self) -> list[dict[str, Any]]:
-        if self._supervisor is None:
-            return []
-        from tidegate.uplink.progress import read_pools
-
-        return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
 
     def sys_values(self) -> dict[str, bytes]:
         """The `$SYS` topics that monitoring tools for mosquitto know."""
