@@ -35,7 +35,7 @@ DEVICES = ("barn", "cellar", "greenhouse", "pump", "silo")
 PAUSE_BETWEEN_READINGS = 0.1
 UP, CUT, UP_AGAIN = 6.0, 10.0, 4.0
 """Seconds of each act, made shorter when `--seconds` asks for less."""
-ARRIVAL_DEADLINE = 90.0
+ARRIVAL_DEADLINE = 60.0
 STOP_DEADLINE = 8.0
 
 TOML = """\

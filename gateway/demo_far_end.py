@@ -143,9 +143,29 @@ def _serve_stand_in(port: int) -> None:
     from fakeredis import TcpFakeServer
 
     server = TcpFakeServer(("127.0.0.1", port))
+    server.RequestHandlerClass = _answering_errors(server.RequestHandlerClass)
     threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True).start()
     sys.stdin.buffer.read()
     os._exit(0)
+
+
+def _answering_errors(handler: Any) -> Any:
+    """fakeredis closes the connection after each error; Redis answers with it, and the uplink counts on NOSCRIPT."""
+    import redis
+
+    def setup(self: Any) -> None:
+        handler.setup(self)
+        read = self.current_client.read_response
+
+        def read_response() -> Any:
+            try:
+                return read()
+            except redis.ResponseError as error:
+                return error
+
+        self.current_client.read_response = read_response
+
+    return type("AnsweringErrors", (handler,), {"setup": setup})
 
 
 if __name__ == "__main__":

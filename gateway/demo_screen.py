@@ -67,7 +67,7 @@ class PlainScreen:
         own = f"  from your devices {figures.own}" if figures.own else ""
         self.say(
             f"{self._last:4d} s  line {'up ' if figures.line_is_up else 'CUT'}  stored {figures.stored:<6}"
-            f" {waiting:<30} delivered {figures.delivered:<6} missing {figures.missing}{own}"
+            f" {waiting:<27} delivered {figures.delivered:<6} missing {figures.missing}  uplink {figures.pool_says}{own}"
         )
 
     def close(self) -> None:
