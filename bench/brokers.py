@@ -123,12 +123,15 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._clean_up()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop(signal.SIGKILL)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._clean_up()
 
     def start(self) -> float:
         """Start it and return the seconds until it answered a CONNECT."""
@@ -192,6 +195,10 @@ class Broker:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 nanoseconds += int((task / "schedstat").read_text().split()[0])
         return nanoseconds / 1e9
+
+    def _clean_up(self) -> None:
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _answers(self) -> bool:
         try:
