@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -35,6 +36,10 @@ from .server import MqttProtocol
 from .snapshot import Snapshot
 
 TRIM_PAUSE = 10.0
+GC_THRESHOLD = 50_000
+"""Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds: the committer's thread must not wait long for the interpreter lock between two statements."""
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 STOP_DEADLINE = 4.0
@@ -54,6 +59,8 @@ def run(config: Config) -> int:
             pass
         else:
             runner = uvloop.run
+    gc.set_threshold(GC_THRESHOLD)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     return runner(App(config).main())
 
 

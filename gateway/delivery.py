@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Piece, Stored
@@ -266,12 +267,15 @@ class Delivery:
                 session.behind = False
                 session.dirty = True
             elif self._tail and session.next_seq >= self._tail[0].first_seq:
-                self._walk_tail(session, client)
+                self._take_from_tail(session)
             else:
                 self._read_on(session, client)
 
     def _send_backlog(self, session: Session, client: Client) -> None:
-        """The plain case (QoS 1, no properties) in one tight loop; all others one by one."""
+        """Alike messages (QoS 1, no properties, one size) many at once, plain ones in one loop, all others one by one."""
+        if session.plain >= 0 and self._send_alike(session, client):
+            self._prefetch(session, client)
+            return
         backlog, inflight, out, v5 = session.backlog, session.inflight, client.out, client.version == 5
         room, size, sent, packet_id = session.room(), client.out_size, 0, session.next_id
         plans: dict[tuple[bytes, int, int], bytes | None] = {}
@@ -301,6 +305,37 @@ class Delivery:
         self.sent += sent
         self._prefetch(session, client)
 
+    def _send_alike(self, session: Session, client: Client) -> bool:
+        """As many of the backlog's alike messages as there is room for; False if one of them is not plain after all."""
+        backlog, inflight, first = session.backlog, session.inflight, session.next_id
+        count = min(session.room(), len(backlog), (TURN_BYTES - client.out_size) // (session.plain + 64) + 1, 65_536 - first)
+        last = backlog[count - 1][0]
+        packet_ids = range(first, first + count)
+        suspicious = backlog[0][0] < session.suspect
+        if (suspicious and last >= session.suspect) or session.handled or session.releasing:
+            return False
+        if not inflight.keys().isdisjoint(packet_ids):
+            return False
+        messages = list(islice(backlog, count))
+        heads: dict[bytes, bytes] = {}
+        for raw in {message[1] for message in messages}:
+            head = self._plain_head(session, client, backlog[0][0], raw, 1 | (DUP if suspicious else 0), session.plain)
+            if head is None:
+                return False
+            heads[raw] = head
+        if client.version == 5:
+            packets = [heads[m[1]] + _PACKET_ID[n] + b"\0" + m[3] for m, n in zip(messages, packet_ids, strict=True)]
+        else:
+            packets = [heads[m[1]] + _PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
+        inflight.update(zip(packet_ids, [message[0] for message in messages], strict=True))
+        for _ in range(count):
+            backlog.popleft()
+        session.next_id = (first + count - 1) % 65_535 + 1
+        session.dirty = True
+        self.sent += count
+        self.send(client, b"".join(packets))
+        return True
+
     def _plain_head(self, session: Session, client: Client, seq: int, raw: bytes, flags: int, length: int) -> bytes | None:
         """What stands before the packet id in every plain QoS 1 message of this topic and size; None if it is not plain."""
         topic = self._router.topics[raw]
@@ -312,20 +347,26 @@ class Delivery:
         key = 4 | (32 if target.retain_as_published and flags & RETAIN else 0) | (client.version == 5)
         return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
 
-    def _walk_tail(self, session: Session, client: Client) -> None:
+    def _take_from_tail(self, session: Session) -> None:
+        """Fill the backlog from the batches in memory."""
+        matched: dict[Topic, bool] = {}
+        messages: list[Stored] = []
         for batch in self._tail:
-            if batch.first_seq + len(batch.rows) <= session.next_seq:
-                continue
-            start = session.next_seq - batch.first_seq
-            for index in range(start, len(batch.rows)):
-                if session.room() <= 0 or client.out_size > TURN_BYTES:
-                    return
-                row, topic = batch.rows[index], batch.topics[index]
-                session.next_seq = row[0] + 1
+            start = max(0, session.next_seq - batch.first_seq)
+            for row, topic in zip(batch.rows[start:], batch.topics[start:], strict=True):
                 if topic is None or not row[7] & QOS_MASK:
                     continue
-                message = (row[0], topic.raw, row[7], row[8] or b"", row[9] or b"", row[5], row[1], row[3])
-                self._send_late(session, client, message)
+                if topic not in matched:
+                    matched[topic] = self._router.match(session, topic) is not None
+                if matched[topic]:
+                    messages.append((row[0], topic.raw, row[7], row[8], row[9] or b"", row[5], row[1], row[3]))
+            session.next_seq = max(session.next_seq, batch.first_seq + len(batch.rows))
+            if len(messages) >= ROWS:
+                break
+        kinds = {(message[2], len(message[3]), message[4]) for message in messages}
+        flags, size, properties = kinds.pop() if len(kinds) == 1 else (0, 0, b"")
+        session.plain = size if flags == 1 and not properties else -1
+        session.backlog.extend(messages)
 
     def _read_on(self, session: Session, client: Client) -> None:
         first = session.next_seq
@@ -350,7 +391,9 @@ class Delivery:
             self._read_failed(session, got)
             return
         live = self.live
-        session.backlog.extend(message for message in got.messages if message[0] <= live)
+        messages = got.messages if got.through <= live else [message for message in got.messages if message[0] <= live]
+        session.plain = got.plain if not session.backlog or session.plain == got.plain else -1
+        session.backlog.extend(messages)
         session.next_seq = min(max(got.through, session.next_seq - 1), live) + 1
         self._prefetch(session, client)
         self.pump(session)

@@ -125,14 +125,15 @@ class Session:
         "next_id",
         "next_seq",
         "persistent",
+        "plain",
         "reading",
         "received",
         "releasing",
         "resend",
         "retained",
         "stored_cursor",
-        "suspect",
         "subscriptions",
+        "suspect",
         "window",
     )
 
@@ -157,7 +158,9 @@ class Session:
         self.next_seq = next_seq
         self.reading = False
         self.backlog: deque[Any] = deque()
-        """Read from the log, not sent yet: bounded by one read."""
+        """Read from the log, not sent yet: bounded by two reads."""
+        self.plain = -1
+        """`Piece.plain` of all that is in the backlog."""
         self.resend: list[tuple[int, int, int]] = []
         """After a resume: (seq, packet id, qos) to be sent again before anything new."""
         self.retained: deque[Any] = deque()

@@ -33,6 +33,8 @@ class Piece(NamedTuple):
 
     messages: list[Stored]
     through: int
+    plain: int = -1
+    """Payload size if every message has QoS 1, is not retained and has no properties and this size; else -1."""
 
 
 _COLUMNS = (
@@ -49,6 +51,7 @@ class CatchUp:
     def __init__(self, path: Path) -> None:
         self._db = open_reader(path)
         self._names: dict[int, bytes] = {}
+        self._plain = -1
 
     def close(self) -> None:
         self._db.close()
@@ -71,7 +74,8 @@ class CatchUp:
             self._db.execute("COMMIT")
         if not messages:
             return Piece([], last)
-        return Piece(messages, last if len(messages) < ROWS and size <= BYTES else messages[-1][0])
+        through = last if len(messages) < ROWS and size <= BYTES else messages[-1][0]
+        return Piece(messages, through, self._plain)
 
     @staticmethod
     def _within_bytes(limited: str) -> str:
@@ -97,6 +101,8 @@ class CatchUp:
         payloads: bytes = row[8]
         ends = list(accumulate(length))
         cut = [payloads[end - size : end] for end, size in zip(ends, length, strict=True)]
+        uniform = row[9] is None and length.count(length[0]) == count == flags.count(1)
+        self._plain = length[0] if uniform else -1
         properties = [b""] * count if row[9] is None else [bytes.fromhex(text) for text in row[9].split(",")]
         known = {number: self._names.get(number) or self._name(number) for number in set(topic)}
         names = [known[number] for number in topic]
