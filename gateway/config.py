@@ -10,23 +10,19 @@ Invariant: a `Config` that exists can be run.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-NEVER = 0xFFFFFFFF
-BACKENDS = ("sqlite", "redis")
-LATER_BACKENDS = ("mysql", "pgsql", "mongo", "cassa", "dynamo", "influxdb", "opentsdb")
+from .config_keys import DEFAULT_BIND, KEYS, LATER_KEYS, LISTENER_KEYS, PREFIX, WILDCARDS, Key, is_loopback, split_address
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(NamedTuple):
     """One thing that is wrong in a file; `line` 0 when it is about the whole file or no file."""
 
     file: str
@@ -57,6 +53,13 @@ class Listener:
     def loopback(self) -> bool:
         return is_loopback(self.host)
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -81,126 +84,6 @@ class Config:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of the file: how its value is read (raises ValueError with what is allowed), and its default."""
-
-    read: Callable[[Any], Any]
-    default: Any
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or any(ord(character) < 32 for character in value):
-        raise ValueError("a text in quotes, not empty, without control characters")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _choice(*allowed: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, 1)
-            raise ValueError(" | ".join(allowed) + (f" (nearest: {near[0]})" if near else ""))
-        return str(value)
-
-    return read
-
-
-_SIZES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "kB": 1000, "MB": 10**6, "GB": 10**9}
-_TIMES = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _size(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", str(value).strip())
-        bounds = f'a size from {low} to {high} bytes, such as "64MiB" or "1GiB"'
-        if isinstance(value, bool) or not found or found[2] not in _SIZES:
-            raise ValueError(bounds)
-        size = int(found[1]) * _SIZES[found[2]]
-        if not low <= size <= high:
-            raise ValueError(bounds)
-        return size
-
-    return read
-
-
-def _time(low: float, high: float, text: str) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value).strip())
-        if value in (0, "0"):
-            seconds = 0.0
-        elif found:
-            seconds = float(found[1]) * _TIMES[found[2]]
-        else:
-            raise ValueError(text)
-        if not low <= seconds <= high:
-            raise ValueError(text)
-        return seconds
-
-    return read
-
-
-def _number(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, str) and value.isdigit():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-def _expiry(value: Any) -> int:
-    if value == "never":
-        return NEVER
-    return int(_time(1, NEVER - 1, '"never" or a time such as "12h" or "30d"')(value))
-
-
-def _backends(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("a list of " + ", ".join(BACKENDS))
-    for item in value:
-        if item in LATER_BACKENDS:
-            raise ValueError(f"{', '.join(BACKENDS)}; {item} comes with a later release")
-        if item not in BACKENDS:
-            near = difflib.get_close_matches(item, BACKENDS, 1)
-            raise ValueError(", ".join(BACKENDS) + (f" (nearest to {item!r}: {near[0]})" if near else ""))
-    return tuple(dict.fromkeys(value))
-
-
-KEYS: dict[str, dict[str, Key]] = {
-    "gateway": {"name": Key(_text, ""), "data": Key(_text, "")},
-    "access": {"password_file": Key(_text, "")},
-    "store": {
-        "durability": Key(_choice("full", "normal", "memory"), "full"),
-        "commit_delay": Key(_time(0, 0.1, 'a time from "0ms" to "100ms"'), "0ms"),
-        "disk_budget": Key(_size(16 << 20, 1 << 50), "1GiB"),
-    },
-    "limits": {
-        "max_packet_size": Key(_size(1 << 10, 268_435_460), "1MiB"),
-        "max_inflight": Key(_number(1, 65_535), 1000),
-        "max_queued_bytes": Key(_size(1 << 10, 1 << 40), "1MiB"),
-        "max_connections": Key(_number(1, 1_000_000), 10_000),
-        "max_keep_alive": Key(_number(1, 65_535), 65_535),
-        "session_expiry": Key(_expiry, "never"),
-    },
-    "log": {"sys_interval": Key(_number(0, 86_400), 10)},
-    "uplink": {"backends": Key(_backends, ["sqlite"])},
-}
-LISTENER_KEYS: dict[str, Callable[[Any], Any]] = {"bind": _text, "allow_anonymous": _flag}
-DEFAULT_BIND = "127.0.0.1:1883"
-
-
 def load(
     path: Path | None, data: Path | None = None, listen: Sequence[str] = (), environ: Mapping[str, str] = os.environ
 ) -> Config:
@@ -220,15 +103,15 @@ class _Loader:
     def load(self, data: Path | None, listen: Sequence[str]) -> Config:
         self._read_file()
         self._check_names()
+        self._check_environment()
         values = {
             f"{section}.{name}": self._value(section, name, key) for section, keys in KEYS.items() for name, key in keys.items()
         }
-        base = self._path.parent if self._path is not None else Path.cwd()
+        base = self._path.parent if self._path is not None else default_conf(self._environ)
         password_file = base / values["access.password_file"] if values["access.password_file"] else None
-        listeners = self._listeners(listen)
-        warnings = self._check_open(listeners, password_file, base)
+        listeners, warnings = self._narrow(self._listeners(listen), password_file, base)
         if self._mistakes:
-            raise ConfigError(self._mistakes)
+            raise ConfigError(sorted(self._mistakes, key=lambda mistake: mistake.line))
         place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
         return Config(
             name=values["gateway.name"] or socket.gethostname(),
@@ -257,31 +140,49 @@ class _Loader:
             self._text = self._path.read_text("utf-8")
             self._tables = tomllib.loads(self._text)
         except OSError as error:
-            raise ConfigError([Mistake(self._file, 0, f"cannot be read: {error.strerror}")]) from None
+            text = f"cannot be read: {error.strerror}; name another with --config FILE"
+            raise ConfigError([Mistake(self._file, 0, text)]) from None
         except UnicodeDecodeError:
-            raise ConfigError([Mistake(self._file, 0, "is not UTF-8 text")]) from None
+            raise ConfigError([Mistake(self._file, 0, "is not UTF-8 text; save it as UTF-8")]) from None
         except tomllib.TOMLDecodeError as error:
-            found = re.search(r"line (\d+)", str(error))
-            raise ConfigError([Mistake(self._file, int(found[1]) if found else 0, f"is not TOML: {error}")]) from None
+            found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+            line = int(found[1]) if found else len(self._text.splitlines())
+            text = f'is not TOML: {str(error).removesuffix(found[0] if found else "")}; a line is name = "text", number or true'
+            raise ConfigError([Mistake(self._file, line, text)]) from None
 
     def _check_names(self) -> None:
         known = [*KEYS, "listener"]
         for section, table in self._tables.items():
-            if section not in known:
-                self._fail(self._line(section, None), f"unknown section [{section}]{_near(section, known)}")
-            elif section == "listener":
-                if not isinstance(table, list):
+            if section == "listener":
+                if not isinstance(table, list) or not all(isinstance(one, dict) for one in table):
                     self._fail(self._line(section, None), "listeners are written [[listener]], with two brackets")
             elif not isinstance(table, dict):
-                self._fail(self._line(section, None), f"{section} is a section: [{section}]")
+                self._fail(self._line(section, None), f"the key {section!r} belongs into a section, such as [gateway]")
+            elif section not in KEYS and not any(key.startswith(f"{section}.") for key in LATER_KEYS):
+                self._fail(self._line(section, None), f"unknown section [{section}]{_near(section, known)}")
             else:
                 for name in table:
-                    if name not in KEYS[section]:
-                        text = f"unknown key {name!r} in [{section}]{_near(name, KEYS[section])}"
-                        self._fail(self._line(section, name), text)
+                    self._check_name(section, name)
+
+    def _check_name(self, section: str, name: str) -> None:
+        known = KEYS.get(section, {})
+        if f"{section}.{name}" in LATER_KEYS:
+            self._fail(self._line(section, name), f"{section}.{name} comes with a later release: take it out until then")
+        elif name not in known:
+            self._fail(self._line(section, name), f"unknown key {name!r} in [{section}]{_near(name, known)}")
+
+    def _check_environment(self) -> None:
+        """A variable that looks like one of ours and is not would be passed over in silence: a misspelt name."""
+        known = [_variable(section, name) for section, keys in KEYS.items() for name in keys]
+        for variable in self._environ:
+            if variable.startswith(PREFIX) and "__" in variable and variable not in known:
+                text = "listeners are not taken from the environment: use --listen or the file"
+                if not variable.startswith(f"{PREFIX}LISTENER"):
+                    text = f"unknown key{_near(variable, known)}"
+                self._mistakes.append(Mistake(f"environment variable {variable}", 0, text))
 
     def _value(self, section: str, name: str, key: Key) -> Any:
-        variable = f"TIDEGATE_{section}__{name}".upper()
+        variable = _variable(section, name)
         table = self._tables.get(section)
         if variable in self._environ:
             given, place = self._environ[variable], Mistake(f"environment variable {variable}", 0, "")
@@ -295,45 +196,89 @@ class _Loader:
             self._mistakes.append(Mistake(place.file, place.line, f"{section}.{name} = {given!r}: allowed is {error}"))
             return None
 
-    def _listeners(self, listen: Sequence[str]) -> tuple[Listener, ...]:
+    def _listeners(self, listen: Sequence[str]) -> list[tuple[Listener, Mistake]]:
+        """Each listener and the place where it stands."""
         if listen:
-            made = [self._listener({"bind": text}, 0, f"--listen {text}") for text in listen]
+            made = [self._listener({"bind": text}, Mistake(f"--listen {text}", 0, ""), {}) for text in listen]
         else:
             tables = self._tables.get("listener", [{"bind": DEFAULT_BIND}])
-            lines = [n for n, text in enumerate(self._text.splitlines(), 1) if text.strip().startswith("[[listener]]")]
-            made = [
-                self._listener(table, lines[n] if n < len(lines) else 0, self._file)
-                for n, table in enumerate(tables if isinstance(tables, list) else [])
-            ]
-        return tuple(listener for listener in made if listener is not None)
+            blocks = self._listener_lines()
+            made = []
+            for number, table in enumerate(tables if isinstance(tables, list) else []):
+                line, keys = blocks[number] if number < len(blocks) else (0, {})
+                if isinstance(table, dict):
+                    made.append(self._listener(table, Mistake(self._file, line, ""), keys))
+        found: list[tuple[Listener, Mistake]] = []
+        for listener, place in filter(None, made):
+            if any(listener.address == other.address for other, _ in found):
+                self._mistakes.append(Mistake(place.file, place.line, f"{listener} again: an address is listened on once"))
+            else:
+                found.append((listener, place))
+        return found
 
-    def _listener(self, table: Mapping[str, Any], line: int, file: str) -> Listener | None:
+    def _listener(self, table: Mapping[str, Any], place: Mistake, keys: Mapping[str, int]) -> tuple[Listener, Mistake] | None:
+        file, block, _ = place
         for name in table:
             if name not in LISTENER_KEYS:
-                self._mistakes.append(Mistake(file, line, f"unknown key {name!r} in [[listener]]{_near(name, LISTENER_KEYS)}"))
-        try:
-            host, port = split_address(_text(table.get("bind", DEFAULT_BIND)))
-            anonymous = _flag(table.get("allow_anonymous", is_loopback(host)))
-        except ValueError as error:
-            self._mistakes.append(Mistake(file, line, f"listener {dict(table)}: allowed is {error}"))
-            return None
-        return Listener(host, port, anonymous)
+                text = f"unknown key {name!r} in [[listener]]{_near(name, LISTENER_KEYS)}"
+                self._mistakes.append(Mistake(file, keys.get(name, block), text))
+        values: dict[str, Any] = {}
+        for name, read in LISTENER_KEYS.items():
+            try:
+                values[name] = read(table[name]) if name in table else None
+            except ValueError as error:
+                text = f"listener.{name} = {table[name]!r}: allowed is {error}"
+                self._mistakes.append(Mistake(file, keys.get(name, block), text))
+                return None
+        host, port = values["bind"] or split_address(DEFAULT_BIND)
+        anonymous = values["allow_anonymous"]
+        return Listener(host, port, is_loopback(host) if anonymous is None else anonymous), place
 
-    def _check_open(self, listeners: Sequence[Listener], password_file: Path | None, base: Path) -> tuple[str, ...]:
-        """A listener that others can reach needs a password file, or must say that it wants none."""
-        warnings = []
-        for listener in listeners:
+    def _narrow(
+        self, found: Sequence[tuple[Listener, Mistake]], password_file: Path | None, base: Path
+    ) -> tuple[tuple[Listener, ...], tuple[str, ...]]:
+        """Without a password file only this machine may connect, unless a listener says that it lets anybody in.
+
+        A listener on every address is narrowed to loopback, one on another address is left out, each with the command that
+        opens it; only when none is left there is nothing to run.
+        """
+        kept: list[Listener] = []
+        warnings: list[str] = []
+        for listener, place in found:
             if listener.loopback or password_file is not None:
+                kept.append(listener)
                 continue
-            if not listener.allow_anonymous:
-                self._fail(
-                    0,
-                    f"{listener.host}:{listener.port} can be reached from outside, but there is no password file: make one with"
-                    f' `tidegate passwd -c {base / "passwd"} USER`, then set access.password_file = "passwd" in gateway.toml',
-                )
+            if listener.allow_anonymous:
+                kept.append(listener)
+                warnings.append(f"{listener} lets anybody in: allow_anonymous = true and no password file")
+                continue
+            hint = (
+                f"there is no password file: make one with `tidegate passwd -c {base / 'passwd'} USER`, then set"
+                f' password_file = "passwd" under [access] in gateway.toml'
+            )
+            if loopback := WILDCARDS.get(listener.host):
+                narrow = Listener(loopback, listener.port, True)
+                kept += [narrow] if narrow not in kept else []
+                warnings.append(f"not listening on {listener}, only on {narrow}: {hint}")
+            elif len(found) > 1:
+                warnings.append(f"not listening on {listener}: {hint}")
             else:
-                warnings.append(f"{listener.host}:{listener.port} lets anybody in: allow_anonymous = true and no password file")
-        return tuple(warnings)
+                self._mistakes.append(Mistake(place.file, place.line, f"not listening on {listener}: {hint}"))
+        if not kept and not self._mistakes:
+            self._fail(0, "no listener is left: add one on 127.0.0.1, or a password file")
+        return tuple(kept), tuple(warnings)
+
+    def _listener_lines(self) -> list[tuple[int, dict[str, int]]]:
+        """Of each [[listener]]: the line of the block, and of each key in it."""
+        blocks: list[tuple[int, dict[str, int]]] = []
+        inside = False
+        for number, text in enumerate(self._text.splitlines(), 1):
+            if text.strip().startswith("["):
+                inside = re.match(r"\[\[\s*listener\s*\]\]", text.strip()) is not None
+                blocks += [(number, {})] if inside else []
+            elif inside and (key := re.match(r"\s*\"?([\w-]+)\"?\s*=", text)):
+                blocks[-1][1][key[1]] = number
+        return blocks
 
     def _fail(self, line: int, text: str) -> None:
         self._mistakes.append(Mistake(self._file, line, text))
@@ -353,24 +298,6 @@ class _Loader:
         return 0
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port` taken apart. Raises ValueError with what is allowed."""
-    host, colon, port = text.rpartition(":")
-    host = host.strip("[]")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65_535:
-        raise ValueError("HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:1883, 0.0.0.0:1883 or [::]:1883")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def default_data(environ: Mapping[str, str]) -> Path:
     """Where data lives when nobody says: systemd's directory, /var/lib for root, else the user's state directory."""
     if state := environ.get("STATE_DIRECTORY"):
@@ -380,15 +307,25 @@ def default_data(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tidegate"
 
 
+def default_conf(environ: Mapping[str, str]) -> Path:
+    """Where configuration lives when nobody says: /etc for root, else the user's own."""
+    if os.geteuid() == 0:
+        return Path("/etc/tidegate")
+    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tidegate"
+
+
 def find_config(environ: Mapping[str, str]) -> Path | None:
     """The gateway.toml that is used when none is named, None for the built-in defaults."""
-    places = [Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tidegate", Path("/etc/tidegate")]
-    for place in places:
+    for place in dict.fromkeys((default_conf(environ), Path("/etc/tidegate"))):
         if (place / "gateway.toml").is_file():
             return place / "gateway.toml"
     return None
 
 
+def _variable(section: str, name: str) -> str:
+    return f"{PREFIX}{section}__{name}".upper()
+
+
 def _near(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
-    return f": did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    return f": did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"
