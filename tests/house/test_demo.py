@@ -1,0 +1,100 @@
+"""`tidegate demo` as a user starts it: the story is told with real figures, and every process it started is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import paho.mqtt.publish
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+DEADLINE = 90.0
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "tidegate.gateway.cli", "demo", *options]
+
+
+def without_redis(directory: Path) -> dict[str, str]:
+    """An environment in which no redis-server is found."""
+    (directory / "bin").mkdir()
+    return os.environ | {"PATH": str(directory / "bin")}
+
+
+def processes(mark: str) -> list[str]:
+    """Command lines of the processes that name this text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+        except OSError:
+            continue
+        if mark in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("far_end", ["redis-server", "fakeredis"])
+def test_the_line_is_cut_and_nothing_is_missing(far_end: str, tmp_path: Path) -> None:
+    environment = dict(os.environ) if far_end == "redis-server" else without_redis(tmp_path)
+    if far_end == "redis-server":
+        assert shutil.which("redis-server"), "apt-get install redis-server"
+    port = str(free_port())
+    done = subprocess.run(
+        command("--seconds", "6", "--port", port), capture_output=True, text=True, env=environment, timeout=DEADLINE
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert re.search(rf"^far end +{far_end}", done.stdout, re.M), done.stdout
+    assert f"listens on 127.0.0.1:{port}" in done.stdout
+    while_cut = re.findall(
+        r"line CUT +stored (\d+) +waiting (\d+) \(oldest [\d.]+ s\) +delivered (\d+) +missing 0 ", done.stdout
+    )
+    assert while_cut, done.stdout
+    assert all(int(waiting) > 0 for _, waiting, _ in while_cut)
+    verdict = re.search(
+        r"verdict +(\d+) readings acknowledged, (\d+) read back from Redis, 0 missing, 0 twice, in order", done.stdout
+    )
+    assert verdict, done.stdout
+    assert int(verdict[1]) == int(verdict[2]) >= int(while_cut[-1][0])
+    directory = re.search(r"keeps its log in (\S+)/data", done.stdout)
+    assert directory and not Path(directory[1]).exists()
+    assert processes(directory[1]) == []
+
+
+def test_the_gateway_stays_up_for_the_users_devices_until_control_c(tmp_path: Path) -> None:
+    data = tmp_path / "d"
+    screen = tmp_path / "screen"
+    with screen.open("wb") as output:
+        demo = subprocess.Popen(command("--seconds", "20", "--port", "0", "--data", str(data)), stdout=output, stderr=output)
+    try:
+        wait_until(lambda: "verdict" in screen.read_text() or demo.poll() is not None, DEADLINE, screen.read_text)
+        listens = re.search(r"listens on 127\.0\.0\.1:(\d+)", screen.read_text())
+        assert listens, screen.read_text()
+        paho.mqtt.publish.single("kitchen/temperature", "21.5", qos=1, port=int(listens[1]))
+        wait_until(lambda: "from your devices 1" in screen.read_text(), DEADLINE, screen.read_text)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(DEADLINE) == 0, screen.read_text()
+    finally:
+        demo.kill()
+        demo.wait()
+    assert (data / "log.db").exists()
+    assert processes(str(data)) == []
+
+
+def test_a_taken_port_is_named_and_another_is_used() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(command("--seconds", "3", "--port", str(port)), capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"port {port} is taken by another program" in done.stdout
+    assert f"listens on 127.0.0.1:{port}" not in done.stdout
