@@ -85,6 +85,14 @@ class Link(Protocol):
         """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
         ...
 
+    def fileno(self) -> int:
+        """What becomes readable when the far end goes away while nothing is asked; -1 if nothing does."""
+        ...
+
+    def gone(self) -> bool:
+        """Whether it has: asked only while no answer is awaited."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -10,10 +10,12 @@ Invariant: this process is the only writer of `uplink.db` while it holds the loc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import importlib
 import os
 import random
+import select
 import selectors
 import signal
 import sys
@@ -103,32 +105,39 @@ class PoolThread(threading.Thread):
         self._rule_file = rule_file
         self._far_end = pool
         self._progress = progress
-        self._news = threading.Event()
         self._halted = threading.Event()
+        self._news, self._tell = os.pipe()
+        os.set_blocking(self._news, False)
+        os.set_blocking(self._tell, False)
 
     def wake(self) -> None:
         """There may be new entries."""
-        self._news.set()
+        # A full pipe says so already.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._tell, b"\n")
 
     def halt(self) -> None:
         """Finish the batch at hand, then end."""
         self._halted.set()
-        self._news.set()
+        self.wake()
 
     def run(self) -> None:
         log = LogReader(self._data / "log.db")
         worker = self._worker(log)
         while not self._halted.is_set():
-            self._rest(worker.step())
+            self._rest(worker.step(), worker.fileno)
         worker.stop()
         log.close()
 
-    def _rest(self, wait: Wait) -> None:
+    def _rest(self, wait: Wait, far_end: int) -> None:
+        """Until the time is over, or news come, or the far end goes away while nobody asks it anything."""
         if not wait.for_news:
             self._halted.wait(wait.seconds)
         elif wait.seconds != 0:
-            self._news.wait(wait.seconds)
-            self._news.clear()
+            watched = [self._news] if far_end < 0 else [self._news, far_end]
+            select.select(watched, [], [], wait.seconds)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._news, 65_536)
 
     def _worker(self, log: LogReader) -> Worker:
         # The driver is imported here, only when a pool needs it.

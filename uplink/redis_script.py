@@ -26,6 +26,8 @@ ENVIRONMENT = (
     "TRYAGAIN", "MOVED", "ASK", "CROSSSLOT",
 )  # fmt: skip
 """Error codes that say something about the server or our rights, not about the record."""
+RIGHTS = ("ACL failure", "user executing the script")
+"""What servers say inside a script when our user lacks a right; newer ones give no code with it."""
 
 SOURCE = """
 local ledger, refused = KEYS[1], KEYS[2]
@@ -121,7 +123,11 @@ end
 
 local environment = {ENVIRONMENT}
 local function is_ours(err)
-  return environment[string.match(err, '^%-?(%u+)')] or string.find(err, 'ACL failure', 1, true)
+  if environment[string.match(err, '^%-?(%u+)')] then return true end
+  for _, text in ipairs({RIGHTS}) do
+    if string.find(err, text, 1, true) then return true end
+  end
+  return false
 end
 
 local function reference(k)
@@ -156,7 +162,7 @@ while i <= last do
       redis.call('HSET', ledger, epoch, mark)
       return {'stopped', mark, err}
     end
-    redis.call('HSET', refused, epoch .. ':' .. ref, err)
+    call('HSET', refused, epoch .. ':' .. ref, err)
     reply[#reply+1] = k
     reply[#reply+1] = err
   end
@@ -169,6 +175,7 @@ return reply
 """
 SOURCE = (
     SOURCE.replace("{ENVIRONMENT}", "{" + ", ".join(f"{code} = true" for code in ENVIRONMENT) + "}")
+    .replace("{RIGHTS}", "{" + ", ".join(f"'{text}'" for text in RIGHTS) + "}")
     .replace("TOMBSTONE", str(TOMBSTONE_SECONDS))
     .replace("SWEPT", str(SWEPT_TOPICS))
 )

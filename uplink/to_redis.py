@@ -10,6 +10,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import re
+import select
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 from redis import Connection
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterError,
     MovedError,
     NoPermissionError,
     NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -35,7 +37,7 @@ from .errors import Misconfigured, NotConnected, Rejected
 from .pools import Pool
 from .redis_actions import actions, gap_action, pack
 from .redis_multi import write_in_transaction
-from .redis_script import ENVIRONMENT, SHA, SOURCE
+from .redis_script import ENVIRONMENT, RIGHTS, SHA, SOURCE
 
 __all__ = ["actions", "connect", "gap_action"]
 
@@ -102,6 +104,14 @@ class RedisLink:
                 return write_in_transaction(self._exchange, ledger, refused, batch, _is_ours)
         return _read_reply(reply, batch)
 
+    def fileno(self) -> int:
+        return int(self._connection._sock.fileno())
+
+    def gone(self) -> bool:
+        # Nobody asked anything: what can be read now is the end.
+        readable, _, _ = select.select([self.fileno()], [], [], 0)
+        return bool(readable)
+
     def close(self) -> None:
         self._connection.disconnect()
 
@@ -134,8 +144,15 @@ class RedisLink:
         return answers
 
     def _ask(self, *command: bytes) -> Any:
-        with _answers(self._pool):
-            return self._send(b"*%d\r\n" % len(command) + pack(command))
+        """A question about our own keys; a refusal can only mean that somebody else uses them."""
+        try:
+            with _answers(self._pool):
+                return self._send(b"*%d\r\n" % len(command) + pack(command))
+        except Rejected as error:
+            key = command[1].decode()
+            raise Misconfigured(
+                f"the key {key} is not ours: {error}", f"rename or delete {key}, the gateway keeps its progress there"
+            ) from error
 
     def _ledger(self, gateway: str) -> bytes:
         return f"tidegate:ledger:{gateway}:{self._pool.name}".encode()
@@ -186,14 +203,15 @@ def _answers(pool: Pool) -> Iterator[None]:
         ) from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise NotConnected(_where(pool, str(error) or type(error).__name__)) from error
-    except (OutOfMemoryError, ReadOnlyError) as error:
-        raise NotConnected(_where(pool, str(error))) from error
     except NoPermissionError as error:
         raise _rights(str(error)) from error
-    except MovedError as error:
+    except (MovedError, AskError, ClusterError, ClusterCrossSlotError) as error:
         raise _cluster() from error
     except ResponseError as error:
-        raise _meaning(str(error), pool) from error
+        if type(error) is ResponseError:
+            raise _meaning(str(error), pool) from error
+        # The driver names what servers say of themselves: read-only, out of memory, try again. Its text has no code.
+        raise NotConnected(_where(pool, str(error))) from error
     except RedisError as error:
         raise NotConnected(_where(pool, str(error))) from error
 
@@ -216,13 +234,13 @@ def _meaning_of_ours(text: str) -> Exception:
     code = text.split(" ", 1)[0]
     if code in ("MOVED", "ASK", "CROSSSLOT"):
         return _cluster()
-    if code in ("NOPERM", "NOAUTH") or "ACL failure" in text:
+    if code in ("NOPERM", "NOAUTH") or any(sign in text for sign in RIGHTS):
         return _rights(text)
     return NotConnected(text)
 
 
 def _is_ours(text: str) -> bool:
-    return text.split(" ", 1)[0] in ENVIRONMENT or "ACL failure" in text
+    return text.split(" ", 1)[0] in ENVIRONMENT or any(sign in text for sign in RIGHTS)
 
 
 def _rights(text: str) -> Misconfigured:

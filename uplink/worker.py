@@ -115,6 +115,11 @@ class Worker:
         except Misconfigured as error:
             return self._refused_because_of_us(error)
 
+    @property
+    def fileno(self) -> int:
+        """Becomes readable when the far end goes away; -1 without one."""
+        return self._link.fileno() if self._link is not None else -1
+
     def stop(self) -> None:
         """Save where we are and let go of the far end."""
         self._drop_link()
@@ -138,10 +143,19 @@ class Worker:
                 self._marks[gateway, epoch] = mark
             self._settle(link, gateway, link.refusals(gateway))
         self._go_back_to_marks()
-        if self._standing.state not in ("connected", "starting"):
+
+    def _well(self, link: Link) -> None:
+        """Connected is who got something through or has nothing to send; a server may answer and still refuse to write."""
+        before = self._standing
+        if before.state == "connected" and before.warning == link.warning:
+            return
+        if link.warning and before.warning != link.warning:
+            self._say(link.warning)
+        if before.state not in ("connected", "starting"):
             self._say("connected again")
             self._said.clear()
-        self._standing = self._standing._replace(state="connected", error="", hint="", warning=link.warning)
+        self._back_off = FIRST_BACK_OFF
+        self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()
 
     def _go_back_to_marks(self) -> None:
@@ -164,7 +178,7 @@ class Worker:
         """One read of the log, and what it holds for us as one batch."""
         entries, through = self._log.read(self._standing.cursor, self._limit)
         if through == self._standing.cursor:
-            return self._rest()
+            return self._rest(link)
         first = entries[0]
         for number, entry in enumerate(entries):
             if entry.epoch != first.epoch or entry.gateway != first.gateway:
@@ -222,22 +236,28 @@ class Worker:
         self._marks[key] = Mark(batch.through)
         self._confirmed[key] = self._moved[key] = batch.through
         self._count(len({operation.seq for operation in batch.operations}))
-        self._back_off = FIRST_BACK_OFF
-        if link.warning != self._standing.warning:
-            self._say(link.warning)
-            self._standing = self._standing._replace(warning=link.warning)
         self._move(key, batch.through)
+        self._well(link)
 
     def _halve(self, link: Link, batch: Batch, reason: str, entries: Sequence[Entry]) -> None:
         """Something in the batch is refused: half of it next, and an entry that stands alone goes to quarantine."""
         if len(entries) > 1:
             self._limit = max(1, len(entries) // 2)
             return
+        nothing = batch._replace(operations=())
+        try:
+            moved = link.write(nothing._replace(through=batch.expected.seq)) if not batch.expected.done else []
+        except Rejected as error:
+            raise Misconfigured(
+                f"the far end refuses even an empty batch: {error}", "look into the far end's own log"
+            ) from error
+        if moved is None:
+            self._look_again(link, batch.gateway)
+            return
         self._keep(
             batch.gateway,
             [(Refusal(batch.epoch, op.seq, op.number, reason), entries[0].msgid, op) for op in batch.operations],
         )
-        nothing = batch._replace(operations=())
         if link.write(nothing) is None:
             self._look_again(link, batch.gateway)
         else:
@@ -275,8 +295,11 @@ class Worker:
         if self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save()
 
-    def _rest(self) -> Wait:
+    def _rest(self, link: Link) -> Wait:
         """Nothing to carry: save when a second has passed since the last time, then sleep until there are news."""
+        if link.gone():
+            raise NotConnected("the far end closed the connection")
+        self._well(link)
         if self._standing == self._saved and not self._moved:
             return Wait(None, True)
         left = self._saved_at + SAVE_EVERY - self._clock.monotonic()

@@ -1,8 +1,8 @@
 """A TCP proxy with faults between a worker and its far end; a thread of its own, needs no rights.
 
-`mode`: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_up` (what the client sends is held back and
-passed on later, also when the client is gone: the late tail of a batch); `hold_down` (answers are held back);
-`cut_down` (the first answer cuts the connection instead of arriving). Changing the mode acts on open connections.
+Modes: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_down` (answers are held back); `cut_down` (the
+next answer cuts the connection instead of arriving). `hold_up` holds back what the connections open now send, until
+`release`, also when their client is gone: the late tail of a batch. New connections are not held.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Proxy:
         self._target = target
         self._mode: Mode = "pass"
         self._changed = threading.Condition()
+        self._held_up: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._closed = False
@@ -41,6 +42,7 @@ class Proxy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._changed:
             self._closed = True
+            self._held_up = set()
             self._changed.notify_all()
         self._stop_listening()
         self.drop()
@@ -57,6 +59,18 @@ class Proxy:
             self._listen()
         if mode in ("refuse", "reset"):
             self.drop()
+
+    def hold_up(self) -> None:
+        """Hold back what the connections that are open now send from here on."""
+        self.held.clear()
+        with self._changed:
+            self._held_up = set(self._open)
+
+    def release(self) -> None:
+        """Pass on what was held back."""
+        with self._changed:
+            self._held_up = set()
+            self._changed.notify_all()
 
     def drop(self) -> None:
         """Reset every open connection."""
@@ -94,31 +108,31 @@ class Proxy:
                 thread = threading.Thread(target=self._pump, args=(source, sink, passes), name="proxy pump", daemon=True)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[], bool]) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[socket.socket], bool]) -> None:
         try:
             while data := source.recv(65_536):
-                if not passes():
+                if not passes(source):
                     break
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
 
-    def _pass_up(self) -> bool:
-        return self._wait_while("hold_up")
+    def _pass_up(self, source: socket.socket) -> bool:
+        return self._wait_while(lambda: source in self._held_up)
 
-    def _pass_down(self) -> bool:
+    def _pass_down(self, source: socket.socket) -> bool:
         if self._mode == "cut_down":
             self.held.set()
             self.drop()
             return False
-        return self._wait_while("hold_down")
+        return self._wait_while(lambda: self._mode == "hold_down")
 
-    def _wait_while(self, mode: Mode) -> bool:
+    def _wait_while(self, holds: Callable[[], bool]) -> bool:
         with self._changed:
-            if self._mode == mode:
+            if holds():
                 self.held.set()
-            self._changed.wait_for(lambda: self._mode != mode or self._closed)
+            self._changed.wait_for(lambda: self._closed or not holds())
             return not self._closed
 
 

@@ -1,0 +1,227 @@
+"""Reading rule files: the specification's own text, every mistake at once with its nearest name, and what must be logged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED
+from tidegate.uplink.rule import SHIPPED, RuleFile, Want, load, wants
+from tidegate.uplink.vocabulary import LATER, POOL_KEYS
+
+HERE = Path(__file__).parent
+SERVER = "backend.redis.pool1.server = 127.0.0.1:6379\n"
+RULE = 'backend.redis.hook.message.publish.1 = {"action": {"function": "on_message_publish"}, "pool": "pool1"}\n'
+
+
+def read(tmp_path: Path, text: str, backend: str = "redis") -> RuleFile:
+    path = tmp_path / f"emqx_backend_{backend}.conf"
+    path.write_text(text, encoding="utf-8")
+    return load(path, backend)
+
+
+def test_the_specification_s_own_block_loads_verbatim() -> None:
+    rules = load(HERE / "specification.conf", "redis")
+    assert rules.mistakes == ()
+    assert [pool.name for pool in rules.pools] == ["pool1"]
+    assert rules.pools[0].settings["server"] == (("127.0.0.1", 6379),)
+    assert len(rules.rules) == 13
+    assert [rule.expired_time for rule in rules.rules if rule.kind == PUBLISH] == [3600, 3600, None]
+
+
+def test_functions_of_a_later_version_are_named_in_one_warning() -> None:
+    rules = load(HERE / "specification.conf", "redis")
+    (warning,) = rules.warnings
+    assert warning.line == 23
+    for name in ("on_subscribe_lookup", "on_message_fetch_for_queue", "on_retain_lookup", "on_message_acked_for_pubsub"):
+        assert name in warning.text
+
+
+def test_only_rules_that_work_are_logged_for() -> None:
+    assert set(wants([load(HERE / "specification.conf", "redis")])) == {
+        Want(CONNECTED, "#", 0, False),
+        Want(DISCONNECTED, "#", 0, False),
+        Want(UNSUBSCRIBED, "#", 0, False),
+        Want(PUBLISH, "#", 1, False),
+        Want(PUBLISH, "#", 0, True),
+    }
+
+
+@pytest.mark.parametrize("function", sorted(LATER))
+def test_every_function_of_the_specification_is_a_known_name(tmp_path: Path, function: str) -> None:
+    from tidegate.uplink.vocabulary import FUNCTIONS
+
+    event = FUNCTIONS[function][0]
+    line = f'backend.redis.hook.{event}.1 = {{"action": {{"function": "{function}"}}, "pool": "pool1"}}\n'
+    rules = read(tmp_path, SERVER + line)
+    assert rules.mistakes == ()
+    assert [rule.works for rule in rules.rules] == [False]
+
+
+MISTAKES = [
+    ("backend.redis.pool1.sever = 127.0.0.1:6379", 'unknown key "sever"; did you mean "server"?'),
+    ("backend.redis.pool1.database = one", 'pool1.database: "one" is not a number'),
+    ("backend.redis.pool1.server = localhost", 'pool1.server: "localhost" is not host:port'),
+    ("backend.redis.pool1.server = a:1, b:2", "pool1.server: type single has one server"),
+    ("backend.redis.pool1.timeout = 10", 'pool1.timeout: "10" is not a time such as 500ms or 10s'),
+    ("backend.redis.pool1.type = singel", 'pool1.type: unknown value "singel"; did you mean "single"?'),
+    ("backend.redis.pool1.type = sentinel", "pool1.type: sentinel comes with a later version"),
+    ("backend.redis.pool1.type = cluster", "pool1.type: cluster comes with a later version"),
+    ("backend.redis.pool1.password_file = nowhere", "cannot be read"),
+    ("backend.redsi.pool1.server = 127.0.0.1:6379", 'unknown backend "redsi"; did you mean "redis"?'),
+    ("backend.redis.server = 127.0.0.1:6379", "the pool is missing: backend.redis.pool1.server"),
+    ("backend.mysql.pool1.server = 127.0.0.1:3306", "a setting of mysql does not belong in the file of redis"),
+    ("this is no setting", "neither a comment nor `key = value`: this is no setting"),
+    ("bakend.redis.pool1.server = 1", "unknown key bakend.redis.pool1.server"),
+    ("backend.redis.hook.message.publish = {}", "a rule is written backend.<backend>.hook.<event>.<number>"),
+    ("backend.redis.hook.message.publsh.1 = {}", 'unknown event "message.publsh"; did you mean "message.publish"?'),
+    ("backend.redis.hook.message.publish.1 = {", "the rule is not valid JSON at character 2"),
+    ("backend.redis.hook.message.publish.1 = []", "a rule is an object"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_mesage_publish"}, "pool": "pool1"}',
+     'unknown function "on_mesage_publish"; did you mean "on_message_publish"?'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_client_connected"}, "pool": "pool1"}',
+     "on_client_connected belongs to client.connected, not to message.publish"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_message_publish"}, "pool": "poll1"}',
+     'unknown pool "poll1"; did you mean "pool1"?'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_message_publish"}}', '"pool" is missing'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"sql": ["x"]}, "pool": "pool1"}',
+     'unknown action "sql"; known: commands, function'),
+    ('backend.redis.hook.message.publish.1 = {"pool": "pool1"}', '"action" holds exactly one of function, commands'),
+    ('backend.redis.hook.message.publish.1 = {"tpoic": "a", "action": {"function": "on_message_publish"}, "pool": "pool1"}',
+     'unknown option "tpoic"; did you mean "topic"?'),
+    ('backend.redis.hook.message.publish.1 = {"topic": "a/#/b", "action": {"function": "on_message_publish"}, "pool": "pool1"}',
+     '"topic" "a/#/b" is no topic filter: # stands alone in the last level'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_message_publish"}, "expired_time": -1, "pool": "pool1"}',  # noqa: E501
+     '"expired_time" is a number of seconds greater than 0'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"function": "on_message_publish"}, "payload_format": "xml", "pool": "pool1"}',  # noqa: E501
+     'unknown payload_format "xml"'),
+    ('backend.redis.hook.session.subscribed.1 = {"action": {"function": "on_message_fetch"}, "offline_opts": {"time_rnge": "2h"}, "pool": "pool1"}',  # noqa: E501
+     'unknown option "time_rnge" in offline_opts; did you mean "time_range"?'),
+    ('backend.redis.hook.session.subscribed.1 = {"action": {"function": "on_message_fetch"}, "offline_opts": {"time_range": "2 h"}, "pool": "pool1"}',  # noqa: E501
+     '"time_range" is a time such as'),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": ["SET a ${paylod}"]}, "pool": "pool1"}',
+     'unknown placeholder ${paylod}; did you mean "payload"?'),
+    ('backend.redis.hook.client.connected.1 = {"action": {"commands": ["SET a ${topic}"]}, "pool": "pool1"}',
+     "unknown placeholder ${topic}; known: clientid"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": ["SET a  b"]}, "pool": "pool1"}', "exactly one space"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": ["SET a ${topic"]}, "pool": "pool1"}', "no closing brace"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": ["HSET x m:${message}"]}, "pool": "pool1"}',
+     "${message} stands alone"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": ["BLPOP x 0"]}, "pool": "pool1"}',
+     "BLPOP cannot run inside a batch"),
+    ('backend.redis.hook.message.publish.1 = {"action": {"commands": []}, "pool": "pool1"}', '"commands" is a list of texts'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "expected"), MISTAKES, ids=[expected for _, expected in MISTAKES])
+def test_a_mistake_is_named_with_file_line_and_what_is_known(tmp_path: Path, line: str, expected: str) -> None:
+    rules = read(tmp_path, SERVER + line + "\n")
+    (mistake,) = rules.mistakes
+    assert str(mistake).startswith(f"{tmp_path}/emqx_backend_redis.conf:2: ")
+    assert expected in mistake.text
+
+
+def test_all_mistakes_are_reported_together_in_order_of_lines(tmp_path: Path) -> None:
+    rules = read(tmp_path, SERVER + "".join(line + "\n" for line, _ in MISTAKES))
+    lines = [mistake.line for mistake in rules.mistakes]
+    assert lines == sorted(lines)
+    # Later settings of a key replace earlier ones, so what only the whole shows is said once.
+    whole = {4 + 1, 8, 9}
+    assert set(range(2, len(MISTAKES) + 2)) - set(lines) <= whole
+
+
+def test_a_missing_file_is_a_mistake_except_for_sqlite(tmp_path: Path) -> None:
+    (mistake,) = load(tmp_path / "emqx_backend_redis.conf", "redis").mistakes
+    assert "cannot be read: No such file or directory; create it" in mistake.text
+    shipped = load(tmp_path / "emqx_backend_sqlite.conf", "sqlite")
+    assert shipped.mistakes == ()
+    assert shipped.path == SHIPPED / "emqx_backend_sqlite.conf"
+
+
+def test_a_repeated_rule_replaces_the_first_with_a_warning(tmp_path: Path) -> None:
+    rules = read(tmp_path, SERVER + RULE + RULE.replace("{", '{"topic": "a", ', 1))
+    assert [rule.topic_filter for rule in rules.rules] == ["a"]
+    assert "message.publish.1 again: this one replaces line 2" in rules.warnings[0].text
+
+
+def test_known_defects_of_the_specification_are_passed_over_with_a_warning(tmp_path: Path) -> None:
+    rules = read(tmp_path, SERVER + RULE.replace('"action": {', 'action": {').replace("}, ", ",}, ").replace(" = ", "="))
+    assert rules.mistakes == ()
+    assert [rule.function for rule in rules.rules] == ["on_message_publish"]
+    assert "missing quote" in rules.warnings[0].text
+
+
+def test_a_password_that_everybody_can_read_is_warned_of_and_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "emqx_backend_redis.conf").touch(0o644)
+    rules = read(tmp_path, SERVER + "backend.redis.pool1.password = hunter2\n" + RULE)
+    assert "everybody on this machine can read the password" in rules.warnings[0].text
+    assert rules.pools[0].settings["password"] == "hunter2"
+    assert "hunter2" not in repr(rules)
+
+
+def test_a_password_file_is_read_beside_the_rule_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2\n")
+    rules = read(tmp_path, SERVER + "backend.redis.pool1.password_file = secret\n" + RULE)
+    assert rules.mistakes == ()
+    assert rules.pools[0].settings["password_file"] == "hunter2"
+
+
+def test_commands_want_every_qos_and_messages_from_qos_1(tmp_path: Path) -> None:
+    commands = 'backend.redis.hook.message.publish.2 = {"topic": "a/+", "action": {"commands": ["INCR x"]}, "pool": "pool1"}\n'
+    assert wants([read(tmp_path, SERVER + RULE + commands)]) == [
+        Want(PUBLISH, "#", 1, False),
+        Want(PUBLISH, "a/+", 0, False),
+    ]
+
+
+def test_a_file_with_a_mistake_wants_everything_its_rules_could_have_wanted(tmp_path: Path) -> None:
+    broken = (
+        'backend.redis.hook.message.acked.1 = {"topic": "a", "action": {"commands": ["SET x ${nothing}"]}, "pool": "pool1"}\n'
+    )
+    assert wants([read(tmp_path, SERVER + RULE.replace("{", '{"topic": "a", ', 1) + broken)]) == [
+        Want(PUBLISH, "#", 0, False),
+        Want(ACKED, "#", 0, False),
+    ]
+
+
+def test_a_file_nobody_can_read_wants_what_it_wanted_when_it_was_good(tmp_path: Path) -> None:
+    unreadable = read(tmp_path, "?")
+    good = [Want(SUBSCRIBED, "#", 0, False), Want(SESSION_CREATED, "#", 0, False)]
+    assert wants([unreadable], {"redis": good}) == good
+    assert set(wants([unreadable])) == {
+        Want(PUBLISH, "#", 1, False),
+        Want(CONNECTED, "#", 0, False),
+        Want(DISCONNECTED, "#", 0, False),
+    }
+
+
+def test_the_shipped_redis_file_shows_every_key_with_its_default() -> None:
+    path = SHIPPED / "emqx_backend_redis.conf"
+    rules = load(path, "redis")
+    assert rules.mistakes == rules.warnings == ()
+    shown = set(re.findall(r"^(?:## )?backend\.redis\.pool1\.(\w+) =", path.read_text(), re.MULTILINE))
+    assert shown == set(POOL_KEYS["redis"])
+    assert rules.pools[0].settings == {name: key.default for name, key in POOL_KEYS["redis"].items()}
+
+
+@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+def test_the_shipped_rules_store_presence_messages_and_retained(backend: str) -> None:
+    rules = load(SHIPPED / f"emqx_backend_{backend}.conf", backend)
+    assert rules.mistakes == rules.warnings == ()
+    assert [rule.function for rule in rules.rules] == [
+        "on_client_connected",
+        "on_client_disconnected",
+        "on_message_publish",
+        "on_message_retain",
+        "on_retain_delete",
+    ]
+
+
+@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+def test_every_rule_that_is_commented_out_in_a_shipped_file_loads_too(tmp_path: Path, backend: str) -> None:
+    text = (SHIPPED / f"emqx_backend_{backend}.conf").read_text()
+    active = re.sub(r"^## (backend\.\w+\.hook\.\w+\.\w+\.\d)", r"\1", text, flags=re.MULTILINE)
+    rules = read(tmp_path, active, backend)
+    assert rules.mistakes == ()
+    assert len(rules.rules) > 8
