@@ -31,11 +31,15 @@ from .access import Access
 from .broker import Broker
 from .config import Config, Listener
 from .connecting import Limits
+from .report import Reporter
 from .routing import Want
 from .server import MqttProtocol
 from .snapshot import Snapshot
 
 TRIM_PAUSE = 10.0
+ALIVE_PAUSE = 60.0
+CLOCK_STEP = 500
+"""ms: what a wall clock may drift or jump before the time of this run's entries is corrected."""
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 SWITCH_INTERVAL = 0.0005
@@ -72,6 +76,7 @@ class App:
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._clock_is_fresh = False
+        self._next_alive = self._started + ALIVE_PAUSE
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -94,6 +99,7 @@ class App:
         identity = store.identity
         log = Log(identity.next_seq, identity.last_at, identity.run)
         log.tick(wall, mono)
+        self._clock_offset = wall - mono
         post = self._loop.call_soon_threadsafe
         self._committer = Worker("committer", post, store.rest)
         self._reader: Worker | None = None
@@ -203,7 +209,19 @@ class App:
             if self.broker.now >= next_trim:
                 next_trim = self.broker.now + TRIM_PAUSE
                 self._start_trim()
+            self._note_time()
             self._committer.submit(lambda: None, lambda _: notify.watchdog())
+
+    def _note_time(self) -> None:
+        """Keep in the store what the clock really is, and, while somebody is connected, when we were last alive."""
+        wall, mono = _clock()
+        log = self.broker.log
+        if abs(wall - mono - self._clock_offset) > CLOCK_STEP:
+            self._clock_offset = wall - mono
+            log.change("UPDATE run SET clock_offset = ? WHERE id = ?", self._clock_offset, log.run)
+        if self.broker.clients and self.broker.now >= self._next_alive:
+            self._next_alive = self.broker.now + ALIVE_PAUSE
+            log.change("UPDATE run SET alive_at = ? WHERE id = ?", log.at, log.run)
 
     async def _stop(self) -> None:
         deadline = time.monotonic() + STOP_DEADLINE
@@ -340,5 +358,4 @@ def _lock(data: Path) -> int:
     return lock
 
 
-def _report(text: str) -> None:
-    print(f"tidegate: {text}", file=sys.stderr, flush=True)
+_report = Reporter()

@@ -15,7 +15,7 @@ import sqlite3
 import struct
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tidegate.store.entry import (
     ACKED,
@@ -66,6 +66,12 @@ GIVE_UP_RETRIES = 20
 """Failed commits (one a second) after which clients that wait for the disk are disconnected."""
 
 
+class Report(Protocol):
+    """A line for the log; those of one `kind` may be held back when they repeat."""
+
+    def __call__(self, text: str, kind: str = "") -> None: ...
+
+
 Commit = Callable[[Batch, Callable[[Any], None]], None]
 """`commit(batch, done)`: make it durable, then `done(None)`; `done(exception)` when nothing of it is there."""
 
@@ -85,7 +91,7 @@ class Broker:
         commit_delay: float,
         message_id: Callable[[int, int, int], bytes],
         new_client_id: Callable[[], str],
-        report: Callable[[str], None],
+        report: Report,
     ) -> None:
         self.log = log
         self.router = Router()
@@ -270,7 +276,7 @@ class Broker:
         self.store_fault = str(error)
         self._failures += 1
         if self._failures > GIVE_UP_RETRIES:
-            for client in [c for c in batch.acks if c in self.clients]:
+            for client in [c for c in (*batch.acks, *self._paused) if c in self.clients]:
                 self.connecting.drop(client, ReasonCode.QUOTA_EXCEEDED)
             self.delivery.flush()
         self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
@@ -302,7 +308,7 @@ class Broker:
                     self._on_publish(client, session, event)
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
-                self._report(f"{client.peer}: {event.error}")
+                self._report(f"{client.peer}: {event.error}", str(event.error))
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)
             elif session is None:

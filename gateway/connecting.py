@@ -117,7 +117,7 @@ class Connecting:
             self._connected(client, session, answer)
 
     def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
-        if not packet.client_id and not packet.clean_start and packet.version < 5:
+        if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
         if Property.AUTHENTICATION_METHOD in packet.properties:
             return ReasonCode.BAD_AUTHENTICATION_METHOD
@@ -168,7 +168,11 @@ class Connecting:
             if client.keep_alive != packet.keep_alive:
                 properties[Property.SERVER_KEEP_ALIVE] = client.keep_alive
             properties[Property.USER_PROPERTY] = [("tidegate-durability", self._durability)]
-        return encode(ConnAck(present, ReasonCode.SUCCESS, properties), client.version)
+        answer = encode(ConnAck(present, ReasonCode.SUCCESS, properties), client.version)
+        if client.maximum_packet_size and len(answer) > client.maximum_packet_size:
+            properties.pop(Property.USER_PROPERTY)  # [MQTT-3.2.2-20]
+            answer = encode(ConnAck(present, ReasonCode.SUCCESS, properties), client.version)
+        return answer
 
     def _log_connected(self, session: Session, new: bool) -> None:
         broker, name = self._broker, session.name

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidegate.store.log import Name
-from tidegate.store.topic import FilterTree, matches, topic_name_fault
+from tidegate.store.topic import FilterTree, matches
 
-from .mqtt.errors import MalformedPacket
-from .mqtt.reasons import ReasonCode
+from .mqtt.decoding import topic_name
 from .session import Session, Subscription
 
 MAX_TOPICS = 50_000
@@ -63,15 +62,10 @@ class Topic(Name):
 
 
 class Topics(dict[bytes, Topic]):
-    """Raw topic name -> Topic; raises MalformedPacket for what is no topic name. Bounded: emptied when full."""
+    """Raw topic name -> Topic; raises MqttError for what is no topic name. Bounded: emptied when full."""
 
     def __missing__(self, raw: bytes) -> Topic:
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise MalformedPacket(ReasonCode.MALFORMED_PACKET, f"topic name is not UTF-8: {error.reason}") from None
-        if fault := topic_name_fault(text):
-            raise MalformedPacket(ReasonCode.TOPIC_NAME_INVALID, f"topic name {text[:80]!r}: {fault}")
+        text = topic_name(raw)
         if len(self) >= MAX_TOPICS:
             self.clear()
         topic = self[bytes(raw)] = Topic(bytes(raw), text)

@@ -47,6 +47,9 @@ class Sessions:
             " FROM session s JOIN client c ON c.id = s.client"
         ):
             session = Session(Name(clientid, number), expiry, created, cursor + 1)
+            session.persistent = True
+            if expires_at is None and expiry != NEVER:
+                expires_at = self._log.at + expiry * 1000  # it was connected when we were killed
             session.expires_at = expires_at
             session.behind = True
             session.suspect = suspect

@@ -1,7 +1,7 @@
 """Reading the log from outside the committer: the uplink's view, entry by entry in order of seq.
 
 A reader has its own read-only connection and holds a transaction only for one `read`, which is bounded in rows and bytes.
-It sees whole commits only. Names and runs are cached; they are immutable.
+It sees whole commits only. Names are cached; they are immutable.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class LogReader:
 
         Only `kinds` are returned when given; the second value also covers what was passed over.
         """
+        self._runs.clear()  # the newest one's clock offset may have been corrected
         rows: list[tuple[int, int, int, int, int, int | None, int | None, int | None, bytes | None, bytes | None]] = []
         size = 0
         cursor = self._db.execute(

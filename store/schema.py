@@ -43,6 +43,8 @@ def open_writer(path: Path, form: Format, synchronous: str = "FULL") -> sqlite3.
         return _open_writer(path, form, synchronous)
     except sqlite3.Error as error:
         raise StoreError(explain(path, error)) from error
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}: check owner and rights of {path.parent}") from error
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -87,10 +89,20 @@ def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connecti
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA cache_size = -4096")
         _migrate(connection, path, form)
+        _sync_directory(path.parent)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _sync_directory(directory: Path) -> None:
+    """A file that was just made survives a power cut only if its name does."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _identify(connection: sqlite3.Connection, path: Path, form: Format) -> None:

@@ -6,7 +6,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.broker.world import World
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import (
     ConnAck,
@@ -30,6 +29,8 @@ from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.routing import Want
 from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED
 from tidegate.store.reader import LogReader
+
+from tests.broker.world import World
 
 STORE_ALL = [Want(PUBLISH, "#", 1, False), Want(CONNECTED, "#", 0, False), Want(DISCONNECTED, "#", 0, False)]
 

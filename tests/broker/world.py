@@ -16,8 +16,8 @@ from tidegate.gateway.mqtt.connection import Acks, Connection, Side, TopicNames
 from tidegate.gateway.mqtt.packets import (
     Connect,
     Disconnect,
-    Publish,
     PubAck,
+    Publish,
     Subscribe,
     Subscription,
     Will,
@@ -66,7 +66,7 @@ class World:
             0.0,
             lambda seq, at, run: message_id(at, code, identity.epoch, seq).encode(),
             lambda: "assigned-1",
-            self.said.append,
+            lambda text, kind="": self.said.append(text),
         )
         self.broker.load(self.store.connection, identity.clean)
 
