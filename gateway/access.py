@@ -163,6 +163,10 @@ def set_user(path: Path, user: str, line: str | None, create: bool) -> bool:
             os.chmod(fresh, status.st_mode & 0o777)
             if os.geteuid() == 0:
                 os.chown(fresh, status.st_uid, status.st_gid)
+        elif os.geteuid() == 0 and (group := path.absolute().parent.stat().st_gid):
+            # Made by root in the service's directory: the service, which is not root, reads it through its group.
+            os.chown(fresh, -1, group)
+            os.chmod(fresh, 0o640)
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
