@@ -146,29 +146,37 @@ def password_line(user: str, password: bytes) -> str:
 
 def set_user(path: Path, user: str, line: str | None, create: bool) -> bool:
     """Put the user's line into the file (None: take it out), in one atomic step; whether the user was there. Raises OSError."""
-    lines = [] if create else path.read_text("utf-8").splitlines()
+    path = path.resolve()
+    if create:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    lines = [] if create else path.read_text("utf-8", "surrogateescape").splitlines()
     kept = [old for old in lines if old.partition(":")[0] != user or old.startswith("#")]
     was_there = len(kept) < len(lines)
     if line is not None:
         kept.append(line)
-    status = path.stat() if path.exists() else None
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{text}\n" for text in kept)
             file.flush()
             os.fsync(file.fileno())
-        if status is not None:
-            os.chmod(fresh, status.st_mode & 0o777)
-            if os.geteuid() == 0:
-                os.chown(fresh, status.st_uid, status.st_gid)
-        elif os.geteuid() == 0 and (group := path.absolute().parent.stat().st_gid):
-            # Made by root in the service's directory: the service, which is not root, reads it through its group.
-            os.chown(fresh, -1, group)
-            os.chmod(fresh, 0o640)
+        _dress(fresh, path)
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
     return was_there
+
+
+def _dress(fresh: Path, path: Path) -> None:
+    """Owner and rights as the file had. A new one made by root is for its directory's group: the gateway's user is in it."""
+    root = os.geteuid() == 0
+    if path.exists():
+        status = path.stat()
+        os.chmod(fresh, status.st_mode & 0o777)
+        if root:
+            os.chown(fresh, status.st_uid, status.st_gid)
+    elif root:
+        os.chown(fresh, -1, path.parent.stat().st_gid)
+        os.chmod(fresh, 0o640)

@@ -42,7 +42,9 @@ def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) ->
         click.echo(f"tidegate: warning: {warning}", err=True)
     try:
         code = app.run(config)
-    except (app.StartError, StoreError, PasswordFileError) as error:
+    except PasswordFileError as error:
+        raise _Failure(str(error), 2) from None
+    except (app.StartError, StoreError) as error:
         raise _Failure(str(error)) from None
     sys.exit(code)
 
@@ -123,11 +125,13 @@ def passwd(create: bool, delete: bool, batch: bool, file: Path, user: str, passw
         raise _Failure("-D goes alone", 2)
     if not delete and password is None:
         password = _ask_password()
+    if not delete and not password:
+        raise _Failure("an empty password is none: give one", 2)
     try:
         line = None if delete else password_line(user, (password or "").encode())
         was_there = set_user(file, user, line, create)
     except OSError as error:
-        hint = "; make it with -c" if isinstance(error, FileNotFoundError) else ""
+        hint = "; make it with -c" if isinstance(error, FileNotFoundError) and not create else ""
         raise _Failure(f"{file}: {error.strerror}{hint}") from None
     if delete and not was_there:
         raise _Failure(f"{file}: there is no user {user!r}")
@@ -150,10 +154,10 @@ def service() -> None:
 @click.option("--print", "only_print", is_flag=True, help="Show the unit file and change nothing.")
 def install(only_print: bool) -> None:
     """Write the systemd unit, the user `tidegate` and /etc/tidegate."""
-    from .service import ServiceError, install_service, unit_file
+    from .service import ServiceError, install_service, this_command, unit_file
 
     if only_print:
-        click.echo(unit_file(), nl=False)
+        click.echo(unit_file(this_command()), nl=False)
         return
     try:
         for step in install_service():

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,23 @@ async def serve(path: Path, handler: Handler) -> asyncio.Server:
         writer.close()
 
     path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, path, limit=LIMIT)
+    with _short(path) as place:
+        server = await asyncio.start_unix_server(answer, place, limit=LIMIT)
     os.chmod(path, 0o660)
     return server
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for the socket that fits into the 107 bytes of an address, however deep its directory is."""
+    if len(os.fsencode(path)) <= 100:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def _reply(handler: Handler, line: bytes) -> dict[str, Any]:
@@ -48,25 +62,33 @@ def _reply(handler: Handler, line: bytes) -> dict[str, Any]:
         return {"error": f"not a line of JSON: {error}"}
     if not isinstance(request, dict):
         return {"error": "a request is a JSON object"}
-    return handler(request)
+    try:
+        return handler(request)
+    except Exception as error:  # noqa: BLE001 - a question must never stop the gateway; who asked is told
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def ask(path: Path, request: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
     """Send one request and return the answer. Raises NotRunning."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, _short(path) as place:
             sock.settimeout(timeout)
-            sock.connect(str(path))
+            sock.connect(place)
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as answers:
                 line = answers.readline()
     except PermissionError:
         raise NotRunning(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning(f"no gateway is running on {path.parent} (tidegate run --data {path.parent})") from None
     except OSError as error:
         raise NotRunning(f"the gateway on {path.parent} does not answer: {error}") from None
-    answer = json.loads(line or b"{}")
-    if not isinstance(answer, dict) or "error" in answer or not answer:
+    try:
+        answer = json.loads(line or b"{}")
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NotRunning(f"{path} is not answered by a gateway")
+    if "error" in answer or not answer:
         raise NotRunning(f"the gateway on {path.parent} answers: {answer.get('error', 'nothing')}")
     return answer

@@ -7,9 +7,11 @@ Invariant: nothing that exists is overwritten but the unit file itself, and ever
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,11 +26,9 @@ class ServiceError(Exception):
     """The service cannot be installed; the text is for the user."""
 
 
-def unit_file() -> str:
-    """The systemd unit for this installation."""
-    command = (
-        Path(sys.argv[0]).absolute() if Path(sys.argv[0]).name == "tidegate" else Path(sys.executable).with_name("tidegate")
-    )
+def unit_file(command: Path) -> str:
+    """The systemd unit that runs this `tidegate`."""
+    home = "read-only" if command.is_relative_to("/home") else "yes"
     return f"""\
 [Unit]
 Description=Tidegate MQTT edge gateway
@@ -38,42 +38,82 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStart={command} run --config {CONF}/gateway.toml
+NotifyAccess=main
+ExecStart={_quoted(command)} run --config {CONF}/gateway.toml
 ExecReload=/bin/kill -HUP $MAINPID
 User={USER}
 Group={USER}
-StateDirectory=tidegate
+StateDirectory={USER}
 StateDirectoryMode=0750
-ConfigurationDirectory=tidegate
+UMask=0027
 WatchdogSec=60
+TimeoutStartSec=300
 TimeoutStopSec=15
 Restart=always
 RestartSec=2
+# A mistake in the configuration is not mended by starting again.
+RestartPreventExitStatus=2
 KillMode=mixed
 LimitNOFILE=65536
+
 NoNewPrivileges=yes
+CapabilityBoundingSet=
 ProtectSystem=strict
-ProtectHome={"read-only" if str(command).startswith(("/home", "/root")) else "yes"}
+ProtectHome={home}
 PrivateTmp=yes
-PrivateDevices=no
 ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
 ProtectControlGroups=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
 RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
 
 [Install]
 WantedBy=multi-user.target
 """
 
 
+def this_command() -> Path:
+    """The `tidegate` that is running, as it stands beside its interpreter."""
+    called = Path(sys.argv[0]).absolute()
+    return called if called.name == "tidegate" else Path(sys.executable).with_name("tidegate")
+
+
+def check_command(command: Path) -> None:
+    """The service's own user must be able to run it. Raises ServiceError."""
+    advice = (
+        "install it where everybody may read: sudo python3 -m venv /opt/tidegate && sudo /opt/tidegate/bin/pip install"
+        " '.[fast]', then sudo /opt/tidegate/bin/tidegate service install"
+    )
+    if not command.is_file():
+        raise ServiceError(f"there is no {command}; {advice}")
+    for place in (*command.parents, *command.resolve().parents):
+        if not place.stat().st_mode & stat.S_IXOTH:
+            raise ServiceError(f"the service's user {USER} could not look into {place}; {advice}")
+
+
+def _quoted(command: Path) -> str:
+    """As systemd reads a word: quoted where it must be, with its specifiers and variables taken as they are."""
+    text = str(command).replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if any(letter in text for letter in " \t;'") else text
+
+
 def install_service() -> Iterator[str]:
     """Do it, step by step; yields what was done. Raises ServiceError."""
     if os.geteuid() != 0:
-        raise ServiceError("installing a service needs root: sudo tidegate service install (or see --print)")
+        raise ServiceError("installing a service needs root: sudo tidegate service install (or see it with --print)")
     if shutil.which("systemctl") is None:
         raise ServiceError("there is no systemd here; the unit file is shown by: tidegate service install --print")
+    command = this_command()
+    check_command(command)
     yield from _make_user()
-    yield from _make_conf()
-    UNIT.write_text(unit_file())
+    yield from make_conf(CONF, grp.getgrnam(USER).gr_gid)
+    UNIT.write_text(unit_file(command))
     yield f"wrote {UNIT}"
     _run("systemctl", "daemon-reload")
     yield "start it now and at every boot with: systemctl enable --now tidegate"
@@ -87,16 +127,19 @@ def _make_user() -> Iterator[str]:
         yield f"made the user {USER}"
 
 
-def _make_conf() -> Iterator[str]:
+def make_conf(folder: Path, group: int) -> Iterator[str]:
+    """Put the shipped files there, readable for the group only; what exists stays as it is."""
     shipped = Path(__file__).resolve().parent.parent / "conf"
-    CONF.mkdir(mode=0o750, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(mode=0o750)
+        os.chown(folder, -1, group)
     for source in sorted(shipped.iterdir()):
-        target = CONF / source.name
+        target = folder / source.name
         if source.suffix in (".toml", ".conf") and not target.exists():
             shutil.copyfile(source, target)
+            os.chmod(target, 0o640)
+            os.chown(target, -1, group)
             yield f"wrote {target}"
-    _run("chown", "-R", f"root:{USER}", str(CONF))
-    _run("chmod", "-R", "u=rwX,g=rX,o=", str(CONF))
 
 
 def _run(*command: str) -> None:
