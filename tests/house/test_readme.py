@@ -1,7 +1,10 @@
-"""What the README says is so: its commands exist, its examples load, its links lead somewhere, and command one works from a wheel."""
+"""What the README says is so: its commands exist, its examples load, its links lead somewhere, and command one works from a
+wheel in an environment of its own.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -13,11 +16,12 @@ from pathlib import Path
 
 import click
 import pytest
-
-from tests.support.ports import free_port
+from tidegate.gateway import __version__
 from tidegate.gateway.cli import main as cli
 from tidegate.gateway.config import load
 from tidegate.uplink.rule import load as load_rules
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -125,9 +129,11 @@ def test_the_first_command_works_in_a_fresh_environment(wheel: Path, tmp_path: P
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     pip = [str(venv / "bin" / "pip"), "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", f"{wheel}[demo,fast]"], check=True)
-    version = subprocess.run([str(venv / "bin" / "tidegate"), "version"], capture_output=True, text=True, check=True).stdout
-    assert version == f"tidegate {project()['version']}\n"
-    demo = [str(venv / "bin" / "tidegate"), "demo", "--seconds", "4", "--port", str(free_port())]
-    done = subprocess.run(demo, capture_output=True, text=True, timeout=120)
+    fresh = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    tidegate = str(venv / "bin" / "tidegate")
+    version = subprocess.run([tidegate, "version"], capture_output=True, text=True, check=True, env=fresh).stdout
+    assert version == f"tidegate {__version__}\n"
+    demo = [tidegate, "demo", "--seconds", "4", "--port", str(free_port())]
+    done = subprocess.run(demo, capture_output=True, text=True, timeout=120, env=fresh)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing is missing" in done.stdout
