@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("store", "gateway", "uplink", "device", "firmware")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
-WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/snapshot.py"}
-"""Where everything is put together: `app` and its view of the pools, `cli`. They may import every package."""
+WIRING = {"gateway/app.py", "gateway/cli.py"}
+"""Where everything is put together: they may import every package."""
 
 OURS = {
     "store": ("tidegate.store",),
