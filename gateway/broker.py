@@ -477,10 +477,14 @@ class Broker:
             if subscription is not None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
                 retained.append((wanted, subscription))
         answer = encode(SubAck(packet.packet_id, tuple(reasons), {}), client.version)
-        if session.persistent or self.busy:
+        if session.persistent:
             self.when_durable(self._subscribed, client, session, answer, retained)
+            return
+        self.delivery.send(client, answer)
+        if self.busy:  # a retained message may be on its way to the disk
+            self.when_durable(self._send_all_retained, client, session, retained)
         else:
-            self._subscribed(client, session, answer, retained)
+            self._send_all_retained(client, session, retained)
 
     def _subscribe(
         self, client: Client, session: Session, wanted: Requested, identifier: int
@@ -497,11 +501,14 @@ class Broker:
     def _subscribed(
         self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]]
     ) -> None:
-        if session.client is not client:
-            return
-        self.delivery.send(client, answer)
-        for wanted, subscription in retained:
-            self._send_retained(client, session, wanted.filter, subscription)
+        if session.client is client:
+            self.delivery.send(client, answer)
+            self._send_all_retained(client, session, retained)
+
+    def _send_all_retained(self, client: Client, session: Session, retained: list[tuple[Requested, Subscription]]) -> None:
+        if session.client is client:
+            for wanted, subscription in retained:
+                self._send_retained(client, session, wanted.filter, subscription)
 
     def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription) -> None:
         target = target_of(session, subscription)

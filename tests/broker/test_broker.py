@@ -104,6 +104,9 @@ def test_a_failing_disk_withholds_acknowledgements_and_recovers_by_itself(world:
     publisher.publish("t", b"kept", packet_id=9)
     world.commit()
     publisher.publish("q0", b"flows", qos=0)
+    late = world.device("late")
+    late.subscribe("q0", 0)
+    assert [type(packet) for packet in late.got] == [ConnAck, SubAck], "clean sessions need no disk"
     assert publisher.got == []
     assert payloads(subscriber.messages()) == [b"flows"]
     assert "disk is full" in world.broker.store_fault

@@ -72,6 +72,26 @@ def test_ten_shutdowns_of_the_file_system_lose_nothing_acknowledged(tmp_path: Pa
     check(senders, receivers)
 
 
+def test_shutdowns_that_hit_a_running_flush_lose_nothing_acknowledged_before(tmp_path: Path) -> None:
+    """A flush that the shutdown overtakes may report success, so what is acknowledged after it began does not count."""
+    moments = _moments()
+    senders = _senders()
+    with disk.directory() as directory:
+        image, mount = directory / "image", directory / "mount"
+        disk.make(image)
+        gateway = Gateway(tmp_path, data=mount / "data")
+        for number in range(1, SHUTDOWNS + 1):
+            with disk.mounted(image, mount), gateway:
+                _load(senders, gateway, moments)
+                noted = {sender.payload(number) for sender in senders for number in sender.acknowledged}
+                disk.shut_down(mount)
+                gateway.kill()
+                for sender in senders:
+                    sender.lose()
+            with disk.mounted(image, mount):
+                assert noted & set(_missing(mount / "data", senders)) == set(), f"cut {number}"
+
+
 def test_copies_of_the_disk_lose_messages_when_fsync_does_nothing(tmp_path: Path) -> None:
     moments = _moments()
     with _loaded_gateway(tmp_path, prefix=_eatmydata()) as (gateway, image, senders):
