@@ -80,6 +80,8 @@ class App:
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopping.set)
         config = self._config
         lock = _lock(config.data)
         wall, mono = _clock()
@@ -168,8 +170,6 @@ class App:
     async def _serve(self, servers: list[asyncio.Server]) -> None:
         from . import control, notify
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:

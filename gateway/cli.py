@@ -64,25 +64,26 @@ def check(config_file: Path | None, data: Path | None) -> None:
         config = load(config_file or find_config(os.environ), data)
     except ConfigError as error:
         mistakes += map(str, error.mistakes)
-        config = None
-    if config is not None:
+        beside = error.beside
+    else:
         warnings += config.warnings
-        if config.password_file is not None:
-            try:
-                read_passwords(config.password_file)
-            except PasswordFileError as error:
-                mistakes += str(error).splitlines()
-        for file in load_all(config.conf_dir, config.backends):
-            mistakes += map(str, file.mistakes)
-            warnings += map(str, file.warnings)
+        beside = config.beside
+    if beside.password_file is not None:
+        try:
+            read_passwords(beside.password_file)
+        except PasswordFileError as error:
+            mistakes += str(error).splitlines()
+    for file in load_all(beside.conf_dir, beside.backends):
+        mistakes += map(str, file.mistakes)
+        warnings += map(str, file.warnings)
     for text in warnings:
         click.echo(f"warning: {text}", err=True)
     for text in mistakes:
         click.echo(f"mistake: {text}", err=True)
     if mistakes:
-        click.echo(f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", err=True)
+        click.echo(_count(mistakes, "mistake"), err=True)
         sys.exit(2)
-    click.echo("all is well" if not warnings else f"no mistakes, {len(warnings)} warnings")
+    click.echo(f"no mistakes, {_count(warnings, 'warning')}" if warnings else "all is well")
 
 
 @main.command()
@@ -197,6 +198,10 @@ class _Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         for line in self.message.splitlines():
             click.echo(f"tidegate: {line}", err=True)
+
+
+def _count(things: list[str], name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
 def _load(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> Config:

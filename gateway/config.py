@@ -33,12 +33,22 @@ class Mistake(NamedTuple):
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used; `mistakes` are all of them."""
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The files that belong to a gateway.toml: all are checked together, also when one of them has a mistake."""
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    conf_dir: Path
+    password_file: Path | None = None
+    backends: tuple[str, ...] = ()
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `mistakes` are all of them, `beside` what could be read of it."""
+
+    def __init__(self, mistakes: Sequence[Mistake], beside: Beside) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+        self.beside = beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,10 @@ class Config:
     backends: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def beside(self) -> Beside:
+        return Beside(self.conf_dir, self.password_file, self.backends)
+
 
 def load(
     path: Path | None, data: Path | None = None, listen: Sequence[str] = (), environ: Mapping[str, str] = os.environ
@@ -99,6 +113,7 @@ class _Loader:
         self._mistakes: list[Mistake] = []
         self._text = ""
         self._tables: dict[str, Any] = {}
+        self._base = path.parent if path is not None else default_conf(environ)
 
     def load(self, data: Path | None, listen: Sequence[str]) -> Config:
         self._read_file()
@@ -107,11 +122,12 @@ class _Loader:
         values = {
             f"{section}.{name}": self._value(section, name, key) for section, keys in KEYS.items() for name, key in keys.items()
         }
-        base = self._path.parent if self._path is not None else default_conf(self._environ)
+        base = self._base
         password_file = base / values["access.password_file"] if values["access.password_file"] else None
         listeners, warnings = self._narrow(self._listeners(listen), password_file, base)
         if self._mistakes:
-            raise ConfigError(sorted(self._mistakes, key=lambda mistake: mistake.line))
+            mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
+            raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
         place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
         return Config(
             name=values["gateway.name"] or socket.gethostname(),
@@ -141,14 +157,17 @@ class _Loader:
             self._tables = tomllib.loads(self._text)
         except OSError as error:
             text = f"cannot be read: {error.strerror}; name another with --config FILE"
-            raise ConfigError([Mistake(self._file, 0, text)]) from None
+            raise self._unreadable(0, text) from None
         except UnicodeDecodeError:
-            raise ConfigError([Mistake(self._file, 0, "is not UTF-8 text; save it as UTF-8")]) from None
+            raise self._unreadable(0, "is not UTF-8 text; save it as UTF-8") from None
         except tomllib.TOMLDecodeError as error:
             found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
             line = int(found[1]) if found else len(self._text.splitlines())
             text = f'is not TOML: {str(error).removesuffix(found[0] if found else "")}; a line is name = "text", number or true'
-            raise ConfigError([Mistake(self._file, line, text)]) from None
+            raise self._unreadable(line, text) from None
+
+    def _unreadable(self, line: int, text: str) -> ConfigError:
+        return ConfigError([Mistake(self._file, line, text)], Beside(self._base.absolute()))
 
     def _check_names(self) -> None:
         known = [*KEYS, "listener"]
