@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +75,7 @@ class Config:
     """Everything the gateway is told. Sizes in bytes, times in seconds."""
 
     name: str
+    """Empty: the host's name and four characters of the gateway's id, which only its database knows."""
     data: Path
     conf_dir: Path
     listeners: tuple[Listener, ...]
@@ -130,7 +130,7 @@ class _Loader:
             raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
         place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
         return Config(
-            name=values["gateway.name"] or socket.gethostname(),
+            name=values["gateway.name"],
             data=place.expanduser().absolute(),
             conf_dir=base.absolute(),
             listeners=listeners,

@@ -35,7 +35,7 @@ class Snapshot:
         delivery = broker.delivery
         return {
             "version": __version__,
-            "name": config.name,
+            "name": store.identity.node,
             "gateway": store.identity.gateway,
             "epoch": store.identity.epoch,
             "uptime": round(time.monotonic() - self._started, 1),
@@ -60,6 +60,7 @@ class Snapshot:
                 "commits": store.commits,
                 "disk_budget": config.disk_budget,
             },
+            "backends": list(config.backends),
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
         }

@@ -25,7 +25,8 @@ def render(status: dict[str, Any]) -> str:
     for pool in status["pools"]:
         lines += _pool(pool)
     if not status["pools"]:
-        lines.append("pools       none: no remote backend is configured")
+        remote = [name for name in status["backends"] if name != "sqlite"]
+        lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")
     refused = status["clients"].get("refused", {})
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
@@ -60,4 +61,4 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}".replace(".0 ", " ")
         count /= 1024
-    return f"{count:.1f} TiB"
+    return f"{count:.1f} TiB".replace(".0 ", " ")

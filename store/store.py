@@ -40,6 +40,8 @@ class Identity:
     """Who writes: `(gateway, epoch, seq)` is a message's name outside."""
 
     gateway: str
+    node: str
+    """The name written to the databases, a label."""
     epoch: int
     run: int
     next_seq: int
@@ -61,7 +63,10 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, node: str, durability: str, wall: int, mono: int) -> Store:
-        """Open or make the file and begin a run. `wall` and `mono` in ms. Raises StoreError."""
+        """Open or make the file and begin a run. Raises StoreError.
+
+        `node` empty: the host's name and four characters of our id. `wall` and `mono` in ms.
+        """
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         try:
             return cls(path, connection, _begin_run(connection, node, wall, mono))
@@ -186,6 +191,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     gateway = meta.get("gateway", "")
     if not gateway or meta.get("machine", machine) != machine:
         gateway = uuid.uuid4().hex[:16]
+    node = node or f"{os.uname().nodename}-{gateway[:4]}"
     last = db.execute("SELECT gateway, epoch, clean, alive_at FROM run ORDER BY id DESC LIMIT 1").fetchone()
     clean = last is None or bool(last[2])
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
@@ -207,7 +213,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")
-    return Identity(gateway, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
+    return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
