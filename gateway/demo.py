@@ -309,9 +309,7 @@ class _Demo:
 
     async def _follow(self) -> None:
         while True:
-            figures = await asyncio.to_thread(self._figures)
-            self._waiting = figures.waiting
-            self._screen.show(figures)
+            self._screen.show(await asyncio.to_thread(self._figures))
             await asyncio.sleep(0.25)
 
     def _stored(self) -> int:
@@ -319,20 +317,21 @@ class _Demo:
 
     def _figures(self) -> Figures:
         """In this order: what was acknowledged by now either still waits when the gateway is asked, or was delivered before
-        Redis is looked at. So `missing` is never shown because of a moment between two questions."""
+        Redis is looked at. So `missing` is never shown because of a moment between two questions. The gateway counts entries
+        (presence too) and up to a second late; of what it counts, the readings not in Redis are shown."""
         stored = self._stored()
         pool = self._pool()
-        waiting = int(pool.get("waiting", stored))
+        self._waiting = int(pool.get("waiting", stored))
         with self._far_end.client() as client:
             delivered = sum(client.zcard(f"mqtt:msg:{topic}") for topic in self._acknowledged)
         return Figures(
             elapsed=time.monotonic() - self._started,
             line_is_up=self._line_is_up,
             stored=stored,
-            waiting=waiting,
+            waiting=min(self._waiting, max(0, stored - delivered)),
             oldest_age=pool.get("oldest_age"),
             delivered=delivered,
-            missing=max(0, stored - waiting - delivered),
+            missing=max(0, stored - self._waiting - delivered),
             own=self._own,
             pool_says=str(pool.get("state", "starting")),
         )

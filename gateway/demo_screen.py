@@ -14,7 +14,9 @@ from .status import duration
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One moment of the demo. `missing`: acknowledged readings that neither wait in the log nor stand in Redis."""
+    """One moment of the demo. `waiting`: readings on this disk that are not in Redis yet. `missing`: acknowledged readings that
+    neither wait in the log nor stand in Redis.
+    """
 
     elapsed: float
     line_is_up: bool
@@ -51,24 +53,25 @@ def make_screen() -> Screen:
 
 
 class PlainScreen:
-    """A line per second."""
+    """At most a line per second, and only when something has changed."""
 
     def __init__(self) -> None:
-        self._last = -1
+        self._second = -1
+        self._line = ""
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
     def show(self, figures: Figures) -> None:
-        if int(figures.elapsed) == self._last:
-            return
-        self._last = int(figures.elapsed)
         waiting = f"waiting {figures.waiting}" + (f" ({figures.age})" if figures.age else "")
         own = f"  from your devices {figures.own}" if figures.own else ""
-        self.say(
-            f"{self._last:4d} s  line {'up ' if figures.line_is_up else 'CUT'}  stored {figures.stored:<6}"
-            f" {waiting:<27} delivered {figures.delivered:<6} missing {figures.missing}  uplink {figures.pool_says}{own}"
+        line = (
+            f"line {'up ' if figures.line_is_up else 'CUT'}  stored {figures.stored:<6} {waiting:<27}"
+            f" delivered {figures.delivered:<6} missing {figures.missing}  uplink {figures.pool_says}{own}"
         )
+        if line != self._line and int(figures.elapsed) != self._second:
+            self._line, self._second = line, int(figures.elapsed)
+            self.say(f"{self._second:4d} s  {line}")
 
     def close(self) -> None:
         pass
