@@ -242,11 +242,11 @@ class App:
 
     def _reload(self) -> None:
         _report("SIGHUP: reading rules and passwords again")
-        try:
-            self.access.reload()
-            self._load_rules()
-        except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-            _report(f"not reloaded: {error}")
+        for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
+            try:
+                read()
+            except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
+                _report(f"the {what} stay as they were: {error}")
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 

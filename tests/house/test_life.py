@@ -1,0 +1,110 @@
+"""The real gateway as systemd and a person with `kill` see it: ready, watched, reloaded, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tidegate.gateway.access import password_line, set_user
+
+from tests.support.client import MqttClient
+from tests.support.gateway import Gateway
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket that NOTIFY_SOCKET names."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(10)
+        yield listening
+
+
+def test_systemd_hears_ready_then_the_watchdog_then_stopping(tmp_path: Path, systemd: socket.socket) -> None:
+    gateway = Gateway(tmp_path, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    with gateway:
+        assert systemd.recv(4096) == f"READY=1\nMAINPID={gateway.pid}".encode()
+        MqttClient(gateway.port, "ready means that it listens")
+        assert systemd.recv(4096) == b"WATCHDOG=1"
+        assert systemd.recv(4096) == b"WATCHDOG=1"
+        assert gateway.stop() == 0
+    heard = [systemd.recv(4096)]
+    while heard[-1] == b"WATCHDOG=1":
+        heard.append(systemd.recv(4096))
+    assert heard[-1] == b"STOPPING=1"
+
+
+def test_a_gateway_that_stands_still_feeds_no_watchdog(tmp_path: Path, systemd: socket.socket) -> None:
+    with Gateway(tmp_path, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as gateway:
+        systemd.recv(4096)
+        systemd.recv(4096)
+        gateway.freeze()
+        systemd.settimeout(2.5)
+        with pytest.raises(TimeoutError):
+            while True:
+                assert systemd.recv(4096) == b"WATCHDOG=1", "one may be on its way"
+        gateway.thaw()
+        assert systemd.recv(4096) == b"WATCHDOG=1"
+
+
+def test_a_start_that_fails_is_never_ready(tmp_path: Path, systemd: socket.socket) -> None:
+    gateway = Gateway(tmp_path, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    gateway.data.mkdir()
+    (gateway.data / "log.db").write_bytes(b"x" * 5000)
+    with pytest.raises(AssertionError, match="is not a database"):
+        gateway.start()
+    systemd.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        systemd.recv(4096)
+
+
+# -- SIGHUP ----------------------------------------------------------------------------------------------------------
+
+
+def _reason(gateway: Gateway, user: str, password: bytes) -> int:
+    with MqttClient(gateway.port, "asks", version=5, username=user, password=password, refused=True) as client:
+        return client.connack.reason
+
+
+def _hup(gateway: Gateway) -> None:
+    before = gateway.log().count("SIGHUP")
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_until(lambda: gateway.log().count("SIGHUP") > before)
+
+
+def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
+    passwd = tmp_path / "passwd"
+    set_user(passwd, "anna", password_line("anna", b"secret"), create=True)
+    with Gateway(tmp_path, toml="[access]\npassword_file = 'passwd'\n") as gateway:
+        assert _reason(gateway, "anna", b"secret") == 0
+        assert _reason(gateway, "anna", b"wrong") == 0x86
+        assert _reason(gateway, "bert", b"his") == 0x86
+        set_user(passwd, "bert", password_line("bert", b"his"), create=False)
+        _hup(gateway)
+        assert _reason(gateway, "bert", b"his") == 0
+        passwd.write_text("clara:plain\n")
+        _hup(gateway)
+        wait_until(lambda: f"the passwords stay as they were: {passwd}:1: " in gateway.log(), 10.0, gateway.log)
+        assert _reason(gateway, "anna", b"secret") == 0
+        assert gateway.stop() == 0
+
+
+def test_sighup_tells_the_mistakes_of_a_rule_file_and_goes_on(tmp_path: Path) -> None:
+    rule = 'backend.sqlite.hook.message.publish.1 = {"action": {"function": "%s"}}\n'
+    gateway = Gateway(tmp_path, files={"emqx_backend_sqlite.conf": rule % "on_message_publish"})
+    with gateway:
+        (tmp_path / "emqx_backend_sqlite.conf").write_text(rule % "on_message_pubish")
+        _hup(gateway)
+        wait_until(lambda: 'did you mean "on_message_publish"?' in gateway.log(), 10.0, gateway.log)
+        with MqttClient(gateway.port, "goes on") as client:
+            client.publish_and_wait("t", b"kept")
+        (tmp_path / "emqx_backend_sqlite.conf").write_text(rule % "on_message_publish")
+        _hup(gateway)
+        with MqttClient(gateway.port, "goes on") as client:
+            client.publish_and_wait("t", b"kept too")
+        assert gateway.stop() == 0
