@@ -219,11 +219,12 @@ class Delivery:
             self.pump(session)
             return
         seqs = [seq for seq, _, _ in session.resend]
-        session.reading = True
+        session.reading = client
         self._read(lambda reader: reader.fetch(seqs), lambda got: self._resent(session, client, got))
 
     def _resent(self, session: Session, client: Client, got: list[Stored] | Exception) -> None:
-        session.reading = False
+        if session.reading is client:
+            session.reading = None
         if session.client is not client:
             return
         if isinstance(got, Exception):
@@ -261,7 +262,7 @@ class Delivery:
                 return
             if session.backlog:
                 self._send_backlog(session, client)
-            elif session.reading:
+            elif session.reading is client:
                 return
             elif session.next_seq > self.live:
                 session.behind = False
@@ -374,17 +375,18 @@ class Delivery:
         if not filters:
             session.next_seq = self.live + 1
             return
-        session.reading = True
+        session.reading = client
         self._read(lambda reader: reader.read(first, filters), lambda got: self._have_read(session, client, got))
 
     def _prefetch(self, session: Session, client: Client) -> None:
         """Ask for the next piece while this one is being sent: disk and wire work side by side."""
         on_disk = not self._tail or session.next_seq < self._tail[0].first_seq
-        if on_disk and not session.reading and len(session.backlog) < ROWS and session.next_seq <= self.live:
+        if on_disk and session.reading is not client and len(session.backlog) < ROWS and session.next_seq <= self.live:
             self._read_on(session, client)
 
     def _have_read(self, session: Session, client: Client, got: Piece | Exception) -> None:
-        session.reading = False
+        if session.reading is client:
+            session.reading = None
         if session.client is not client:
             return
         if isinstance(got, Exception):

@@ -156,7 +156,8 @@ class Session:
         self.next_id = 1
         self.behind = False
         self.next_seq = next_seq
-        self.reading = False
+        self.reading: Client | None = None
+        """The connection for which a piece of the log is being read; an answer for an older one does not count."""
         self.backlog: deque[Any] = deque()
         """Read from the log, not sent yet: bounded by two reads."""
         self.plain = -1

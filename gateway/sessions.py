@@ -64,7 +64,8 @@ class Sessions:
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
         ):
             session = by_number[number]
-            session.handled.add(seq)
+            if seq >= session.next_seq:
+                session.handled.add(seq)
             if state == SENT_QOS1:
                 session.inflight[packet_id] = seq
             elif state != COMPLETE:

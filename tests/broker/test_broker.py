@@ -479,3 +479,22 @@ def test_after_a_crash_what_may_have_been_delivered_before_carries_the_dup_flag(
     subscriber = world.device("s", clean=False)
     world.device("p").publish("t", b"after")
     assert [(m[3], bool(m[1] & 8)) for m in subscriber.messages()] == [(b"before", True), (b"after", False)]
+
+
+def test_a_session_that_reconnects_while_its_log_is_being_read_still_gets_everything_once(path: Path) -> None:
+    world = World(path)
+    world.broker.router.set_wants(STORE_ALL)
+    sleeper = world.device("s", clean=False)
+    sleeper.subscribe("t", 1)
+    sleeper.cut()
+    publisher = world.device("p")
+    for number in range(20):
+        publisher.publish("t", b"%d" % number, packet_id=number + 1)
+    world.kill()
+    world = World(path)
+    world.auto = False
+    world.device("s", clean=False).cut()
+    again = world.device("s", clean=False)
+    assert len(world.reads) == 2
+    world.settle()
+    assert payloads(again.messages()) == [b"%d" % number for number in range(20)]
