@@ -25,7 +25,7 @@ from tidegate.store.entry import (
     SUBSCRIBED,
     UNSUBSCRIBED,
 )
-from tidegate.store.log import Batch, Log, Name
+from tidegate.store.log import ROW_BYTES, Batch, Log, Name
 from tidegate.store.topic import matches
 from tidegate.store.trim import REMOVE, Plan
 
@@ -57,7 +57,7 @@ from .session import COMPLETE, RELEASED, SENT, Client, Link, Session, Subscripti
 from .sessions import Sessions
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
-BATCH_LIMIT = 8 << 20
+BATCH_LIMIT = 16 << 20
 """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
 FOLD_PAUSE = 0.1
 FOLD_AT_ONCE = 20
@@ -190,6 +190,7 @@ class Broker:
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
+        self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
 
@@ -331,7 +332,7 @@ class Broker:
             row = (seq, log.at, log.mono, log.run, PUBLISH, name.id or name, topic.id, 1, payload, properties or None)
             batch.rows.append(row)
             batch.topics.append(topic)
-            batch.size += 40 + len(payload)
+            batch.size += ROW_BYTES + len(payload)
             acks = batch.acks.get(client)
             if acks is None:
                 batch.acks[client] = [PUBACK | packet_id]

@@ -25,7 +25,10 @@ from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 
 DUP = 8
-TAIL_BYTES = 4 << 20
+TAIL_BYTES = 24 << 20
+"""Memory for recent batches, from which sessions a little behind are served; given back when nothing more comes."""
+TAIL_REST = 30
+"""Ticks (seconds) without a new batch until then."""
 TURN_BYTES = 256 << 10
 """What one client is given in one turn before its socket is asked whether it keeps up."""
 
@@ -49,6 +52,7 @@ class Delivery:
         self._message_id = message_id
         self._tail: deque[Batch] = deque()
         self._tail_bytes = 0
+        self._tail_rest = 0
         self.dirty: list[Client] = []
 
     # -- out to the wires ------------------------------------------------------------------------------------------
@@ -95,8 +99,16 @@ class Delivery:
             self.live = batch.rows[-1][0]
             self._tail.append(batch)
             self._tail_bytes += batch.size
+            self._tail_rest = 0
             while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
                 self._tail_bytes -= self._tail.popleft().size
+
+    def shrink_tail(self) -> None:
+        """Called each second: give the tail's memory back when nobody has published for a while."""
+        self._tail_rest += 1
+        if self._tail_rest > TAIL_REST and self._tail:
+            self._tail.clear()
+            self._tail_bytes = 0
 
     def fan_out(
         self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, run: int

@@ -97,15 +97,18 @@ class CatchUp:
         count = row[0]
         if not count:
             return []
-        seq, topic, flags, length, client, at, run = (_numbers(text, count) for text in row[1:8])
+        seq, flags, length, client, at, run = (_numbers(row[column], count) for column in (1, 3, 4, 5, 6, 7))
         payloads: bytes = row[8]
-        ends = list(accumulate(length))
-        cut = [payloads[end - size : end] for end, size in zip(ends, length, strict=True)]
-        uniform = row[9] is None and length.count(length[0]) == count == flags.count(1)
-        self._plain = length[0] if uniform else -1
+        if row[9] is None and row[3] == ",".join(["1"] * count) and length.count(length[0]) == count:
+            size = self._plain = length[0]
+            cut = [payloads[end - size : end] for end in range(size, size * count + 1, size)] if size else [b""] * count
+        else:
+            self._plain = -1
+            cut = [payloads[end - size : end] for end, size in zip(accumulate(length), length, strict=True)]
         properties = [b""] * count if row[9] is None else [bytes.fromhex(text) for text in row[9].split(",")]
-        known = {number: self._names.get(number) or self._name(number) for number in set(topic)}
-        names = [known[number] for number in topic]
+        topic = row[2].split(",")
+        known = {text: self._names.get(int(text)) or self._name(int(text)) for text in set(topic)}
+        names = [known[text] for text in topic]
         return list(zip(seq, names, flags, cut, properties, client, at, run, strict=True))
 
     def _topic_choice(self, filters: Sequence[str]) -> str:
@@ -133,9 +136,14 @@ class CatchUp:
         return raw
 
 
-def _numbers(text: str, count: int) -> list[int]:
-    """The joined column as integers; most columns hold one value all along, which is cheaper to see than to parse."""
-    parts = text.split(",")
-    if parts[0] == parts[-1] and parts.count(parts[0]) == count:
-        return [int(parts[0])] * count
-    return list(map(int, parts))
+def _numbers(text: str, count: int) -> Sequence[int]:
+    """The joined column as integers; most columns hold one value all along, or count up, which is cheaper to see."""
+    head = text[: text.find(",")] if count > 1 else text
+    if len(text) == (len(head) + 1) * count - 1 and text.count(head) == count:
+        return [int(head)] * count
+    first, last = int(head), int(text[text.rfind(",") + 1 :])
+    if last - first + 1 == count and text.count(f",{first + 1},"):
+        numbers = range(first, last + 1)
+        if text == ",".join(map(str, numbers)):
+            return numbers
+    return list(map(int, text.split(",")))

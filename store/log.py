@@ -18,6 +18,10 @@ Row = tuple[Any, ...]
 """(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are ids or a Name."""
 
 
+ROW_BYTES = 250
+"""What an entry costs in memory besides its payload, about."""
+
+
 class Name:
     """A client id or topic with its number in the store; 0 until the first commit that needs it."""
 
@@ -46,6 +50,7 @@ class Batch:
         self.after: list[tuple[Any, ...]] = []
         """(function, arguments …) to call once durable, in order."""
         self.size = 0
+        """Bytes of memory, about."""
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.changes or self.acks or self.after)
@@ -99,7 +104,7 @@ class Log:
             )
         )
         batch.topics.append(topic if kind == PUBLISH else None)
-        batch.size += 40 + len(payload or b"")
+        batch.size += ROW_BYTES + len(payload or b"")
         return seq
 
     def change(self, sql: str, *parameters: Any) -> None:

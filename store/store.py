@@ -150,7 +150,7 @@ class Store:
         Its file is not cut: overwriting costs less than growing. Readers may hold a checkpoint back; above the limit
         RESTART is tried, and again later, but never waited for.
         """
-        self._unmoved += batch.size + 64 * len(batch.rows) + WAL_COMMIT
+        self._unmoved += batch.size - 150 * len(batch.rows) + WAL_COMMIT
         if self._unmoved < WAL_LIMIT // 2:
             return
         self._unmoved = 0
