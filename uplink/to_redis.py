@@ -72,6 +72,7 @@ class RedisLink:
     def __init__(self, connection: Any, pool: Pool) -> None:
         self.warning = ""
         self._connection = connection
+        self._knows_script = False
         self._pool = pool
 
     def marks(self, gateway: str) -> dict[int, Mark]:
@@ -121,10 +122,14 @@ class RedisLink:
         body = b"".join([operation.packed.data for operation in batch.operations])
         count = sum([operation.packed.arguments for operation in batch.operations]) + len(head) + 3
         tail = b"$1\r\n2\r\n" + pack(head)
-        try:
-            return self._send(b"*%d\r\n" % count + pack((b"EVALSHA", SHA.encode())) + tail + body)
-        except NoScriptError:
-            return self._send(b"*%d\r\n" % count + pack((b"EVAL", SOURCE.encode())) + tail + body)
+        if self._knows_script:
+            try:
+                return self._send(b"*%d\r\n" % count + pack((b"EVALSHA", SHA.encode())) + tail + body)
+            except NoScriptError:
+                pass
+        reply = self._send(b"*%d\r\n" % count + pack((b"EVAL", SOURCE.encode())) + tail + body)
+        self._knows_script = True
+        return reply
 
     def _send(self, data: bytes) -> Any:
         self._connection.send_packed_command([data], check_health=False)

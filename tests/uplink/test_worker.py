@@ -1,0 +1,190 @@
+"""The worker in a seeded simulation: whatever happens on the way, the far end ends with everything once and in order."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tidegate.store.entry import Entry
+from tidegate.store.reader import LogReader
+from tidegate.uplink.backend import Action, Packed
+from tidegate.uplink.plan import Plan
+from tidegate.uplink.pools import Pool
+from tidegate.uplink.progress import Progress, cursors, read_pools
+from tidegate.uplink.rule import Rule, load
+from tidegate.uplink.worker import MAX_BACK_OFF, Worker
+
+from .far_end import FarEnd, FarLink
+from .logfile import LogFile
+from .rig import TestClock
+
+RULES = """
+backend.redis.pool1.server = 127.0.0.1:1
+backend.redis.hook.message.publish.1 = {"topic": "twice/#", "action": {"commands": ["A ${payload}"]}, "pool": "pool1"}
+backend.redis.hook.message.publish.2 = {"topic": "#", "action": {"commands": ["B ${payload}"]}, "pool": "pool1"}
+"""
+SEEDS = 60
+
+
+class Backend:
+    """Operations that are easy to compare: the rule's number and the payload."""
+
+    def actions(self, rule: Rule, node: str) -> Action:
+        def act(entry: Entry) -> Sequence[Packed]:
+            return () if entry.topic == "unwanted" else (Packed(b"%d %b" % (rule.number, entry.payload), 1),)
+
+        return act
+
+    def gap_action(self) -> Action:
+        return lambda entry: ()
+
+    def connect(self, pool: Pool) -> FarLink:
+        raise AssertionError("the simulation connects by itself")
+
+
+class Simulation:
+    """A log, a far end and a worker that is restarted now and then."""
+
+    def __init__(self, directory: Path, seed: int, poison: bool = False) -> None:
+        self.chance = random.Random(seed)
+        self.log = LogFile(directory)
+        self.clock = TestClock()
+        self.data = directory
+        bad = {b"2 %d" % number for number in range(400) if self.chance.random() < 0.02}
+        self.far = FarEnd(self.chance, *((), bad) if poison else (bad, ()))
+        self.bad = bad
+        conf = directory / "emqx_backend_redis.conf"
+        conf.write_text(RULES)
+        self._rules = load(conf, "redis").rules
+        self._progress = Progress(directory)
+        self._reader = LogReader(self.log.path)
+        self._numbers = iter(range(1_000_000))
+        self.said: list[str] = []
+        self.start()
+
+    def close(self) -> None:
+        self._progress.close()
+        self._reader.close()
+        self.log.close()
+
+    def start(self) -> None:
+        """A new worker, as after kill -9: what was not saved is forgotten."""
+        self.worker = Worker(
+            "redis.pool1",
+            Plan(self._rules, Backend(), "node"),
+            self.far.connect,
+            self._reader,
+            self._progress,
+            self.clock,
+            self.said.append,
+            self.chance,
+        )
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            dice = self.chance.random()
+            if dice < 0.2:
+                self._publish(self.chance.randrange(1, 40))
+            elif dice < 0.22:
+                self.start()
+            elif dice < 0.23:
+                self.log.new_run(self.log_epoch + 1)
+            self.clock.now += self.worker.step().seconds or 0.01
+
+    def finish(self) -> None:
+        """Calm weather until everything is through."""
+        self.far.calm = True
+        self.start()
+        for _ in range(2000):
+            wait = self.worker.step()
+            if wait.seconds is None:
+                return
+            self.clock.now += wait.seconds
+        raise AssertionError("does not come to rest")
+
+    @property
+    def log_epoch(self) -> int:
+        return self._reader.births()[-1][1]
+
+    def wanted(self) -> list[tuple[int, int, bytes]]:
+        found: list[tuple[int, int, bytes]] = []
+        for entry in self.log.entries():
+            rules = () if entry.topic == "unwanted" else (1, 2) if entry.topic == "twice/x" else (2,)
+            operations = [b"%d %b" % (rule, entry.payload) for rule in rules]
+            found += [(entry.seq, number, data) for number, data in enumerate(operations)]
+        return found
+
+    def quarantined(self) -> list[tuple[int, int, bytes]]:
+        with closing(sqlite3.connect(self.data / "uplink.db")) as db:
+            return db.execute("SELECT seq, number, original FROM quarantine ORDER BY seq, number").fetchall()
+
+    def _publish(self, count: int) -> None:
+        for _ in range(count):
+            topic = self.chance.choice(["once", "twice/x", "unwanted"])
+            self.log.publish(topic, b"%d" % next(self._numbers))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_everything_once_and_in_order_whatever_happens(tmp_path: Path, seed: int) -> None:
+    simulation = Simulation(tmp_path, seed)
+    simulation.run(250)
+    simulation.finish()
+    refused = {operation for operation in simulation.wanted() if operation[2] in simulation.bad}
+    assert simulation.far.state.applied == [operation for operation in simulation.wanted() if operation not in refused]
+    assert set(simulation.quarantined()) == refused
+    assert simulation.far.state.refused == {}
+    simulation.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_refused_as_a_whole_is_halved_down_to_the_bad_entry(tmp_path: Path, seed: int) -> None:
+    simulation = Simulation(tmp_path, seed, poison=True)
+    simulation.far.calm = True
+    simulation.run(120)
+    simulation.finish()
+    poisoned = {seq for seq, _, data in simulation.wanted() if data in simulation.bad}
+    assert poisoned
+    assert [op for op in simulation.wanted() if op[0] not in poisoned] == simulation.far.state.applied
+    assert {seq for seq, *_ in simulation.quarantined()} == poisoned
+    simulation.close()
+
+
+def test_back_off_grows_to_a_bound_and_says_little(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 1)
+    waits: list[float] = []
+    simulation.far.connect = _unreachable  # type: ignore[method-assign]
+    simulation.start()
+    for _ in range(100):
+        wait = simulation.worker.step()
+        assert not wait.for_news, "a device's message is no reason to knock again"
+        waits.append(wait.seconds or 0.0)
+        simulation.clock.now += waits[-1]
+    assert waits[0] <= 0.1
+    assert MAX_BACK_OFF / 2 <= waits[-1] <= MAX_BACK_OFF
+    assert len(simulation.said) <= sum(waits) / 30 + 1
+    simulation.close()
+
+
+def test_status_and_cursor_can_be_read_from_outside(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 2)
+    simulation.far.calm = True
+    for number in range(500):
+        simulation.log.publish("once", b"%d" % (1000 + number))
+    simulation.worker.step()
+    assert cursors(tmp_path) == {"redis.pool1": 0}
+    (pool,) = read_pools(tmp_path)
+    assert (pool.state, pool.waiting, pool.oldest_at) == ("starting", 500, simulation.log.entries()[0].at)
+    simulation.finish()
+    (pool,) = read_pools(tmp_path)
+    assert (pool.name, pool.state, pool.waiting, pool.cursor, pool.delivered) == ("redis.pool1", "connected", 0, 500, 500)
+    simulation.close()
+
+
+def _unreachable() -> FarLink:
+    from tidegate.uplink.errors import NotConnected
+
+    raise NotConnected("nobody there")
