@@ -33,6 +33,8 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._asked = False
+        self._closed = False
+        self._changing = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -52,13 +54,18 @@ class Supervisor:
 
     async def restart(self) -> None:
         """Stop the child and start it anew, with files read again."""
-        if self._watch is None:
-            return
-        await self.stop(RESTART_TIMEOUT)
-        await self.start()
+        async with self._changing:
+            if self._watch is not None and not self._closed:
+                await self._end(RESTART_TIMEOUT)
+                await self.start()
 
     async def stop(self, timeout: float) -> None:
-        """Let the child finish its batch; after `timeout` seconds it is killed."""
+        """Let the child finish its batch; after `timeout` seconds it is killed. There is no other one after it."""
+        self._closed = True
+        async with self._changing:
+            await self._end(timeout)
+
+    async def _end(self, timeout: float) -> None:
         watch, self._watch = self._watch, None
         if watch is None:
             return

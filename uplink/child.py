@@ -18,9 +18,11 @@ import random
 import select
 import selectors
 import signal
+import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
@@ -122,12 +124,25 @@ class PoolThread(threading.Thread):
         self.wake()
 
     def run(self) -> None:
+        try:
+            self._run()
+        except (StoreError, sqlite3.Error) as error:
+            self._end_process(f"cannot read {self._data / 'log.db'}: {error}")
+        except Exception:  # noqa: BLE001 - protects the user: a pool that died alone would look alive in `status`
+            traceback.print_exc()
+            self._end_process("stopped by a fault in the program")
+
+    def _run(self) -> None:
         log = LogReader(self._data / "log.db")
         worker = self._worker(log)
         while not self._halted.is_set():
             self._rest(worker.step(), worker.fileno)
         worker.stop()
         log.close()
+
+    def _end_process(self, text: str) -> None:
+        _say(f"{self.name}: {text}")
+        os._exit(EXIT_FAILED)
 
     def _rest(self, wait: Wait, far_end: int) -> None:
         """Until the time is over, or news come, or the far end goes away while nobody asks it anything."""

@@ -10,16 +10,17 @@ still has to send.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from tidegate.store.reader import LogReader
-from tidegate.store.schema import Format, StoreError, open_reader, open_writer
+from tidegate.store.schema import Format, StoreError, explain, open_reader, open_writer
 
 from .rule import Want
 
@@ -107,7 +108,8 @@ class Progress:
     """The writing side; its methods may be called from every pool's thread."""
 
     def __init__(self, data: Path) -> None:
-        self._db = open_writer(data / "uplink.db", UPLINK, "NORMAL")
+        self._path = data / "uplink.db"
+        self._db = open_writer(self._path, UPLINK, "NORMAL")
         self._lock = threading.Lock()
         self._commits = 0
 
@@ -119,8 +121,7 @@ class Progress:
     def keep_only(self, pools: Collection[str]) -> None:
         """Forget pools that are configured no more; their mark at the far end still knows how far they came."""
         gone = [(name,) for name in self.names() if name not in pools]
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._db.executemany("DELETE FROM pool WHERE name = ?", gone)
             self._db.executemany("DELETE FROM mark WHERE pool = ?", gone)
 
@@ -146,8 +147,7 @@ class Progress:
 
     def save(self, pool: str, standing: Standing, marks: Mapping[tuple[str, int], int], at: int) -> None:
         """Write the pool's row and the marks that moved, as one transaction."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO pool VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", (pool, *standing, at))
             self._db.executemany(
                 "INSERT OR REPLACE INTO mark VALUES (?,?,?,?)",
@@ -157,21 +157,15 @@ class Progress:
 
     def quarantine(self, pool: str, rows: Iterable[Quarantined], at: int) -> int:
         """Keep what was refused, synced to disk; how many of the rows are new."""
-        with self._lock:
-            self._db.execute("PRAGMA synchronous = FULL")
-            try:
-                with self._db:
-                    self._db.execute("BEGIN IMMEDIATE")
-                    before = self._db.total_changes
-                    self._db.executemany(
-                        "INSERT OR IGNORE INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason,"
-                        " original, at) VALUES (?,?,?,?,?,?,?,?,?,?)",
-                        [(pool, *row, at) for row in rows],
-                    )
-                    new = self._db.total_changes - before
-                    self._bound_quarantine()
-            finally:
-                self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._transaction("FULL"):
+            before = self._db.total_changes
+            self._db.executemany(
+                "INSERT OR IGNORE INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason,"
+                " original, at) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                [(pool, *row, at) for row in rows],
+            )
+            new = self._db.total_changes - before
+            self._bound_quarantine()
         self._checkpoint()
         return new
 
@@ -181,9 +175,20 @@ class Progress:
         key = f"wants.{backend}"
         if self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() == (text,):
             return
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
+
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str = "NORMAL") -> Iterator[None]:
+        """All of it or nothing. Raises StoreError, for a full disk as well."""
+        with self._lock:
+            try:
+                self._db.execute(f"PRAGMA synchronous = {synchronous}")
+                with self._db:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    yield
+            except sqlite3.Error as error:
+                raise StoreError(explain(self._path, error)) from error
 
     def _bound_quarantine(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM quarantine").fetchone()
@@ -200,7 +205,8 @@ class Progress:
         """Nobody else checkpoints this file; a busy reader only delays it."""
         self._commits += 1
         if self._commits % _CHECKPOINT_EVERY == 0:
-            with self._lock:
+            # Left for the next time when a reader is busy or the disk is full.
+            with self._lock, contextlib.suppress(sqlite3.OperationalError):
                 self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
 

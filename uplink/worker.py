@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
+from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Refusal
 from .errors import Misconfigured, NotConnected, Rejected
@@ -29,7 +30,7 @@ FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
 MISCONFIGURED_WAIT = 60.0
 SAVE_EVERY = 1.0
 _SAY_AGAIN = 30.0
-_RATE_OVER = 5.0
+_FIRST_RATE, _RATE_OVER = 0.2, 5.0
 
 
 class Wait(NamedTuple):
@@ -285,7 +286,11 @@ class Worker:
             )
             for refusal, msgid, operation in refused
         ]  # fmt: skip
-        new = self._book.quarantine(self._pool, rows, self._clock.wall())
+        try:
+            new = self._book.quarantine(self._pool, rows, self._clock.wall())
+        except StoreError as error:
+            # What is refused must be kept here before the far end forgets it: nothing moves until it can be.
+            raise NotConnected(f"cannot keep what was refused: {error}") from error
         self._standing = self._standing._replace(refused=self._standing.refused + new)
         last = rows[-1]
         self._say_rarely("quarantine", f"{len(rows)} refused and kept in quarantine, the last by {last.target}: {last.reason}")
@@ -300,6 +305,7 @@ class Worker:
         if link.gone():
             raise NotConnected("the far end closed the connection")
         self._well(link)
+        self._measure_rate(self._clock.monotonic() - self._rate_since)
         if self._standing == self._saved and not self._moved:
             return Wait(None, True)
         left = self._saved_at + SAVE_EVERY - self._clock.monotonic()
@@ -341,10 +347,15 @@ class Worker:
         self._standing = self._standing._replace(delivered=self._standing.delivered + entries)
         self._rate_count += entries
         passed = self._clock.monotonic() - self._rate_since
-        if passed >= _RATE_OVER or (self._standing.rate == 0 and passed > 0.2):
+        if passed >= _RATE_OVER or (self._standing.rate == 0 and passed > _FIRST_RATE):
+            self._measure_rate(passed)
+
+    def _measure_rate(self, passed: float) -> None:
+        """The rate shown is that of the last time there was something to carry."""
+        if self._rate_count and passed > _FIRST_RATE:
             self._standing = self._standing._replace(rate=round(self._rate_count / passed, 1))
-            self._rate_since += passed
-            self._rate_count = 0
+        self._rate_since += passed
+        self._rate_count = 0
 
     def _save_soon(self) -> None:
         """Save when the state changed or the last time is long ago; a long outage must not wear the card."""
@@ -352,10 +363,15 @@ class Worker:
             self._save()
 
     def _save(self) -> None:
-        self._book.save(self._pool, self._standing, self._moved, self._clock.wall())
+        self._saved_at = self._clock.monotonic()
+        try:
+            self._book.save(self._pool, self._standing, self._moved, self._clock.wall())
+        except StoreError as error:
+            # The mark at the far end knows how far we are, so carrying goes on: it is what can free the disk.
+            self._say_rarely("save", f"cannot save the progress: {error}")
+            return
         self._moved = {}
         self._saved = self._standing
-        self._saved_at = self._clock.monotonic()
 
     def _say_rarely(self, subject: str, text: str) -> None:
         """The same trouble at most twice a minute."""

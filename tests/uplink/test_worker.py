@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from tidegate.store.entry import Entry
 from tidegate.store.reader import LogReader
+from tidegate.store.schema import StoreError
 from tidegate.uplink.backend import Action, Packed
 from tidegate.uplink.plan import Plan
 from tidegate.uplink.pools import Pool
@@ -46,6 +48,20 @@ class Backend:
         raise AssertionError("the simulation connects by itself")
 
 
+class FullDisk(Progress):
+    """Refuses to write now and then, as a disk that others fill up."""
+
+    def __init__(self, directory: Path, chance: random.Random, far: FarEnd) -> None:
+        super().__init__(directory)
+        self._chance = chance
+        self._far = far
+
+    def _transaction(self, synchronous: str = "NORMAL") -> contextlib.AbstractContextManager[None]:
+        if not self._far.calm and self._chance.random() < 0.1:
+            raise StoreError("uplink.db: database or disk is full")
+        return super()._transaction(synchronous)
+
+
 class Simulation:
     """A log, a far end and a worker that is restarted now and then."""
 
@@ -60,7 +76,7 @@ class Simulation:
         conf = directory / "emqx_backend_redis.conf"
         conf.write_text(RULES)
         self._rules = load(conf, "redis").rules
-        self._progress = Progress(directory)
+        self._progress = FullDisk(directory, self.chance, self.far)
         self._reader = LogReader(self.log.path)
         self._numbers = iter(range(1_000_000))
         self.said: list[str] = []
