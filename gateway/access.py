@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import hmac
 import os
@@ -89,7 +90,7 @@ def read_passwords(path: Path) -> dict[str, Secret]:
         raise PasswordFileError(f"{path}: is not UTF-8 text; make it anew with: tidegate passwd -c {path} USER") from None
     users: dict[str, Secret] = {}
     faults: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         user, colon, coded = line.partition(":")
@@ -147,9 +148,12 @@ def password_line(user: str, password: bytes) -> str:
 def set_user(path: Path, user: str, line: str | None, create: bool) -> bool:
     """Put the user's line into the file (None: take it out), in one atomic step; whether the user was there. Raises OSError."""
     path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file; nothing was changed")
     if create:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    lines = [] if create else path.read_text("utf-8", "surrogateescape").splitlines()
+    lines = [] if create else path.read_text("utf-8", "surrogateescape").split("\n")
+    lines = [old for old in lines if old]
     kept = [old for old in lines if old.partition(":")[0] != user or old.startswith("#")]
     was_there = len(kept) < len(lines)
     if line is not None:

@@ -23,6 +23,7 @@ from typing import Any
 from tidegate.store.catchup import CatchUp
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
+from tidegate.store.schema import StoreError
 from tidegate.store.store import Store
 from tidegate.store.trim import Plan, Trim
 from tidegate.store.worker import Worker
@@ -37,15 +38,13 @@ from .server import MqttProtocol
 from .snapshot import Snapshot
 
 TRIM_PAUSE = 10.0
+DEFAULT_AGE = 604_800
+"""Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 ALIVE_PAUSE = 60.0
 CLOCK_STEP = 500
 """ms: what a wall clock may drift or jump before the time of this run's entries is corrected."""
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds: the committer's thread must not wait long for the interpreter lock between two statements."""
-DEFAULT_AGE = 604_800
-"""Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 STOP_DEADLINE = 4.0
 
 
@@ -64,7 +63,6 @@ def run(config: Config) -> int:
         else:
             runner = uvloop.run
     gc.set_threshold(GC_THRESHOLD)
-    sys.setswitchinterval(SWITCH_INTERVAL)
     return runner(App(config).main())
 
 
@@ -88,7 +86,11 @@ class App:
         self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono)
         try:
             self._build(wall, mono)
-            servers = [await self._listen(listener) for listener in config.listeners]
+            try:
+                servers = [await self._listen(listener) for listener in config.listeners]
+            except StartError:
+                self._store.close(wall)  # nothing happened in this run
+                raise
             await self._serve(servers)
         finally:
             os.close(lock)
@@ -147,7 +149,12 @@ class App:
                 _report(f"mistake: {mistake}")
             if file.mistakes:
                 _report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
-        self.broker.router.set_wants(Want(*want) for want in wants(files, saved_wants(self._config.data)))
+        try:
+            saved = saved_wants(self._config.data)
+        except StoreError as error:
+            _report(str(error))
+            saved = {}
+        self.broker.router.set_wants(Want(*want) for want in wants(files, saved))
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 
@@ -290,7 +297,7 @@ class App:
     def _start_trim(self) -> None:
         """Ask in the committer's thread what may go; the removal rides in the log's next batch."""
         store, now, floor = self._store, self.broker.log.at, self._floor()
-        self._committer.submit(lambda: self._trim.plan(store.connection, store.file_bytes(), now, floor), self._carry_out)
+        self._committer.submit(lambda: self._trim.plan(store.connection, now, floor), self._carry_out)
 
     def _carry_out(self, plan: Plan | Exception | None) -> None:
         if isinstance(plan, Exception):
@@ -303,11 +310,19 @@ class App:
     def _floor(self) -> int:
         """The lowest cursor of all who wait: sessions as stored, pools as they report."""
         live = self.broker.delivery.live
-        cursors = [session.stored_cursor for session in self.broker.sessions if session.persistent]
+        cursors = [
+            session.stored_cursor if session.persistent else session.position(live)
+            for session in self.broker.sessions
+            if session.persistent or session.behind
+        ]
         if self._supervisor is not None:
             from tidegate.uplink.progress import cursors as pool_cursors
 
-            cursors += pool_cursors(self._config.data).values() or [0]
+            try:
+                cursors += pool_cursors(self._config.data).values() or [0]
+            except StoreError as error:
+                _report(str(error), "uplink.db")
+                return 0
         return min([live, *cursors])
 
     def _make_supervisor(self) -> Any:

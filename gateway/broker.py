@@ -26,8 +26,8 @@ from tidegate.store.entry import (
     UNSUBSCRIBED,
 )
 from tidegate.store.log import ROW_BYTES, Batch, Log, Name
-from tidegate.store.topic import matches
-from tidegate.store.trim import REMOVE, Plan
+from tidegate.store.topic import TopicTree, matches
+from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
@@ -59,6 +59,8 @@ from .sessions import Sessions
 PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
 BATCH_LIMIT = 16 << 20
 """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
+UNREAD_LIMIT = 2 << 20
+"""Bytes of answers that a client may leave unread before it is read no further."""
 FOLD_PAUSE = 0.1
 FOLD_AT_ONCE = 20
 """Positions ride along with a commit that happens anyway, so many of them in so many seconds; `tick` writes the rest."""
@@ -99,7 +101,7 @@ class Broker:
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
         self.clients: set[Client] = set()
-        self.retained: dict[str, int] = {}
+        self.retained: TopicTree[int] = TopicTree()
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
@@ -136,8 +138,9 @@ class Broker:
 
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
-        self.sessions.load(db, 0 if clean else self.log.next_seq)
-        self.retained.update(db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"))
+        self.sessions.load(db, 0 if clean else self.log.next_seq, self.now)
+        for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
+            self.retained.put(name, seq)
 
     # -- what the shell calls --------------------------------------------------------------------------------------
 
@@ -152,15 +155,21 @@ class Broker:
     def receive(self, client: Client, data: bytes) -> None:
         """Everything one read of this client's socket brought."""
         client.last_seen = self.now
+        batch, size = self.log.batch, self.log.batch.size
         self.handle(client, client.connection.receive(data))
+        added = self.log.batch is batch and batch.size > size
         if self.delivery.dirty:
             self.delivery.flush()
         if not self._committing:
             self._begin_commit()
-        if self.log.batch.size > BATCH_LIMIT and not client.paused:
-            client.paused = True
-            client.link.pause()
+        if client.paused or client.closing:
+            return
+        if added and self.log.batch.size > BATCH_LIMIT:
             self._paused.append(client)
+        elif client.held is None and not (client.blocked and client.link.buffered() > UNREAD_LIMIT):
+            return
+        client.paused = True
+        client.link.pause()
 
     def lost(self, client: Client) -> None:
         """The socket is gone."""
@@ -171,10 +180,17 @@ class Broker:
     def writable(self, client: Client, yes: bool) -> None:
         """The socket's buffer went above its mark (no) or below it again (yes)."""
         client.blocked = not yes
+        if yes and client.paused and client.held is None and client not in self._paused:
+            self.read_again(client)
         if yes and client.session is not None:
             self.delivery.pump(client.session)
             self.delivery.flush()
             self._begin_commit()
+
+    def read_again(self, client: Client) -> None:
+        """The reason not to read from this client is gone."""
+        client.paused = False
+        client.link.resume()
 
     def tick(self) -> None:
         """Once a second: keep-alive, expiry, delayed wills, positions."""
@@ -186,7 +202,7 @@ class Broker:
             elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
                 self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
         self.connecting.publish_due_wills()
-        for session in self.sessions.expired():
+        for session in self.sessions.expired(now):
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
@@ -198,11 +214,13 @@ class Broker:
         """A clean stop: say good-bye, write down where every session stands. What is left to commit stays in the log."""
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
+        self.connecting.publish_due_wills(at_stop=True)
         self.sessions.fold_for_stop(self.delivery.live)
         self._begin_commit()
 
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
+        self.log.change(KEEP_SEQ, self.log.next_seq - 1)
         self.log.change(REMOVE, plan.last)
         if plan.gap is not None:
             self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
@@ -264,10 +282,9 @@ class Broker:
             function(*arguments)
         self.delivery.push_committed(batch)
         self.delivery.flush()
-        for client in self._paused:
-            client.paused = False
-            client.link.resume()
-        self._paused.clear()
+        paused, self._paused = self._paused, []
+        for client in paused:
+            self.read_again(client)
         self._begin_commit()
 
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
@@ -332,7 +349,7 @@ class Broker:
             row = (seq, log.at, log.mono, log.run, PUBLISH, name.id or name, topic.id, 1, payload, properties or None)
             batch.rows.append(row)
             batch.topics.append(topic)
-            batch.size += ROW_BYTES + len(payload)
+            batch.size += ROW_BYTES + len(payload) + len(properties)
             acks = batch.acks.get(client)
             if acks is None:
                 batch.acks[client] = [PUBACK | packet_id]
@@ -374,9 +391,9 @@ class Broker:
 
     def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
         if payload:
-            self.retained[topic.text] = seq
+            self.retained.put(topic.text, seq)
             self.log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
-        elif self.retained.pop(topic.text, None) is not None:
+        elif self.retained.remove(topic.text):
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
         else:
             return False
@@ -384,6 +401,9 @@ class Broker:
 
     def _on_acks(self, client: Client, session: Session, acks: Acks) -> None:
         pop = session.inflight.pop
+        if session.releasing and not session.releasing.keys().isdisjoint(acks.packet_ids):
+            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.3: a PUBACK for QoS 2
+            return
         if self.router.wanted(ACKED):
             for packet_id in acks.packet_ids:
                 self._log_acked(session, pop(packet_id, 0))
@@ -398,6 +418,11 @@ class Broker:
 
     def _on_pubrec(self, client: Client, session: Session, packet: PubRec) -> None:
         seq, state = session.releasing.get(packet.packet_id, (0, 0))
+        if packet.packet_id in session.inflight:
+            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.2: a PUBREC for QoS 1
+            return
+        if not state and packet.reason >= 0x80:
+            return
         if not state:
             if client.version == 5:
                 answer = PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
@@ -409,13 +434,13 @@ class Broker:
             self._log_acked(session, seq)
         if packet.reason >= 0x80:
             del session.releasing[packet.packet_id]
-            self.sessions.set_delivery(session, seq, COMPLETE)
+            self.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
             session.dirty = True
             self._pump(session)
             return
         session.releasing[packet.packet_id] = (seq, RELEASED)
         if session.persistent and state == SENT:
-            self.sessions.set_delivery(session, seq, RELEASED)
+            self.sessions.set_delivery(session, seq, packet.packet_id, RELEASED)
             self._acknowledge(client, PUBREL | packet.packet_id)
         else:
             self.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
@@ -437,12 +462,12 @@ class Broker:
     def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
         seq, _ = session.releasing.pop(packet.packet_id, (0, 0))
         if seq:
-            self.sessions.set_delivery(session, seq, COMPLETE)
+            self.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
             session.dirty = True
         self._pump(session)
 
     def _pump(self, session: Session) -> None:
-        if session.behind or session.retained:
+        if session.behind or session.retained or session.retained_due:
             self.delivery.pump(session)
 
     def _log_acked(self, session: Session, seq: int) -> None:
@@ -459,7 +484,7 @@ class Broker:
         if isinstance(got, BaseException):
             self._report(f"cannot read the log for an acknowledgement: {got}")
             return
-        for message in got:
+        for message in got.messages:
             topic = self.router.topics[message[1]]
             self._append_acked(session, topic, self._message_id(message[0], message[6], message[7]))
         self._begin_commit()
@@ -517,13 +542,9 @@ class Broker:
             for name, payload in self.sys_values.items():
                 if matches(text, name):
                     self.delivery.send_value(client, self.router.topics[name.encode()], payload)
-        if "+" in text or "#" in text:
-            seqs = [seq for name, seq in self.retained.items() if matches(text, name)]
-        else:
-            seqs = [self.retained[text]] if text in self.retained else []
-        seqs = [seq for seq in seqs if seq <= subscription.since]
+        seqs = [seq for seq in self.retained.find(text) if seq < self.log.next_seq]
         if seqs:
-            self._read(lambda reader: reader.fetch(seqs), lambda got: self.delivery.send_retained(client, target, got))
+            self.delivery.queue_retained(client, text, target, seqs)
 
     @staticmethod
     def _filter_topic(text: str) -> Name:

@@ -266,6 +266,8 @@ class _Loader:
         for listener, place in found:
             if listener.loopback or password_file is not None:
                 kept.append(listener)
+                if not listener.loopback and listener.allow_anonymous:
+                    warnings.append(f"{listener} lets anybody in without a user name: allow_anonymous = true")
                 continue
             if listener.allow_anonymous:
                 kept.append(listener)

@@ -57,6 +57,8 @@ class Broker(Protocol):
 
     def handle(self, client: Client, events: list[Any]) -> None: ...
 
+    def read_again(self, client: Client) -> None: ...
+
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None: ...
 
 
@@ -94,7 +96,7 @@ class Connecting:
         if before is not None and before.client is not None:
             self.drop(before.client, ReasonCode.SESSION_TAKEN_OVER)
             before = broker.sessions.get(clientid)
-        self._cancel_will(before)
+        self._settle_will(before, ends=packet.clean_start)
         durable = False
         if before is not None and packet.clean_start:
             durable = before.persistent
@@ -197,6 +199,7 @@ class Connecting:
         held, client.held = client.held, None
         if held is not None:
             broker.handle(client, held)
+            broker.read_again(client)
 
     # -- out -------------------------------------------------------------------------------------------------------
 
@@ -212,7 +215,7 @@ class Connecting:
     def on_disconnect(self, client: Client, session: Session, packet: Disconnect) -> None:
         expiry = packet.properties.get(Property.SESSION_EXPIRY_INTERVAL)
         if expiry is not None:
-            if expiry and not session.persistent:
+            if expiry and not session.expiry:
                 self.drop(client, ReasonCode.PROTOCOL_ERROR)
                 return
             session.expiry = min(int(expiry), self._limits.session_expiry)
@@ -233,7 +236,7 @@ class Connecting:
             broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.at, session.name)
         will = client.will if with_will else None
         if session.expiry:
-            broker.sessions.sleep(session, broker.delivery.live)
+            broker.sessions.sleep(session, broker.delivery.live, broker.now)
         else:
             broker.sessions.drop(session)
         if will is None:
@@ -252,17 +255,19 @@ class Connecting:
 
     # -- wills -----------------------------------------------------------------------------------------------------
 
-    def publish_due_wills(self) -> None:
-        """Wills whose delay is over (3.1.3.2.2)."""
-        due = [item for item in self._wills if item[0] <= self._broker.now]
+    def publish_due_wills(self, at_stop: bool = False) -> None:
+        """Wills whose delay is over (3.1.3.2.2); a stop does not wait for any."""
+        due = [item for item in self._wills if at_stop or item[0] <= self._broker.now]
         for item in due:
             self._wills.remove(item)
             self._publish_will(item[1], item[2])
 
-    def _cancel_will(self, session: Session | None) -> None:
-        """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9]."""
-        if session is not None:
-            self._wills = [item for item in self._wills if item[1] is not session]
+    def _settle_will(self, session: Session | None, ends: bool) -> None:
+        """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9], unless the session ends now (3.1.3.2.2)."""
+        mine = [item for item in self._wills if item[1] is session]
+        self._wills = [item for item in self._wills if item[1] is not session]
+        for _, owner, will in mine if ends else ():
+            self._publish_will(owner, will)
 
     def _publish_will(self, session: Session, will: Will) -> None:
         kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}

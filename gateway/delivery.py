@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-from tidegate.store.catchup import ROWS, Piece, Stored
+from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log
 
@@ -27,6 +27,7 @@ from .session import RELEASED, SENT, Client, Session
 DUP = 8
 TAIL_BYTES = 24 << 20
 """Memory for recent batches, from which sessions a little behind are served; given back when nothing more comes."""
+RESEND_AT_ONCE = 500
 TAIL_REST = 30
 """Ticks (seconds) without a new batch until then."""
 TURN_BYTES = 256 << 10
@@ -139,8 +140,7 @@ class Delivery:
             else:
                 found = packets.get(key)
                 parts = found or packets.setdefault(key, self._variant(topic, key, payload, properties))
-            if client.maximum_packet_size and len(parts[0]) + len(parts[1]) + 2 > client.maximum_packet_size:
-                self.dropped["packet_too_large"] += 1
+            if client.maximum_packet_size and self._too_large(client, *parts):
                 continue
             self._send_stored(session, client, seq, qos, parts)
             if self._router.wanted(DELIVERED):
@@ -227,14 +227,19 @@ class Delivery:
                 again.append((seq, packet_id, 2))
         session.behind = True
         session.resend = sorted(again)
-        if not again:
-            self.pump(session)
-            return
-        seqs = [seq for seq, _, _ in session.resend]
-        session.reading = client
-        self._read(lambda reader: reader.fetch(seqs), lambda got: self._resent(session, client, got))
+        self.pump(session)
 
-    def _resent(self, session: Session, client: Client, got: list[Stored] | Exception) -> None:
+    def _resend_on(self, session: Session, client: Client) -> None:
+        """Ask for the next of what is to be sent again, within the client's receive maximum [MQTT-3.3.4-9]."""
+        outstanding = len(session.inflight) + len(session.releasing) - len(session.resend)
+        count = min(session.window - outstanding, RESEND_AT_ONCE)
+        if count <= 0:
+            return
+        seqs = [seq for seq, _, _ in session.resend[:count]]
+        session.reading = client
+        self._read(lambda reader: reader.fetch(seqs), lambda got: self._resent(session, client, seqs[-1], got))
+
+    def _resent(self, session: Session, client: Client, asked: int, got: Fetched | Exception) -> None:
         if session.reading is client:
             session.reading = None
         if session.client is not client:
@@ -242,22 +247,37 @@ class Delivery:
         if isinstance(got, Exception):
             self._read_failed(session, got)
             return
-        stored = {message[0]: message for message in got}
-        for seq, packet_id, qos in session.resend:
-            message = stored.get(seq)
-            topic = self._router.topics[message[1]] if message else None
-            target = self._router.match(session, topic) if topic else None
-            if message is None or topic is None:
-                self.forget(session, packet_id, qos)
-                self.dropped["no_longer_stored"] += 1
-                continue
-            key = qos << 2 | (client.version == 5)
-            properties = self._properties(message[4], target.identifiers if target else (), message[6])
-            head, tail = self._variant(topic, key, message[3], properties)
-            self.send(client, _dup(head, DUP) + _PACKET_ID[packet_id] + tail)
-        session.resend = []
+        stored = {message[0]: message for message in got.messages}
+        through = min(asked, got.through)
+        while session.resend and session.resend[0][0] <= through:
+            seq, packet_id, qos = session.resend.pop(0)
+            self._send_again(session, client, packet_id, qos, stored.get(seq))
         self.pump(session)
         self.flush()
+
+    def _send_again(self, session: Session, client: Client, packet_id: int, qos: int, message: Stored | None) -> None:
+        if packet_id not in (session.inflight if qos == 1 else session.releasing):
+            return
+        if message is None:
+            self.forget(session, packet_id, qos)
+            self.dropped["no_longer_stored"] += 1
+            return
+        topic = self._router.topics[message[1]]
+        target = self._router.match(session, topic)
+        key = qos << 2 | (client.version == 5)
+        properties = self._properties(message[4], target.identifiers if target else (), message[6])
+        head, tail = self._variant(topic, key, message[3], properties)
+        if self._too_large(client, head, tail):
+            self.forget(session, packet_id, qos)
+            return
+        self.send(client, _dup(head, DUP) + _PACKET_ID[packet_id] + tail)
+
+    def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
+        """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""
+        if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
+            self.dropped["packet_too_large"] += 1
+            return True
+        return False
 
     def forget(self, session: Session, packet_id: int, qos: int) -> None:
         """Free a packet id whose message can never be completed."""
@@ -266,11 +286,18 @@ class Delivery:
 
     def pump(self, session: Session) -> None:
         """Send retained messages that wait, then to a session that is behind, as much as window and socket take."""
-        if session.retained and session.client is not None:
+        if session.client is not None and (session.retained or session.retained_due):
             self._send_waiting_retained(session, session.client)
+            self._fetch_retained(session, session.client)
         while session.behind:
             client = session.client
-            if client is None or client.blocked or client.out_size > TURN_BYTES or session.room() <= 0 or session.resend:
+            if client is None or client.blocked or client.out_size > TURN_BYTES:
+                return
+            if session.resend:
+                if session.reading is not client:
+                    self._resend_on(session, client)
+                return
+            if session.room() <= 0:
                 return
             if session.backlog:
                 self._send_backlog(session, client)
@@ -388,7 +415,8 @@ class Delivery:
             session.next_seq = self.live + 1
             return
         session.reading = client
-        self._read(lambda reader: reader.read(first, filters), lambda got: self._have_read(session, client, got))
+        live = self.live
+        self._read(lambda reader: reader.read(first, live, filters), lambda got: self._have_read(session, client, got))
 
     def _prefetch(self, session: Session, client: Client) -> None:
         """Ask for the next piece while this one is being sent: disk and wire work side by side."""
@@ -404,11 +432,9 @@ class Delivery:
         if isinstance(got, Exception):
             self._read_failed(session, got)
             return
-        live = self.live
-        messages = got.messages if got.through <= live else [message for message in got.messages if message[0] <= live]
         session.plain = got.plain if not session.backlog or session.plain == got.plain else -1
-        session.backlog.extend(messages)
-        session.next_seq = min(max(got.through, session.next_seq - 1), live) + 1
+        session.backlog.extend(got.messages)
+        session.next_seq = max(got.through + 1, session.next_seq)
         self._prefetch(session, client)
         self.pump(session)
         self.flush()
@@ -441,8 +467,7 @@ class Delivery:
         if v5 and (identifiers or properties):
             properties = self._properties(properties, identifiers, at)
         head, tail = self._variant(topic, key, payload, properties)
-        if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
-            self.dropped["packet_too_large"] += 1
+        if self._too_large(client, head, tail):
             return
         if qos == 1 and seq < session.suspect:
             head = _dup(head, DUP)
@@ -455,15 +480,39 @@ class Delivery:
 
     # -- retained --------------------------------------------------------------------------------------------------
 
-    def send_retained(self, client: Client, target: Target, got: list[Stored] | Exception) -> None:
-        """Retained messages for a new subscription: retain flag set, QoS the lower of both (3.3.1.3)."""
-        session = target.session
+    def queue_retained(self, client: Client, topic_filter: str, target: Target, seqs: list[int]) -> None:
+        """Retained messages for a new subscription; only numbers wait, and an earlier queue of the filter is replaced."""
+        target.session.retained_due.pop(topic_filter, None)
+        target.session.retained_due[topic_filter] = (target, sorted(seqs))
+        self._fetch_retained(target.session, client)
+
+    def _fetch_retained(self, session: Session, client: Client) -> None:
+        if session.retained or session.fetching is client or not session.retained_due:
+            return
+        topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
+        session.fetching = client
+        self._read(
+            lambda reader: reader.fetch(seqs),
+            lambda got: self._have_retained(session, client, topic_filter, target, got),
+        )
+
+    def _have_retained(
+        self, session: Session, client: Client, topic_filter: str, target: Target, got: Fetched | Exception
+    ) -> None:
+        if session.fetching is client:
+            session.fetching = None
         if session.client is not client:
             return
         if isinstance(got, Exception):
             self._read_failed(session, got)
             return
-        session.retained.extend((target, message) for message in got)
+        due = session.retained_due.get(topic_filter)
+        if due is not None and due[0] is target:
+            left = [seq for seq in due[1] if seq > got.through]
+            session.retained_due[topic_filter] = (target, left)
+            if not left:
+                del session.retained_due[topic_filter]
+            session.retained.extend((target, message) for message in got.messages)
         self.pump(session)
         self.flush()
 
@@ -480,7 +529,8 @@ class Delivery:
             properties = self._properties(message[4], target.identifiers, message[6]) if v5 else b""
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
-            self._send_stored(session, client, message[0], qos, parts)
+            if not self._too_large(client, *parts):
+                self._send_stored(session, client, message[0], qos, parts)
 
     def in_memory(self, seq: int) -> tuple[Any, Topic] | None:
         """(row, topic) of an entry that the tail still holds."""

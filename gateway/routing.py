@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidegate.store.log import Name
-from tidegate.store.topic import FilterTree, matches
+from tidegate.store.topic import FilterTree
 
 from .mqtt.decoding import topic_name
 from .session import Session, Subscription
 
 MAX_TOPICS = 50_000
+MAX_TOPIC_BYTES = 32 << 20
+TOPIC_BYTES = 300
+"""What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
 
 
@@ -64,10 +67,16 @@ class Topic(Name):
 class Topics(dict[bytes, Topic]):
     """Raw topic name -> Topic; raises MqttError for what is no topic name. Bounded: emptied when full."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = 0
+
     def __missing__(self, raw: bytes) -> Topic:
         text = topic_name(raw)
-        if len(self) >= MAX_TOPICS:
+        self._bytes += TOPIC_BYTES + 3 * len(raw)
+        if len(self) >= MAX_TOPICS or self._bytes > MAX_TOPIC_BYTES:
             self.clear()
+            self._bytes = 0
         topic = self[bytes(raw)] = Topic(bytes(raw), text)
         return topic
 
@@ -135,15 +144,14 @@ class Router:
         topic.targets = list(merged.values())
         topic.generation = self.generation
 
-    @staticmethod
-    def match(session: Session, topic: Topic) -> Target | None:
+    def match(self, session: Session, topic: Topic) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log."""
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
         found: Target | None = None
-        for topic_filter, subscription in session.subscriptions.items():
-            if matches(topic_filter, topic.text):
+        for owner, subscription in self._tree.find(topic.text):
+            if owner is session:
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
         if len(known) >= MAX_MATCHED:

@@ -16,6 +16,8 @@ from .broker import Broker
 from .session import Client
 
 HIGH_WATER = 256 << 10
+LINGER = 5.0
+"""Seconds that a closed connection has to take what it was sent last."""
 
 
 class MqttProtocol(asyncio.Protocol):
@@ -70,6 +72,7 @@ class MqttProtocol(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
 
     def pause(self) -> None:
         self._transport.pause_reading()

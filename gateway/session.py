@@ -118,6 +118,7 @@ class Session:
         "dirty",
         "expires_at",
         "expiry",
+        "fetching",
         "handled",
         "inflight",
         "matched",
@@ -131,6 +132,7 @@ class Session:
         "releasing",
         "resend",
         "retained",
+        "retained_due",
         "stored_cursor",
         "subscriptions",
         "suspect",
@@ -165,10 +167,15 @@ class Session:
         self.resend: list[tuple[int, int, int]] = []
         """After a resume: (seq, packet id, qos) to be sent again before anything new."""
         self.retained: deque[Any] = deque()
-        """(target, message) for new subscriptions, waiting for room."""
+        """(target, message) for new subscriptions, waiting for room: one read of them."""
+        self.retained_due: dict[str, tuple[Any, list[int]]] = {}
+        """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
+        self.fetching: Client | None = None
+        """Like `reading`, for retained messages."""
         self.handled: set[int] = set()
         """After a restart: seqs above the cursor that are in flight or complete, not to be sent as new."""
-        self.expires_at: int | None = None
+        self.expires_at: float | None = None
+        """Monotonic seconds; None while connected or if never."""
         self.stored_cursor = next_seq - 1
         self.suspect = 0
         """Below this seq a QoS 1 message may have been handed over before a crash: it leaves with the DUP flag (3.3.1.1)."""

@@ -39,8 +39,11 @@ class Sessions:
     def get(self, clientid: str) -> Session | None:
         return self._by_id.get(clientid)
 
-    def load(self, db: sqlite3.Connection, suspect: int) -> None:
-        """Read every session back; they are asleep. After a crash `suspect` is the first seq of this run, else 0."""
+    def load(self, db: sqlite3.Connection, suspect: int, now: float) -> None:
+        """Read every session back; they are asleep. After a crash `suspect` is the first seq of this run, else 0.
+
+        `now` is monotonic seconds: what is left of an expiry runs by it, so that no step of the wall clock ends a session.
+        """
         by_number: dict[int, Session] = {}
         for number, clientid, created, expiry, expires_at, cursor in db.execute(
             "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor"
@@ -50,7 +53,7 @@ class Sessions:
             session.persistent = True
             if expires_at is None and expiry != NEVER:
                 expires_at = self._log.at + expiry * 1000  # it was connected when we were killed
-            session.expires_at = expires_at
+            session.expires_at = None if expires_at is None else now + max(0, expires_at - self._log.at) / 1000
             session.behind = True
             session.suspect = suspect
             by_number[number] = self._by_id[clientid] = session
@@ -98,7 +101,7 @@ class Sessions:
         if session.persistent:
             self._log.change("UPDATE session SET expiry = ?, expires_at = NULL WHERE client = ?", expiry, session.name)
 
-    def sleep(self, session: Session, live: int) -> None:
+    def sleep(self, session: Session, live: int, now: float) -> None:
         """The connection ended and the session goes on: remember where it stands."""
         if session.backlog:
             session.next_seq = session.backlog[0][0]
@@ -107,12 +110,14 @@ class Sessions:
         session.behind = True
         session.backlog.clear()
         session.retained.clear()
+        session.retained_due.clear()
         session.resend = []
         session.client = None
         session.dirty = True
         if session.expiry != NEVER:
-            session.expires_at = self._log.at + session.expiry * 1000
-            self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", session.expires_at, session.name)
+            session.expires_at = now + session.expiry
+            wall = self._log.at + session.expiry * 1000
+            self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", wall, session.name)
         if session.subscriptions:
             self._router.presence_changed()
 
@@ -126,9 +131,8 @@ class Sessions:
             for table in ("session", "subscription", "inflight", "received"):
                 self._log.change(f"DELETE FROM {table} WHERE client = ?", session.name)
 
-    def expired(self) -> list[Session]:
+    def expired(self, now: float) -> list[Session]:
         """Sleeping sessions whose expiry has passed."""
-        now = self._log.at
         return [s for s in self._by_id.values() if s.expires_at is not None and s.expires_at <= now]
 
     def subscribe(self, session: Session, text: str, subscription: Subscription) -> bool:
@@ -158,10 +162,16 @@ class Sessions:
             self._log.change("DELETE FROM subscription WHERE client = ? AND filter = ?", session.name, text)
         return True
 
-    def set_delivery(self, session: Session, seq: int, state: int) -> None:
+    def set_delivery(self, session: Session, seq: int, packet_id: int, state: int) -> None:
         """The state of a QoS 2 delivery moves on disk too."""
         if session.persistent:
-            self._log.change("UPDATE inflight SET state = ? WHERE client = ? AND seq = ?", state, session.name, seq)
+            self._log.change(
+                "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?",
+                state,
+                session.name,
+                seq,
+                packet_id,
+            )
 
     def fold(self, live: int, at_most: int | None = None) -> None:
         """Write the positions that moved since the last time."""

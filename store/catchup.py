@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .entry import PUBLISH, QOS_MASK
 from .schema import open_reader
-from .topic import matches
+from .topic import FilterTree
 
 ROWS = 4_000
 BYTES = 1 << 20
@@ -37,6 +37,14 @@ class Piece(NamedTuple):
     """Payload size if every message has QoS 1, is not retained and has no properties and this size; else -1."""
 
 
+class Fetched(NamedTuple):
+    """Messages asked for by number; of those asked for, all through seq `through` are here or gone."""
+
+    messages: list[Stored]
+    through: int
+
+
+_SIZE = "length(payload) + 2 * ifnull(length(properties), 0)"
 _COLUMNS = (
     "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
     " group_concat(client), group_concat(at), group_concat(run), CAST(group_concat(payload, '') AS BLOB),"
@@ -56,17 +64,15 @@ class CatchUp:
     def close(self) -> None:
         self._db.close()
 
-    def read(self, first: int, filters: Sequence[str]) -> Piece:
-        """Messages with QoS > 0 from seq `first` on whose topic is matched by one of `filters`."""
-        last = first + STRETCH - 1
+    def read(self, first: int, live: int, filters: Sequence[str]) -> Piece:
+        """Messages with QoS > 0 from seq `first` through `live` at most, whose topic is matched by one of `filters`."""
+        last = min(first + STRETCH - 1, live)
         self._db.execute("BEGIN")
         try:
-            (top,) = self._db.execute("SELECT ifnull(max(seq), 0) FROM entry").fetchone()
-            last = min(last, top)
             choice = self._topic_choice(filters)
             where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
             limited = f"SELECT * FROM entry WHERE {where} ORDER BY seq LIMIT {ROWS}"
-            (size,) = self._db.execute(f"SELECT ifnull(sum(length(payload)), 0) FROM ({limited})").fetchone()
+            (size,) = self._db.execute(f"SELECT ifnull(sum({_SIZE}), 0) FROM ({limited})").fetchone()
             if size > BYTES:
                 limited = self._within_bytes(limited)
             messages = self._fetch(limited)
@@ -79,18 +85,19 @@ class CatchUp:
 
     @staticmethod
     def _within_bytes(limited: str) -> str:
-        """As many of these rows as BYTES of payload hold, at least one."""
-        sums = f"SELECT seq, length(payload) AS size, sum(length(payload)) OVER (ORDER BY seq) AS total FROM ({limited})"
+        """As many of these rows as BYTES hold, at least one."""
+        sums = f"SELECT seq, {_SIZE} AS size, sum({_SIZE}) OVER (ORDER BY seq) AS total FROM ({limited})"
         chosen = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
         return f"SELECT * FROM entry WHERE seq IN ({chosen}) ORDER BY seq"
 
-    def fetch(self, seqs: Sequence[int]) -> list[Stored]:
-        """The messages with these numbers, in order of seq; those that are gone are left out."""
-        found: list[Stored] = []
-        for start in range(0, len(seqs), ROWS):
-            wanted = ",".join(str(int(seq)) for seq in seqs[start : start + ROWS])
-            found += self._fetch(f"SELECT * FROM entry WHERE kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
-        return found
+    def fetch(self, seqs: Sequence[int]) -> Fetched:
+        """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
+        ordered = sorted(seqs)[:ROWS]
+        wanted = ",".join(str(int(seq)) for seq in ordered)
+        rows = f"SELECT * FROM entry WHERE kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq"
+        (size,) = self._db.execute(f"SELECT ifnull(sum({_SIZE}), 0) FROM ({rows})").fetchone()
+        messages = self._fetch(rows if size <= BYTES else self._within_bytes(rows))
+        return Fetched(messages, messages[-1][0] if size > BYTES and messages else ordered[-1])
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()
@@ -121,9 +128,11 @@ class CatchUp:
         for text in exact:
             numbers += [n for (n,) in self._db.execute("SELECT id FROM topic WHERE name = ?", (text,))]
         if wild:
-            for number, name in self._db.execute("SELECT id, name FROM topic").fetchall():
-                if any(matches(text, name) for text in wild):
-                    numbers.append(number)
+            tree: FilterTree[None, None] = FilterTree()
+            for text in wild:
+                tree.put(text, None, None)
+            topics = self._db.execute("SELECT id, name FROM topic").fetchall()
+            numbers += [number for number, name in topics if any(True for _ in tree.find(name))]
         if len(numbers) > MAX_TOPICS_IN_QUERY:
             return ""
         return f"AND topic IN ({','.join(map(str, numbers))})"

@@ -104,7 +104,7 @@ class Log:
             )
         )
         batch.topics.append(topic if kind == PUBLISH else None)
-        batch.size += ROW_BYTES + len(payload or b"")
+        batch.size += ROW_BYTES + len(payload or b"") + len(properties or b"")
         return seq
 
     def change(self, sql: str, *parameters: Any) -> None:

@@ -164,7 +164,7 @@ CREATE TABLE subscription (
   PRIMARY KEY (client, filter)) WITHOUT ROWID;
 CREATE TABLE inflight (
   client INTEGER NOT NULL, seq INTEGER NOT NULL, packet_id INTEGER NOT NULL, state INTEGER NOT NULL,
-  PRIMARY KEY (client, seq)) WITHOUT ROWID;
+  PRIMARY KEY (client, seq, packet_id)) WITHOUT ROWID;
 CREATE TABLE received (
   client INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY (client, packet_id)) WITHOUT ROWID;
 CREATE TABLE cursor (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;

@@ -142,3 +142,66 @@ class FilterTree(Generic[Key, Value]):
             yield from node.values.items()
             if (rest := node.children.get("#")) is not None:
                 yield from rest.values.items()
+
+
+class TopicTree(Generic[Value]):
+    """Maps topic names to values; found again by topic filter, in the number of branches that it matches."""
+
+    def __init__(self) -> None:
+        self._root: _Node[None, Value] = _Node()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, topic: str, value: Value) -> None:
+        node = self._root
+        for level in topic.split("/"):
+            node = node.children.setdefault(level, _Node())
+        self._size += not node.values
+        node.values[None] = value
+
+    def remove(self, topic: str) -> bool:
+        """Take the topic out; whether it was there."""
+        path: list[tuple[_Node[None, Value], str]] = []
+        node = self._root
+        for level in topic.split("/"):
+            path.append((node, level))
+            found = node.children.get(level)
+            if found is None:
+                return False
+            node = found
+        if not node.values:
+            return False
+        node.values.clear()
+        self._size -= 1
+        while path and not node.values and not node.children:
+            node, level = path.pop()
+            del node.children[level]
+        return True
+
+    def find(self, topic_filter: str) -> Iterator[Value]:
+        """The value of every topic that `topic_filter` matches (4.7.1); `$` topics only by a filter that names them."""
+        nodes = [self._root]
+        for number, wanted in enumerate(topic_filter.split("/")):
+            if wanted == "#":
+                for node in nodes:
+                    yield from _all_values(node, hide_dollar=number == 0)
+                return
+            if wanted == "+":
+                nodes = [
+                    child for node in nodes for level, child in node.children.items() if number or not level.startswith("$")
+                ]
+            else:
+                nodes = [node.children[wanted] for node in nodes if wanted in node.children]
+        for node in nodes:
+            yield from node.values.values()
+
+
+def _all_values(top: _Node[None, Value], hide_dollar: bool) -> Iterator[Value]:
+    yield from top.values.values()
+    waiting = [child for level, child in top.children.items() if not (hide_dollar and level.startswith("$"))]
+    while waiting:
+        node = waiting.pop()
+        yield from node.values.values()
+        waiting.extend(node.children.values())

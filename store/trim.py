@@ -20,6 +20,11 @@ REMOVE = (
     " AND seq NOT IN (SELECT seq FROM retained) ORDER BY seq LIMIT 5000)"
 )
 """The change that carries a plan out; its parameter is `Plan.last`."""
+KEEP_SEQ = "INSERT OR REPLACE INTO meta (key, value) VALUES ('seq', ?)"
+"""Goes with every removal: the last seq given out, so that an emptied log does not count from the start again."""
+WAL_SHARE = 16 << 20
+"""Of the budget, for the write-ahead log (at most half of it)."""
+ROW_ON_DISK = 24
 HEADROOM = 0.9
 """Above the budget the log is cut to this part of it, so that not every step has to."""
 
@@ -33,26 +38,29 @@ class Plan:
 
 
 class Trim:
-    """`budget` in bytes for database and WAL together, `max_age` in ms."""
+    """`budget` in bytes for database and write-ahead log together, `max_age` in ms."""
 
     def __init__(self, budget: int, max_age: int) -> None:
-        self._budget = budget
+        self._budget = max(budget - WAL_SHARE, budget // 2)
         self._max_age = max_age
         self._above = False
 
-    def plan(self, db: sqlite3.Connection, file_bytes: int, now: int, floor: int) -> Plan | None:
+    def plan(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | None:
         """The next step. `floor`: all at or below it is done with by everyone. Raises sqlite3.Error."""
         pages, page, free = (
             int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size", "freelist_count")
         )
-        used = (pages - free) * page + max(0, file_bytes - pages * page)
-        self._above = used > self._budget * (HEADROOM if self._above else 1.0)
+        used = (pages - free) * page
+        goal = self._budget * HEADROOM if self._above else self._budget
+        self._above = used > goal
         rows = db.execute(
-            f"SELECT seq, at, kind FROM entry WHERE kind <> {GAP} AND seq NOT IN (SELECT seq FROM retained)"
-            " ORDER BY seq LIMIT ?",
+            "SELECT seq, at, kind, length(payload) + ifnull(length(properties), 0) FROM entry"
+            f" WHERE kind <> {GAP} AND seq NOT IN (SELECT seq FROM retained) ORDER BY seq LIMIT ?",
             (STEP,),
         ).fetchall()
-        if not self._above:
+        if self._above:
+            rows = _first_bytes(rows, used - int(self._budget * HEADROOM))
+        else:
             rows = [row for row in rows if row[1] < now - self._max_age and row[0] <= floor]
         if not rows:
             if free > 256 and free > pages // 10:
@@ -71,3 +79,13 @@ class Trim:
             "count": len(lost),
         }
         return Plan(rows[-1][0], gap)
+
+
+def _first_bytes(rows: list[tuple[int, int, int, int | None]], wanted: int) -> list[tuple[int, int, int, int | None]]:
+    """So many of the oldest rows as hold that many bytes."""
+    held = 0
+    for number, row in enumerate(rows, 1):
+        held += ROW_ON_DISK + (row[3] or 0)
+        if held >= wanted:
+            return rows[:number]
+    return rows

@@ -250,13 +250,14 @@ def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
         return []
     try:
         return _select(open_reader(path), sql)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         # Made a moment ago and still without tables: as good as not there.
         if "no such table" in str(error):
             return []
-        if error.sqlite_errorcode & 255 in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        code = getattr(error, "sqlite_errorcode", 0) & 255
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             return _read_unattended(path, data / "uplink.lock", sql)
-        raise StoreError(f"{path}: {error}") from error
+        raise StoreError(explain(path, error)) from error
 
 
 def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
