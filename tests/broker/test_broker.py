@@ -29,8 +29,9 @@ from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.routing import Want
 from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED
 from tidegate.store.reader import LogReader
+from tidegate.store.trim import Trim
 
-from tests.broker.world import World
+from tests.broker.world import NOW, World
 
 STORE_ALL = [Want(PUBLISH, "#", 1, False), Want(CONNECTED, "#", 0, False), Want(DISCONNECTED, "#", 0, False)]
 
@@ -498,3 +499,92 @@ def test_a_session_that_reconnects_while_its_log_is_being_read_still_gets_everyt
     assert len(world.reads) == 2
     world.settle()
     assert payloads(again.messages()) == [b"%d" % number for number in range(20)]
+
+
+def test_numbers_go_on_after_the_log_was_trimmed_empty(world: World, path: Path) -> None:
+    sleeper = world.device("s", clean=False)
+    sleeper.subscribe("t", 1)
+    publisher = world.device("p")
+    for number in range(50):
+        publisher.publish("t", b"%d" % number, packet_id=number + 1)
+    sleeper.ack_all()
+    world.wait(2)
+    while (plan := Trim(1 << 30, 0).plan(world.store.connection, NOW + 10**9, 10**9)) is not None:
+        world.broker.trim(plan)
+        world.settle()
+    world.stop()
+    world = World(path)
+    world.broker.router.set_wants(STORE_ALL)
+    world.device("p").publish("t", b"new")
+    assert payloads(world.device("s", clean=False).messages()) == [b"new"]
+
+
+def test_a_wall_clock_that_jumps_ends_no_session(world: World) -> None:
+    device = world.device("s", 5, properties={Property.SESSION_EXPIRY_INTERVAL: 600})
+    device.cut()
+    world.broker.log.tick(NOW + 10 * 365 * 86_400_000, 0)
+    world.wait(3)
+    assert world.broker.sessions.get("s") is not None
+    world.wait(600)
+    assert world.broker.sessions.get("s") is None
+
+
+def test_a_clean_start_ends_the_session_and_its_delayed_will_is_due(world: World) -> None:
+    watcher = world.device("w")
+    watcher.subscribe("will/#", 1)
+    options = {"properties": {Property.SESSION_EXPIRY_INTERVAL: 100}}
+    will = Will("will/a", b"gone", 1, False, {Property.WILL_DELAY_INTERVAL: 60})
+    world.device("a", 5, will=will, **options).cut()
+    world.device("a", 5, **options)
+    assert payloads(watcher.messages()) == [b"gone"]
+
+
+def test_a_second_subscribe_gets_what_was_retained_after_the_first(world: World) -> None:
+    device = world.device("s")
+    device.subscribe("t", 0)
+    world.device("p").publish("t", b"r", retain=True)
+    device.messages()
+    device.subscribe("t", 0)
+    assert [(m[3], m[1] & 1) for m in device.messages()] == [(b"r", 1)]
+
+
+def test_expiry_cannot_be_raised_from_zero_at_disconnect(world: World) -> None:
+    device = world.device("s", 5, properties={Property.SESSION_EXPIRY_INTERVAL: 100})
+    device.cut()
+    device = world.device("s", 5, clean=False)
+    device.send(Disconnect(ReasonCode.SUCCESS, {Property.SESSION_EXPIRY_INTERVAL: 100}))
+    assert device.take(Disconnect).reason == ReasonCode.PROTOCOL_ERROR
+
+
+def test_resent_messages_keep_to_a_smaller_receive_maximum(world: World) -> None:
+    expiry = {Property.SESSION_EXPIRY_INTERVAL: 100}
+    device = world.device("s", 5, properties=expiry)
+    device.subscribe("t", 1)
+    publisher = world.device("p")
+    for number in range(50):
+        publisher.publish("t", b"%d" % number, packet_id=number + 1)
+    device.cut()
+    device = world.device("s", 5, clean=False, properties=expiry | {Property.RECEIVE_MAXIMUM: 5})
+    got: list[bytes] = []
+    while messages := device.messages():
+        assert len(messages) <= 5
+        got += payloads(messages)
+        for message in messages:
+            device.send(PubAck(message[2]))
+    assert got == [b"%d" % number for number in range(50)]
+
+
+def test_a_retained_message_above_the_clients_packet_size_is_left_out_and_counted(world: World) -> None:
+    world.device("p").publish("t", bytes(1000), retain=True)
+    device = world.device("s", 5, properties={Property.MAXIMUM_PACKET_SIZE: 200})
+    device.subscribe("t", 1)
+    assert device.messages() == []
+    assert world.broker.delivery.dropped["packet_too_large"] == 1
+
+
+def test_an_acknowledgement_of_the_wrong_kind_ends_the_connection(world: World) -> None:
+    device = world.device("s", 5)
+    device.subscribe("t", 1)
+    world.device("p").publish("t", b"x")
+    device.send(PubRec(device.messages()[0][2]))
+    assert device.take(Disconnect).reason == ReasonCode.PROTOCOL_ERROR

@@ -15,6 +15,7 @@ from tidegate.store.msgid import WIDTH, message_id
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import LOG, StoreError, open_writer
 from tidegate.store.store import Store
+from tidegate.store.topic import TopicTree, matches
 from tidegate.store.trim import REMOVE, Trim
 
 NOW = 1_764_000_000_000
@@ -264,3 +265,33 @@ def test_a_large_payload_bounds_a_piece_in_bytes(path: Path) -> None:
     assert 1 <= len(piece.messages) <= 3
     assert piece.through == piece.messages[-1][0]
     store.close(NOW)
+
+
+def test_a_step_above_the_budget_takes_no_more_than_is_too_much(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("c1"), TopicName("t")
+    for _ in range(200):
+        log.append(PUBLISH, client, topic, 1, bytes(100_000))
+    store.apply(log.take())
+    plan = Trim(32 << 20, 10**12).plan(store.connection, NOW, 0)
+    assert plan is not None
+    assert 20 < plan.last < 80, "16 MiB of 20 MB stay, less a tenth"
+    store.close(NOW)
+
+
+def test_an_empty_log_is_looked_through_at_once(path: Path) -> None:
+    store, _ = open_store(path)
+    assert CatchUp(path).read(1, 400, ["t"]).through == 400
+    store.close(NOW)
+
+
+def test_retained_topics_are_found_as_a_subscription_would_match_them() -> None:
+    topics = ["a", "a/b", "a/b/c", "a//c", "/a", "$SYS/x", "b/b", "a/x/c"]
+    tree: TopicTree[str] = TopicTree()
+    for topic in topics:
+        tree.put(topic, topic)
+    for wanted in ("#", "+", "a/#", "a/+/c", "+/b", "/+", "$SYS/#", "+/x", "a/b", "none", "a/b/#"):
+        assert sorted(tree.find(wanted)) == sorted(topic for topic in topics if matches(wanted, topic)), wanted
+    for topic in topics:
+        assert tree.remove(topic) and not tree.remove(topic)
+    assert len(tree) == 0 and list(tree.find("#")) == []
