@@ -4,7 +4,7 @@
 blocks verbatim, repairing its known defects with a warning each. Whatever it cannot read becomes a `Mistake` and reading
 goes on, so that a person sees all mistakes at once.
 
-Invariant: every line is blank, a comment, a setting, a rule, or named in a mistake.
+Invariant: every line is blank, a comment, a setting, a rule, or named in a mistake; a mistake shows of a line its key alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _HOOK = re.compile(r"backend\.(?P<backend>\w+)\.hook\.(?P<event>[\w.]+?)\.(?P<nu
 _HOOK_SHAPE = re.compile(r"backend\.(?P<backend>\w+)\.hook\b")
 _SETTING = re.compile(r"backend\.(?P<backend>\w+)\.(?P<pool>[\w-]+)\.(?P<key>\w+)")
 _BARE_SETTING = re.compile(r"backend\.(?P<backend>\w+)\.(?P<key>\w+)")
+_KEY = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 _UNOPENED_KEY = re.compile(r'([{,]\s*)(\w+)"(\s*:)')
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 
@@ -97,7 +98,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
     key, separator, value = (part.strip() for part in line.partition("="))
     if not separator:
-        raw.mistakes.append(Mistake(file, number, f"neither a comment nor `key = value`: {line[:60]}"))
+        raw.mistakes.append(Mistake(file, number, f"neither a comment nor `key = value`{_key_of(line, ': ')}"))
         return
     if hook := _HOOK.fullmatch(key):
         raw.events.append(hook["event"])
@@ -106,7 +107,7 @@ def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
             raw.rules.append(RawRule(number, hook["backend"], hook["event"], int(hook["number"]), body))
     elif _HOOK_SHAPE.match(key):
         raw.mistakes.append(
-            Mistake(file, number, f"{key}: a rule is written backend.<backend>.hook.<event>.<number> = {{...}}")
+            Mistake(file, number, f"{_key_of(key)}: a rule is written backend.<backend>.hook.<event>.<number> = {{...}}")
         )
     elif match := _SETTING.fullmatch(key):
         raw.settings.append(Setting(number, match["backend"], match["pool"], match["key"], value))
@@ -115,9 +116,18 @@ def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
     else:
         raw.mistakes.append(
             Mistake(
-                file, number, f"unknown key {key[:80]}: keys begin with backend.<backend>.<pool>. or backend.<backend>.hook."
+                file,
+                number,
+                f"unknown key{_key_of(key, ' ')}: keys begin with backend.<backend>.<pool>. or backend.<backend>.hook.",
             )
         )
+
+
+def _key_of(line: str, before: str = "") -> str:
+    """The dotted name that the line begins with, after `before`; nothing if it has none. Whatever follows, or stands alone,
+    may be a password whose `=` was forgotten."""
+    match = _KEY.match(line)
+    return before + match[0][:80] if match else ""
 
 
 def _read_json(raw: Raw, file: str, number: int, text: str) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ Invariant: a `Pool` of a built backend has every key of its table, each with a v
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 from .conf import Mistake, Raw, Setting, nearest
 from .vocabulary import BACKEND_SETTINGS, BUILT, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
+
+_HOST_NAME = re.compile(r"[\w.-]+")
 
 
 class Secret(str):
@@ -158,7 +162,19 @@ def _seconds(text: str) -> float:
 
 
 def _server(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise _Bad(f'"{text}" is not host:port')
-    return host.strip("[]"), int(port)
+    """The address taken apart. What is refused is not shown: people write passwords into addresses, as URLs have them."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not _is_host(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+        raise _Bad("expected host:port alone, such as 127.0.0.1:6379, without redis://, user, password or database")
+    return host, int(port)
+
+
+def _is_host(text: str) -> bool:
+    if _HOST_NAME.fullmatch(text):
+        return True
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True

@@ -227,7 +227,8 @@ class _Reader:
                 commands.append(compile_command(text, known))
             except TemplateFault as fault:
                 hint = nearest(fault.unknown, known) if fault.unknown else ""
-                self._fail(raw, f'command "{text}": {fault}{hint}')
+                # The arguments stay unsaid: one of them may be a password.
+                self._fail(raw, f'command "{" ".join(text.split()[:1])}": {fault}{hint}')
         return tuple(commands)
 
     def _topic(self, raw: RawRule) -> str:
