@@ -78,9 +78,9 @@ class Balance(NamedTuple):
 def run_demo(seconds: float | None, data: Path | None, port: int) -> int:
     """Show it; `seconds` ends it by itself (None: stay up), `data` keeps the log (None: a directory that goes with the demo).
 
-    Returns 0 if every acknowledged reading arrived, else 1.
+    Returns 0 if readings were acknowledged and every one of them arrived, else 1.
     """
-    if fault := _missing_extra():
+    if fault := _missing_extra() or _used(data):
         print(f"tidegate: {fault}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as directory:
@@ -99,6 +99,13 @@ def _missing_extra() -> str:
     needed = ["aiomqtt"] if shutil.which("redis-server") else ["aiomqtt", "fakeredis", "lupa"]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     return f"the demo needs {' and '.join(missing)}: pip install 'tidegate[demo]'" if missing else ""
+
+
+def _used(data: Path | None) -> str:
+    """Redis begins empty and would be sent the readings of an earlier showing too, which nobody here could account for."""
+    if data is None or not (data / "log.db").exists():
+        return ""
+    return f"{data} already holds a log (log.db) and the demo begins with a new one: give --data another directory"
 
 
 class _Demo:
@@ -197,7 +204,7 @@ class _Demo:
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._balance is None:
             self._screen.say("stopped before everything was compared")
-        return 0 if self._balance is not None and self._balance.is_right else 1
+        return 0 if self._balance is not None and self._balance.is_right and self._stored() else 1
 
     async def _story(self, gateway: subprocess.Popen[bytes]) -> None:
         share = min(1.0, (self._seconds or 1e9) / (2 * (UP + CUT + UP_AGAIN)))
@@ -251,6 +258,9 @@ class _Demo:
 
     def _say_verdict(self, balance: Balance) -> None:
         stored = self._stored()
+        if not stored:
+            self._screen.say("verdict   no reading was acknowledged, so nothing was shown; --seconds 5 is long enough")
+            return
         order = "in order" if balance.in_order else "NOT in order"
         verdict = "nothing is missing" if balance.is_right else "this is a fault: please report it"
         self._screen.say(

@@ -78,29 +78,40 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """A table at the bottom of the terminal; what is said scrolls above it."""
+    """A table at the bottom of the terminal; what is said scrolls above it.
 
-    def __init__(self) -> None:
+    Everything is handed over as `Text`: markup in strings would be read in what the gateway says, and switching it off for one
+    line said switches it off for the table below as well.
+    """
+
+    def __init__(self, console: Any = None) -> None:
         from rich.live import Live
 
-        self._live: Any = Live(auto_refresh=False)
+        self._live: Any = Live(console=console, auto_refresh=False)
         self._live.start()
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
+        from rich.text import Text
+
+        self._live.console.print(Text(text))
 
     def show(self, figures: Figures) -> None:
         from rich.table import Table
+        from rich.text import Text
 
-        up = figures.line_is_up
-        table = Table(show_header=False, title=f"tidegate demo, {int(figures.elapsed)} s", min_width=64)
-        table.add_row("line to the far end", "[green]up[/]" if up else "[bold red]CUT[/]", f"uplink: {figures.pool_says}")
-        table.add_row("stored, then acknowledged", str(figures.stored), "readings on this gateway's disk")
-        table.add_row("waiting", f"[yellow]{figures.waiting}[/]" if figures.waiting else "0", figures.age)
-        table.add_row("delivered", str(figures.delivered), "readings found in Redis")
-        table.add_row("missing", f"[red]{figures.missing}[/]" if figures.missing else "[green]0[/]", "")
+        line = ("up", "green") if figures.line_is_up else ("CUT", "bold red")
+        rows = [
+            ("line to the far end", *line, f"uplink: {figures.pool_says}"),
+            ("stored, then acknowledged", str(figures.stored), "", "readings on this gateway's disk"),
+            ("waiting", str(figures.waiting), "yellow" if figures.waiting else "", figures.age),
+            ("delivered", str(figures.delivered), "", "readings found in Redis"),
+            ("missing", str(figures.missing), "red" if figures.missing else "green", ""),
+        ]
         if figures.own:
-            table.add_row("from your devices", str(figures.own), "messages seen")
+            rows.append(("from your devices", str(figures.own), "", "messages seen"))
+        table = Table(show_header=False, title=f"tidegate demo, {int(figures.elapsed)} s", min_width=64)
+        for name, value, style, remark in rows:
+            table.add_row(Text(name), Text(value, style), Text(remark))
         self._live.update(table, refresh=True)
 
     def close(self) -> None:

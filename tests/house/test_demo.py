@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import paho.mqtt.publish
 import pytest
+from rich.console import Console
+from tidegate.gateway.demo_screen import Figures, LiveScreen
 
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
@@ -98,3 +101,35 @@ def test_a_taken_port_is_named_and_another_is_used() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"port {port} is taken by another program" in done.stdout
     assert f"listens on 127.0.0.1:{port}" not in done.stdout
+
+
+def test_a_directory_that_holds_a_log_already_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "log.db").touch()
+    done = subprocess.run(command("--data", str(tmp_path)), capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"tidegate: {tmp_path} already holds a log (log.db) and the demo begins with a new one: give --data another directory\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["log.db"]
+
+
+def test_a_demo_in_which_no_reading_was_acknowledged_claims_nothing() -> None:
+    done = subprocess.run(command("--seconds", "-4", "--port", "0"), capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "verdict   no reading was acknowledged, so nothing was shown" in done.stdout
+    assert "nothing is missing" not in done.stdout
+
+
+def test_on_a_terminal_nothing_said_or_shown_is_read_or_printed_as_markup() -> None:
+    output = io.StringIO()
+    screen = LiveScreen(Console(file=output, force_terminal=True, force_interactive=True, width=100, color_system=None))
+    for up in (True, False):
+        screen.show(Figures(1.0, up, 12, 3, 0.5, 9, 0 if up else 1, 2, "state [red]refused[/]"))
+        screen.say("far end   [bold]as it is[/]")
+    screen.close()
+    shown = output.getvalue()
+    assert "[green]" not in shown and "[yellow]" not in shown and "[bold red]" not in shown
+    assert re.search(r"line to the far end +│ up +│ uplink: state \[red\]refused\[/\]", shown), shown
+    assert re.search(r"missing +│ 1 ", shown), shown
+    assert "far end   [bold]as it is[/]" in shown
