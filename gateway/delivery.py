@@ -55,6 +55,7 @@ class Delivery:
         self._tail_bytes = 0
         self._tail_rest = 0
         self.dirty: list[Client] = []
+        self._sated: list[Session] = []
 
     # -- out to the wires ------------------------------------------------------------------------------------------
 
@@ -66,10 +67,14 @@ class Delivery:
         client.out_size += len(data)
 
     def flush(self) -> None:
-        """End of a turn: one write per client."""
-        dirty, self.dirty = self.dirty, []
-        for client in dirty:
-            self.flush_one(client)
+        """End of a turn: one write per client; whoever had its share of the turn and still takes more goes on."""
+        while self.dirty:
+            dirty, self.dirty = self.dirty, []
+            for client in dirty:
+                self.flush_one(client)
+            sated, self._sated = self._sated, []
+            for session in sated:
+                self.pump(session)
 
     def flush_one(self, client: Client) -> None:
         """Write what one client is still to get, because its connection ends now."""
@@ -130,6 +135,7 @@ class Delivery:
                 if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
                     session.behind = True
                     session.next_seq = seq
+                    self._sated.append(session)
                     continue
             elif qos:
                 qos = 0
@@ -289,9 +295,11 @@ class Delivery:
         if session.client is not None and (session.retained or session.retained_due):
             self._send_waiting_retained(session, session.client)
             self._fetch_retained(session, session.client)
-        while session.behind:
-            client = session.client
-            if client is None or client.blocked or client.out_size > TURN_BYTES:
+        while client := session.client:
+            if client.out_size > TURN_BYTES:
+                self._sated.append(session)
+                return
+            if client.blocked or not session.behind:
                 return
             if session.resend:
                 if session.reading is not client:

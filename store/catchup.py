@@ -71,33 +71,33 @@ class CatchUp:
         try:
             choice = self._topic_choice(filters)
             where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
-            limited = f"SELECT * FROM entry WHERE {where} ORDER BY seq LIMIT {ROWS}"
-            (size,) = self._db.execute(f"SELECT ifnull(sum({_SIZE}), 0) FROM ({limited})").fetchone()
-            if size > BYTES:
-                limited = self._within_bytes(limited)
-            messages = self._fetch(limited)
+            messages, whole = self._fetch_within(f"{where} ORDER BY seq LIMIT {ROWS}")
         finally:
             self._db.execute("COMMIT")
         if not messages:
             return Piece([], last)
-        through = last if len(messages) < ROWS and size <= BYTES else messages[-1][0]
+        through = last if whole and len(messages) < ROWS else messages[-1][0]
         return Piece(messages, through, self._plain)
 
-    @staticmethod
-    def _within_bytes(limited: str) -> str:
-        """As many of these rows as BYTES hold, at least one."""
-        sums = f"SELECT seq, {_SIZE} AS size, sum({_SIZE}) OVER (ORDER BY seq) AS total FROM ({limited})"
-        chosen = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
-        return f"SELECT * FROM entry WHERE seq IN ({chosen}) ORDER BY seq"
+    def _fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
+        """The first of the chosen rows (what follows WHERE), as many as BYTES hold, at least one; whether these are all.
+
+        The sizes are looked at first and by themselves: SQLite then reads no payload for them.
+        """
+        sizes = f"SELECT seq, {_SIZE} AS size FROM entry WHERE {chosen}"
+        (size,) = self._db.execute(f"SELECT ifnull(sum(size), 0) FROM ({sizes})").fetchone()
+        if size <= BYTES:
+            return self._fetch(f"SELECT * FROM entry WHERE {chosen}"), True
+        sums = f"SELECT seq, size, sum(size) OVER (ORDER BY seq) AS total FROM ({sizes})"
+        fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
+        return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
     def fetch(self, seqs: Sequence[int]) -> Fetched:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
         ordered = sorted(seqs)[:ROWS]
         wanted = ",".join(str(int(seq)) for seq in ordered)
-        rows = f"SELECT * FROM entry WHERE kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq"
-        (size,) = self._db.execute(f"SELECT ifnull(sum({_SIZE}), 0) FROM ({rows})").fetchone()
-        messages = self._fetch(rows if size <= BYTES else self._within_bytes(rows))
-        return Fetched(messages, messages[-1][0] if size > BYTES and messages else ordered[-1])
+        messages, whole = self._fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+        return Fetched(messages, ordered[-1] if whole else messages[-1][0])
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()

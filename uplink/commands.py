@@ -98,7 +98,7 @@ def _token(word: str, known: Sequence[str]) -> tuple[bytes | str, ...]:
         end = match.end()
     rest = word[end:]
     if "${" in rest:
-        raise TemplateFault(f"the placeholder in {word!r} has no closing brace")
+        raise TemplateFault("a placeholder has no closing brace")
     if rest:
         parts.append(rest.encode())
     return tuple(parts)

@@ -588,3 +588,21 @@ def test_an_acknowledgement_of_the_wrong_kind_ends_the_connection(world: World) 
     world.device("p").publish("t", b"x")
     device.send(PubRec(device.messages()[0][2]))
     assert device.take(Disconnect).reason == ReasonCode.PROTOCOL_ERROR
+
+
+def test_a_session_with_more_than_one_turn_holds_goes_on_without_an_acknowledgement(world: World) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 1)
+    publisher = world.device("p")
+    for number in range(40):
+        publisher.publish("t", b"%02d" % number + bytes(100_000), packet_id=number + 1)
+    device.cut()
+    device = world.device("s", clean=False)
+    assert [m[3][:2] for m in device.messages()] == [b"%02d" % number for number in range(40)]
+    other = world.device("o")
+    other.subscribe("t", 1)
+    world.auto = False
+    for number in range(40):
+        publisher.publish("t", b"%02d" % number + bytes(100_000), packet_id=number + 1)
+    world.settle()
+    assert [m[3][:2] for m in other.messages()] == [b"%02d" % number for number in range(40)]
