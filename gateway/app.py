@@ -342,7 +342,11 @@ class App:
             return []
         from tidegate.uplink.progress import read_pools
 
-        return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
+        try:
+            return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
+        except StoreError as error:
+            unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
+            return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("command") == "status":
