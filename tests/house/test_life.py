@@ -72,14 +72,14 @@ def _reason(gateway: Gateway, user: str, password: bytes) -> int:
 
 
 def _hup(gateway: Gateway) -> None:
-    before = gateway.log().count("SIGHUP: reading")
+    before = _heard(gateway)
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_until(lambda: _heard(gateway) > before)
 
-    def heard() -> bool:
-        # Sent until it is heard: one that falls together with the end of a connection has been seen to go unheard.
-        os.kill(gateway.pid, signal.SIGHUP)
-        return gateway.log().count("SIGHUP: reading") > before
 
-    wait_until(heard)
+def _heard(gateway: Gateway) -> int:
+    """Counted in the whole log: `log()` is its end only."""
+    return gateway._log.read_text(errors="replace").count("SIGHUP: reading")
 
 
 def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
