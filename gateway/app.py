@@ -74,12 +74,14 @@ class App:
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._clock_is_fresh = False
+        self._supervisor: Any = None
         self._next_alive = self._started + ALIVE_PAUSE
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)  # heard at the first await, when all is built
         config = self._config
         lock = _lock(config.data)
         wall, mono = _clock()
@@ -177,7 +179,6 @@ class App:
     async def _serve(self, servers: list[asyncio.Server]) -> None:
         from . import control, notify
 
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
             await self._supervisor.start()
