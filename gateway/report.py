@@ -1,10 +1,13 @@
 """What the gateway says on stderr: one line per event, and a failure that repeats itself at most twice a minute.
 
+Whoever listens may go away (a journal restarted, a pipe closed): that must not stop a gateway.
+
 Invariant: memory is bounded, and what was not said is counted in the next line that is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -23,7 +26,8 @@ class Reporter:
         if kind:
             text = self._held(text, kind)
         if text:
-            print(f"tidegate: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"tidegate: {text}", file=sys.stderr, flush=True)
 
     def _held(self, text: str, kind: str) -> str:
         now = time.monotonic()

@@ -248,7 +248,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _say(text: str) -> None:
-    print(f"uplink {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print(f"uplink {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

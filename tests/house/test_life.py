@@ -97,6 +97,20 @@ def test_a_sighup_during_the_start_does_not_kill(tmp_path: Path) -> None:
     assert starting.returncode == 0
 
 
+def test_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    with subprocess.Popen(gateway.command(), stderr=subprocess.PIPE, text=True) as starting:
+        assert starting.stderr is not None
+        while "only this machine" not in starting.stderr.readline():
+            pass
+        starting.stderr.close()
+        starting.send_signal(signal.SIGHUP)
+        with MqttClient(gateway.port, "goes on") as client:
+            client.publish_and_wait("t", b"kept")
+        starting.terminate()
+    assert starting.returncode == 0
+
+
 def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     passwd = tmp_path / "passwd"
     set_user(passwd, "anna", password_line("anna", b"secret"), create=True)
