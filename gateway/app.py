@@ -34,7 +34,7 @@ from .config import Config, Listener
 from .connecting import Limits
 from .report import Reporter
 from .routing import Want
-from .server import MqttProtocol
+from .server import Sockets
 from .snapshot import Snapshot
 
 TRIM_PAUSE = 10.0
@@ -73,7 +73,6 @@ class App:
         self._config = config
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
-        self._clock_is_fresh = False
         self._supervisor: Any = None
         self._next_alive = self._started + ALIVE_PAUSE
 
@@ -89,11 +88,11 @@ class App:
         try:
             self._build(wall, mono)
             try:
-                servers = [await self._listen(listener) for listener in config.listeners]
+                addresses = [address for listener in config.listeners for address in self._listen(listener)]
             except StartError:
                 self._store.close(wall)  # nothing happened in this run
                 raise
-            await self._serve(servers)
+            await self._serve(addresses)
         finally:
             os.close(lock)
         return 0
@@ -134,6 +133,7 @@ class App:
             lambda: f"auto-{uuid.uuid4().hex[:20]}",
             _report,
         )
+        self._sockets = Sockets(self.broker, self._tick_clock, _report)
         self.broker.now = time.monotonic()
         self.broker.load(store.connection, identity.clean)
         self._load_rules()
@@ -160,23 +160,18 @@ class App:
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 
-    async def _listen(self, listener: Listener) -> asyncio.Server:
+    def _listen(self, listener: Listener) -> list[str]:
         try:
-            return await self._loop.create_server(
-                lambda: MqttProtocol(self.broker, listener, self._tick_clock),
-                listener.host,
-                listener.port,
-                backlog=1024,
-            )
+            return [f"{host}:{port}" for host, port in self._sockets.listen(listener)]
         except OSError as error:
             raise StartError(
-                f"cannot listen on {listener.host}:{listener.port}: {os.strerror(error.errno or 0)}; stop what uses the"
-                f" port, or choose another with --listen HOST:PORT"
+                f"cannot listen on {listener.host}:{listener.port}: {error.strerror}; stop what uses the port, or choose"
+                f" another with --listen HOST:PORT"
             ) from error
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    async def _serve(self, servers: list[asyncio.Server]) -> None:
+    async def _serve(self, addresses: list[str]) -> None:
         from . import control, notify
 
         self._supervisor = self._make_supervisor()
@@ -184,7 +179,6 @@ class App:
             await self._supervisor.start()
         self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
-        addresses = [f"{host}:{port}" for s in servers for host, port, *_ in (k.getsockname() for k in s.sockets)]
         _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}")
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
@@ -197,8 +191,7 @@ class App:
         await self._stopping.wait()
         notify.stopping()
         ticker.cancel()
-        for server in servers:
-            server.close()
+        self._sockets.stop_listening()
         control_server.close()
         await self._stop()
 
@@ -261,15 +254,8 @@ class App:
     # -- what the core asks for ------------------------------------------------------------------------------------
 
     def _tick_clock(self) -> None:
-        """Set the broker's time, once in each turn of the loop: hundreds of sockets may be read in one."""
-        if not self._clock_is_fresh:
-            self._clock_is_fresh = True
-            self._loop.call_soon(self._turn_over)
-            self.broker.now = time.monotonic()
-            self.broker.log.tick(*_clock())
-
-    def _turn_over(self) -> None:
-        self._clock_is_fresh = False
+        self.broker.now = time.monotonic()
+        self.broker.log.tick(*_clock())
 
     def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
         def committed(result: Any) -> None:

@@ -158,10 +158,6 @@ class Broker:
         batch, size = self.log.batch, self.log.batch.size
         self.handle(client, client.connection.receive(data))
         added = self.log.batch is batch and batch.size > size
-        if self.delivery.dirty:
-            self.delivery.flush()
-        if not self._committing:
-            self._begin_commit()
         if client.paused or client.closing:
             return
         if added and self.log.batch.size > BATCH_LIMIT:
@@ -171,11 +167,16 @@ class Broker:
         client.paused = True
         client.link.pause()
 
+    def turn_over(self) -> None:
+        """All sockets that had something to say have said it: answer, and hand on to the disk what they brought."""
+        if self.delivery.dirty:
+            self.delivery.flush()
+        if not self._committing:
+            self._begin_commit()
+
     def lost(self, client: Client) -> None:
         """The socket is gone."""
         self.connecting.detach(client, with_will=True)
-        self.delivery.flush()
-        self._begin_commit()
 
     def writable(self, client: Client, yes: bool) -> None:
         """The socket's buffer went above its mark (no) or below it again (yes)."""
@@ -184,8 +185,6 @@ class Broker:
             self.read_again(client)
         if yes and client.session is not None:
             self.delivery.pump(client.session)
-            self.delivery.flush()
-            self._begin_commit()
 
     def read_again(self, client: Client) -> None:
         """The reason not to read from this client is gone."""

@@ -1,85 +1,231 @@
-"""The wire: one asyncio protocol per connection, thin, with the broker behind it.
+"""The wire: every TCP connection in one epoll, which the event loop watches as if it were one socket.
 
-asyncio reads and writes; every byte goes straight to the broker's core and what comes back is one write per turn. A client
-that does not read is noticed by the transport's marks, and one that must be cut off while its buffer is full is aborted.
+A transport per connection costs several times what a message does when hundreds of clients send one each. Here a turn reads
+every socket that has something, tells the broker, and the broker writes once to each client that is to get something; only
+then the turn is over and what was gathered goes to the disk. What a socket does not take waits in its `Link`.
 
-Invariant: after `connection_lost` the broker is not called for this client again.
+Invariant: after `Broker.lost` the broker is not called for this client again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import select
 import socket
-from typing import Any, cast
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 from .broker import Broker
 from .session import Client
 
+READ = 64 << 10
+"""Bytes of one read; a client that has more waits for the others."""
+READS_AT_ONCE = 128
+"""Sockets of one turn; then what they brought goes to the disk while the next are read."""
+ACCEPTS_AT_ONCE = 100
 HIGH_WATER = 256 << 10
+"""Bytes that wait for a socket: above, the client counts as not reading; below a quarter of it, as reading again."""
 LINGER = 5.0
 """Seconds that a closed connection has to take what it was sent last."""
+ACCEPT_PAUSE = 1.0
+"""Seconds without new connections when file descriptors or memory have run out."""
+_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
 
 
-class MqttProtocol(asyncio.Protocol):
-    """Implements `session.Link` over an asyncio transport."""
+class Sockets:
+    """Listening and connected sockets of the gateway. `clock` sets the broker's time; it is called once in a turn."""
 
-    __slots__ = ("_broker", "_client", "_clock", "_listener", "_transport")
-
-    def __init__(self, broker: Broker, listener: Any, clock: Any) -> None:
+    def __init__(self, broker: Broker, clock: Callable[[], None], report: Callable[..., None]) -> None:
         self._broker = broker
-        self._listener = listener
         self._clock = clock
-        self._client: Client | None = None
-        self._transport: asyncio.Transport
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()
+        self._links: dict[int, Link] = {}
+        self._listening: dict[int, tuple[socket.socket, Any]] = {}
+        self._loop.add_reader(self._epoll.fileno(), self._turn)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
-        self._transport.set_write_buffer_limits(high=HIGH_WATER)
-        if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = transport.get_extra_info("peername")
+    def listen(self, listener: Any) -> list[tuple[str, int]]:
+        """Accept connections for `listener` (its `host` and `port`); the addresses. Raises OSError."""
+        found = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = []
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+                sock.listen(1024)
+            except OSError:
+                sock.close()
+                raise
+            self._listening[sock.fileno()] = (sock, listener)
+            self._epoll.register(sock.fileno(), _IN)
+            addresses.append(sock.getsockname()[:2])
+        return addresses
+
+    def stop_listening(self) -> None:
+        """No new connections from now on."""
+        for sock, _ in self._listening.values():
+            self._epoll.unregister(sock.fileno())
+            sock.close()
+        self._listening.clear()
+
+    def _turn(self) -> None:
         self._clock()
-        self._client = self._broker.opened(self, f"{peer[0]}:{peer[1]}" if peer else "?", self._listener)
+        links = self._links
+        for number, event in self._epoll.poll(0, READS_AT_ONCE):
+            link = links.get(number)
+            if link is None:
+                if number in self._listening:
+                    self._accept(*self._listening[number])
+                continue
+            try:
+                if event & _OUT:
+                    link.writable()
+                if event & ~_OUT:
+                    link.readable()
+            except Exception:  # noqa: BLE001 - a bug that one client's bytes find must not stop the others
+                self._report(f"internal error, the connection is closed:\n{traceback.format_exc()}", "internal error")
+                link.drop()
+        self._broker.turn_over()
 
-    def data_received(self, data: bytes) -> None:
-        if self._client is not None:
-            self._clock()
-            self._broker.receive(self._client, data)
+    def _gone(self, client: Client) -> None:
+        self._clock()
+        client.closing = True
+        self._broker.lost(client)
+        self._broker.turn_over()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            self._clock()
-            client.closing = True
-            self._broker.lost(client)
+    def _accept(self, listening: socket.socket, listener: Any) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF:
+                    self._pause_accepting(listening, error)
+                return
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link = Link(self, sock)
+            self._links[sock.fileno()] = link
+            link.client = self._broker.opened(link, f"{peer[0]}:{peer[1]}", listener)
+            self._epoll.register(sock.fileno(), _IN)
 
-    def pause_writing(self) -> None:
-        if self._client is not None:
-            self._broker.writable(self._client, False)
+    def _pause_accepting(self, listening: socket.socket, error: OSError) -> None:
+        self._report(f"cannot accept connections: {os.strerror(error.errno or 0)}", "accept")
+        self._epoll.modify(listening.fileno(), 0)
+        self._loop.call_later(ACCEPT_PAUSE, self._accept_again, listening)
 
-    def resume_writing(self) -> None:
-        if self._client is not None:
-            self._clock()
-            self._broker.writable(self._client, True)
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening.fileno() in self._listening:
+            self._epoll.modify(listening.fileno(), _IN)
+
+
+class Link:
+    """One connection's socket; implements `session.Link`."""
+
+    __slots__ = ("_closing", "_mask", "_number", "_sock", "_sockets", "_waiting", "client")
+
+    def __init__(self, sockets: Sockets, sock: socket.socket) -> None:
+        self.client: Client | None = None
+        self._sockets = sockets
+        self._sock = sock
+        self._number = sock.fileno()
+        self._mask = _IN
+        self._waiting: bytearray | None = None
+        """What the socket did not take yet; None when it takes."""
+        self._closing = False
+
+    def readable(self) -> None:
+        """There is something to read, or the connection has ended."""
+        try:
+            data = self._sock.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.drop()
+        elif not self._closing and self.client is not None:
+            self._sockets._broker.receive(self.client, data)
+
+    def writable(self) -> None:
+        """The socket takes bytes again."""
+        waiting = self._waiting
+        if waiting is None:
+            return
+        del waiting[: self._try(waiting)]
+        if not waiting:
+            self._waiting = None
+            self._watch(self._mask & ~_OUT)
+            if self._closing:
+                self.drop()
+                return
+        if len(waiting) <= HIGH_WATER // 4 and self.client is not None and self.client.blocked:
+            self._sockets._broker.writable(self.client, True)
+
+    def drop(self) -> None:
+        """Close the socket at once; the broker is told after this turn."""
+        if self._number < 0:
+            return
+        self._sockets._epoll.unregister(self._number)
+        del self._sockets._links[self._number]
+        self._number = -1
+        self._sock.close()
+        if self.client is not None:
+            self._sockets._loop.call_soon(self._sockets._gone, self.client)
+            self.client = None
+
+    def _try(self, data: bytes | bytearray) -> int:
+        try:
+            return self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            return len(data)  # nobody gets it; reading tells that the connection is lost
+
+    def _watch(self, mask: int) -> None:
+        if mask != self._mask and self._number >= 0:
+            self._mask = mask
+            self._sockets._epoll.modify(self._number, mask)
 
     # -- session.Link ----------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        if self._waiting is None:
+            sent = self._try(data)
+            if sent == len(data):
+                return
+            self._waiting = bytearray(memoryview(data)[sent:])
+            self._watch(self._mask | _OUT)
+        else:
+            self._waiting += data
+        if len(self._waiting) > HIGH_WATER and self.client is not None and not self.client.blocked:
+            self._sockets._broker.writable(self.client, False)
 
     def close(self) -> None:
-        if self._client is not None and self._client.blocked:
-            self._transport.abort()
-        else:
-            self._transport.close()
-            asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+        """Close when the socket has taken everything; at once if its client does not read."""
+        if self._waiting is None or (self.client is not None and self.client.blocked):
+            self.drop()
+        elif not self._closing:
+            self._closing = True
+            self._sockets._loop.call_later(LINGER, self.drop)
 
     def pause(self) -> None:
-        self._transport.pause_reading()
+        self._watch(self._mask & ~_IN)
 
     def resume(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._watch(self._mask | _IN)
 
     def buffered(self) -> int:
-        return self._transport.get_write_buffer_size()
+        return len(self._waiting or b"")

@@ -264,6 +264,7 @@ def test_a_subscriber_that_never_reads_costs_a_bounded_queue_and_gets_its_qos1_l
     assert world.broker.delivery.dropped["queue_full"] == 500
     subscriber.full = 0
     world.broker.writable(subscriber.client, True)
+    world.broker.turn_over()
     world.settle()
     got: list[bytes] = []
     while messages := subscriber.ack_all():
@@ -349,6 +350,7 @@ def test_a_takeover_ends_the_old_connection_and_presence_ends_online(world: Worl
     assert first.closed
     assert first.take(Disconnect).reason == ReasonCode.SESSION_TAKEN_OVER
     world.broker.lost(first.client)
+    world.broker.turn_over()
     world.settle()
     kinds = [e.kind for e in LogReader(path).read(0, 10)[0]]
     assert kinds == [CONNECTED, DISCONNECTED, CONNECTED]

@@ -176,6 +176,7 @@ class Device:
 
     def send_bytes(self, data: bytes) -> None:
         self.world.broker.receive(self.client, data)
+        self.world.broker.turn_over()
         self.world._settle_if_auto()
 
     def subscribe(self, text: str, qos: int = 1, **options: Any) -> None:
@@ -210,9 +211,11 @@ class Device:
     def disconnect(self) -> None:
         self.send(Disconnect())
         self.world.broker.lost(self.client)
+        self.world.broker.turn_over()
 
     def cut(self) -> None:
         """The network is gone without a word."""
         self.closed = True
         self.world.broker.lost(self.client)
+        self.world.broker.turn_over()
         self.world._settle_if_auto()
