@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -64,6 +63,8 @@ UNREAD_LIMIT = 2 << 20
 FOLD_PAUSE = 0.1
 FOLD_AT_ONCE = 20
 """Positions ride along with a commit that happens anyway, so many of them in so many seconds; `tick` writes the rest."""
+NEVER_PLAIN = -2
+"""No topic's `plain`."""
 GIVE_UP_RETRIES = 20
 """Failed commits (one a second) after which clients that wait for the disk are disconnected."""
 
@@ -155,14 +156,15 @@ class Broker:
     def receive(self, client: Client, data: bytes) -> None:
         """Everything one read of this client's socket brought."""
         client.last_seen = self.now
-        batch, size = self.log.batch, self.log.batch.size
+        batch = self.log.batch
+        size = batch.size
         self.handle(client, client.connection.receive(data))
-        added = self.log.batch is batch and batch.size > size
-        if client.paused or client.closing:
+        crowded = batch.size > BATCH_LIMIT and batch.size > size
+        if not (crowded or client.blocked or client.held is not None) or client.paused or client.closing:
             return
-        if added and self.log.batch.size > BATCH_LIMIT:
+        if crowded:
             self._paused.append(client)
-        elif client.held is None and not (client.blocked and client.link.buffered() > UNREAD_LIMIT):
+        elif client.held is None and client.link.buffered() <= UNREAD_LIMIT:
             return
         client.paused = True
         client.link.pause()
@@ -274,8 +276,7 @@ class Broker:
             self._failures = 0
         self._committing = False
         self._begin_commit()
-        for client, acks in batch.acks.items():
-            self.delivery.send(client, struct.pack(f">{len(acks)}I", *acks))
+        self.delivery.acknowledge(batch.acks)
         self.stored += len(batch.rows)
         for function, *arguments in batch.after:
             function(*arguments)
@@ -312,17 +313,39 @@ class Broker:
     # -- packets ---------------------------------------------------------------------------------------------------
 
     def handle(self, client: Client, events: list[Any]) -> None:
-        """Act on what the client's connection read, in order."""
-        for number, event in enumerate(events):
-            if client.closing:
-                return
-            if client.held is not None:
-                client.held.extend(events[number:])
-                return
+        """Act on what the client's connection read, in order.
+
+        Long on purpose: the usual message, QoS 1 to be stored and not retained, is taken here without another call; what
+        `_on_publish` would do for it.
+        """
+        log = self.log
+        generation = self.router.generation if self._durable else NEVER_PLAIN
+        for event in events:
             session = client.session
-            if type(event) is tuple:
-                if session is not None:
-                    self._on_publish(client, session, event)
+            if client.held is not None:
+                client.held.append(event)
+            elif type(event) is tuple:
+                if session is None:
+                    return
+                topic, flags, packet_id, payload, properties = event
+                if flags & 7 == 2 and topic.plain == generation:
+                    self.received += 1
+                    batch = log.batch
+                    seq = log.next_seq
+                    log.next_seq = seq + 1
+                    batch.rows.append(
+                        (seq, log.at, log.mono, log.run, PUBLISH, session.name, topic, 1, payload, properties or None)
+                    )
+                    batch.size += ROW_BYTES + len(payload) + len(properties)
+                    acks = batch.acks
+                    if client in acks:
+                        acks[client].append(PUBACK | packet_id)
+                    else:
+                        acks[client] = [PUBACK | packet_id]
+                    continue
+                self._on_publish(client, session, topic, flags, packet_id, payload, properties)
+            elif client.closing:
+                return
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
                 self._report(f"{client.peer}: {event.error}", str(event.error))
@@ -332,29 +355,12 @@ class Broker:
                 self.connecting.on_connect(client, event)
             else:
                 self._handlers[type(event)](client, session, event)
+            generation = self.router.generation if self._durable else NEVER_PLAIN
 
-    def _on_publish(self, client: Client, session: Session, event: tuple[Topic, int, int, bytes, bytes]) -> None:
-        topic, flags, packet_id, payload, properties = event
+    def _on_publish(
+        self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes
+    ) -> None:
         self.received += 1
-        if flags & 7 == 2 and topic.stored and topic.id and topic.generation == self.router.generation and self._durable:
-            # The usual case, QoS 1 to be stored and not retained: what `publish` and `_acknowledge` would do.
-            log = self.log
-            batch = log.batch
-            seq = log.next_seq
-            log.next_seq = seq + 1
-            name = session.name
-            if not name.id:
-                batch.names.add(name)
-            row = (seq, log.at, log.mono, log.run, PUBLISH, name.id or name, topic.id, 1, payload, properties or None)
-            batch.rows.append(row)
-            batch.topics.append(topic)
-            batch.size += ROW_BYTES + len(payload) + len(properties)
-            acks = batch.acks.get(client)
-            if acks is None:
-                batch.acks[client] = [PUBACK | packet_id]
-            else:
-                acks.append(PUBACK | packet_id)
-            return
         qos = flags >> 1 & 3
         if qos == 2:
             if packet_id not in session.received:
@@ -472,10 +478,9 @@ class Broker:
     def _log_acked(self, session: Session, seq: int) -> None:
         if not seq or not self.router.wanted(ACKED):
             return
-        found = self.delivery.in_memory(seq)
-        if found is not None:
-            row, topic = found
-            self._append_acked(session, topic, self._message_id(seq, row[1], row[3]))
+        row = self.delivery.in_memory(seq)
+        if row is not None:
+            self._append_acked(session, row[6], self._message_id(seq, row[1], row[3]))
         else:
             self._read(lambda reader: reader.fetch([seq]), lambda got: self._late_acked(session, got))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
-from tidegate.store.log import Batch, Log
+from tidegate.store.log import Batch, Log, Row
 
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
@@ -71,17 +71,28 @@ class Delivery:
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for client in dirty:
-                self.flush_one(client)
+                out, client.out, client.out_size = client.out, [], 0
+                if out and not client.closing:
+                    client.link.write(out[0] if len(out) == 1 else b"".join(out))
             sated, self._sated = self._sated, []
             for session in sated:
                 self.pump(session)
 
     def flush_one(self, client: Client) -> None:
         """Write what one client is still to get, because its connection ends now."""
-        if client.out and not client.closing:
-            client.link.write(b"".join(client.out))
-        client.out.clear()
-        client.out_size = 0
+        out, client.out, client.out_size = client.out, [], 0
+        if out and not client.closing:
+            client.link.write(b"".join(out))
+
+    def acknowledge(self, acks: dict[Client, list[int]]) -> None:
+        """Add acknowledgement packets, 4 bytes each as integers, to what their clients get."""
+        dirty = self.dirty
+        for client, packets in acks.items():
+            data = packets[0].to_bytes(4, "big") if len(packets) == 1 else struct.pack(f">{len(packets)}I", *packets)
+            if not client.out:
+                dirty.append(client)
+            client.out.append(data)
+            client.out_size += len(data)
 
     def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
         """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
@@ -94,9 +105,10 @@ class Delivery:
         """Give a durable batch to everyone connected, and remember it for those who are a little behind."""
         router = self._router
         generation = router.generation
-        for row, topic in zip(batch.rows, batch.topics, strict=True):
-            if topic is None or not row[7] & QOS_MASK:
+        for row in batch.rows:
+            if row[4] != PUBLISH or not row[7] & QOS_MASK:
                 continue
+            topic = row[6]
             if topic.generation != generation:
                 router.route(topic, PUBLISH)
             if topic.targets:
@@ -401,9 +413,10 @@ class Delivery:
         messages: list[Stored] = []
         for batch in self._tail:
             start = max(0, session.next_seq - batch.first_seq)
-            for row, topic in zip(batch.rows[start:], batch.topics[start:], strict=True):
-                if topic is None or not row[7] & QOS_MASK:
+            for row in batch.rows[start:]:
+                if row[4] != PUBLISH or not row[7] & QOS_MASK:
                     continue
+                topic = row[6]
                 if topic not in matched:
                     matched[topic] = self._router.match(session, topic) is not None
                 if matched[topic]:
@@ -540,13 +553,13 @@ class Delivery:
             if not self._too_large(client, *parts):
                 self._send_stored(session, client, message[0], qos, parts)
 
-    def in_memory(self, seq: int) -> tuple[Any, Topic] | None:
-        """(row, topic) of an entry that the tail still holds."""
+    def in_memory(self, seq: int) -> Row | None:
+        """The row of an entry that the tail still holds."""
         if not self._tail or seq < self._tail[0].first_seq:
             return None
         for batch in self._tail:
             if seq < batch.first_seq + len(batch.rows):
-                return batch.rows[seq - batch.first_seq], batch.topics[seq - batch.first_seq]
+                return batch.rows[seq - batch.first_seq]
         return None
 
 

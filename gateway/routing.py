@@ -48,9 +48,9 @@ class Target(NamedTuple):
 
 
 class Topic(Name):
-    """A topic name with its route."""
+    """A topic name with its route. `plain` is its `generation` when QoS 1 messages are stored, else -1."""
 
-    __slots__ = ("generation", "prefix", "raw", "stored", "stored_qos0", "stored_retained", "targets")
+    __slots__ = ("generation", "plain", "prefix", "raw", "stored", "stored_qos0", "stored_retained", "targets")
     table = "topic"
 
     def __init__(self, raw: bytes, text: str) -> None:
@@ -58,6 +58,7 @@ class Topic(Name):
         self.raw = raw
         self.prefix = len(raw).to_bytes(2, "big") + raw
         self.generation = -1
+        self.plain = -1
         self.targets: list[Target] = []
         self.stored = False
         self.stored_qos0 = False
@@ -143,6 +144,7 @@ class Router:
                 merged[session] = target if before is None else _merge(before, target)
         topic.targets = list(merged.values())
         topic.generation = self.generation
+        topic.plain = self.generation if topic.stored else -1
 
     def match(self, session: Session, topic: Topic) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log."""

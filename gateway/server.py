@@ -80,7 +80,7 @@ class Sockets:
 
     def _turn(self) -> None:
         self._clock()
-        links = self._links
+        links, receive = self._links, self._broker.receive
         for number, event in self._epoll.poll(0, READS_AT_ONCE):
             link = links.get(number)
             if link is None:
@@ -90,8 +90,8 @@ class Sockets:
             try:
                 if event & _OUT:
                     link.writable()
-                if event & ~_OUT:
-                    link.readable()
+                if event & ~_OUT and (data := link.read()) and link.client is not None:
+                    receive(link.client, data)
             except Exception:  # noqa: BLE001 - a bug that one client's bytes find must not stop the others
                 self._report(f"internal error, the connection is closed:\n{traceback.format_exc()}", "internal error")
                 link.drop()
@@ -146,25 +146,30 @@ class Link:
         """What the socket did not take yet; None when it takes."""
         self._closing = False
 
-    def readable(self) -> None:
-        """There is something to read, or the connection has ended."""
+    def read(self) -> bytes:
+        """What came; nothing if the connection has ended or is being closed."""
         try:
             data = self._sock.recv(READ)
         except (BlockingIOError, InterruptedError):
-            return
+            return b""
         except OSError:
             data = b""
         if not data:
             self.drop()
-        elif not self._closing and self.client is not None:
-            self._sockets._broker.receive(self.client, data)
+        return b"" if self._closing else data
 
     def writable(self) -> None:
         """The socket takes bytes again."""
         waiting = self._waiting
         if waiting is None:
             return
-        del waiting[: self._try(waiting)]
+        try:
+            del waiting[: self._sock.send(waiting)]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.drop()
+            return
         if not waiting:
             self._waiting = None
             self._watch(self._mask & ~_OUT)
@@ -186,14 +191,6 @@ class Link:
             self._sockets._loop.call_soon(self._sockets._gone, self.client)
             self.client = None
 
-    def _try(self, data: bytes | bytearray) -> int:
-        try:
-            return self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError:
-            return len(data)  # nobody gets it; reading tells that the connection is lost
-
     def _watch(self, mask: int) -> None:
         if mask != self._mask and self._number >= 0:
             self._mask = mask
@@ -203,7 +200,12 @@ class Link:
 
     def write(self, data: bytes) -> None:
         if self._waiting is None:
-            sent = self._try(data)
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                return  # nobody gets it; reading tells that the connection is lost
             if sent == len(data):
                 return
             self._waiting = bytearray(memoryview(data)[sent:])

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .entry import PUBLISH
-
 Row = tuple[Any, ...]
-"""(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are ids or a Name."""
-
+"""(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are a Name or None."""
 
 ROW_BYTES = 250
 """What an entry costs in memory besides its payload, about."""
@@ -36,15 +33,12 @@ class Name:
 class Batch:
     """What one commit holds. `notes` belongs to the broker: the store carries it through untouched."""
 
-    __slots__ = ("acks", "after", "changes", "first_seq", "names", "rows", "size", "topics")
+    __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
         self.rows: list[Row] = []
-        self.topics: list[Any] = []
-        """Beside each row the topic object it was published to, None for other kinds."""
         self.changes: list[tuple[str, tuple[Any, ...]]] = []
-        self.names: set[Name] = set()
         self.acks: dict[Any, list[int]] = {}
         """Client -> acknowledgement packets (4 bytes each as integers) that this commit allows."""
         self.after: list[tuple[Any, ...]] = []
@@ -85,36 +79,14 @@ class Log:
         batch = self.batch
         seq = self.next_seq
         self.next_seq = seq + 1
-        if client is not None and not client.id:
-            batch.names.add(client)
-        if topic is not None and not topic.id:
-            batch.names.add(topic)
-        batch.rows.append(
-            (
-                seq,
-                self.at,
-                self.mono,
-                self.run,
-                kind,
-                client and (client.id or client),
-                topic and (topic.id or topic),
-                flags,
-                payload,
-                properties or None,
-            )
-        )
-        batch.topics.append(topic if kind == PUBLISH else None)
+        batch.rows.append((seq, self.at, self.mono, self.run, kind, client, topic, flags, payload, properties or None))
         batch.size += ROW_BYTES + len(payload or b"") + len(properties or b"")
         return seq
 
     def change(self, sql: str, *parameters: Any) -> None:
         """A change of a state table, in the same transaction; parameters may be `Name`s (their number is meant)."""
-        batch = self.batch
-        for value in parameters:
-            if isinstance(value, Name) and not value.id:
-                batch.names.add(value)
-        batch.changes.append((sql, parameters))
-        batch.size += 64
+        self.batch.changes.append((sql, parameters))
+        self.batch.size += 64
 
     def take(self) -> Batch:
         """The gathered batch; a new empty one begins."""

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import uuid
 from bisect import bisect_left
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .entry import DISCONNECTED
-from .log import Batch, Name
+from .log import Batch, Name, Row
 from .msgid import gateway_code
 from .schema import LOG, StoreError, explain, open_writer
 
@@ -89,29 +89,27 @@ class Store:
 
     def apply(self, batch: Batch) -> None:
         """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
-        db = self._db
-        numbers: dict[Any, int] = {}
-        if not batch.names and not batch.changes and 0 < len(batch.rows) <= _SIZES[-1]:
+        insert = None
+        if not batch.changes and 0 < len(batch.rows) <= _SIZES[-1]:
+            with suppress(KeyError):
+                insert = _insert(batch.rows, {})
+        if insert is not None:
             # One statement is its own transaction: the interpreter lock is won back once instead of thrice.
-            db.execute(*_insert(batch.rows))
+            self._db.execute(*insert)
         else:
-            numbers = self._apply_in_transaction(batch)
-        for name, number in numbers.items():
-            name.id = number
+            for name, number in self._apply_in_transaction(batch).items():
+                name.id = number
         self.commits += 1
         self._dirty = True
         self._bound_wal(batch)
 
-    def _apply_in_transaction(self, batch: Batch) -> dict[Any, int]:
+    def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            numbers = self._number(batch.names)
-            rows = batch.rows
-            if numbers:
-                rows = [tuple([numbers.get(v, v) if isinstance(v, Name) else v for v in row]) for row in rows]
-            for start in range(0, len(rows), _SIZES[-1]):
-                db.execute(*_insert(rows[start : start + _SIZES[-1]]))
+            numbers = self._number(batch)
+            for start in range(0, len(batch.rows), _SIZES[-1]):
+                db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
             for sql, group in groupby(batch.changes, key=itemgetter(0)):
                 db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
             db.execute("COMMIT")
@@ -143,12 +141,11 @@ class Store:
         """Bytes of the database and its WAL on disk."""
         return sum(_size(Path(f"{self.path}{tail}")) for tail in ("", "-wal"))
 
-    def _number(self, names: Iterable[Name]) -> dict[Any, int]:
-        numbers: dict[Any, int] = {}
-        for name in names:
-            if name.id:
-                numbers[name] = name.id
-                continue
+    def _number(self, batch: Batch) -> dict[Name, int]:
+        """The numbers of names that have none yet."""
+        used = chain(chain.from_iterable(row[5:7] for row in batch.rows), chain.from_iterable(p for _, p in batch.changes))
+        numbers: dict[Name, int] = {}
+        for name in dict.fromkeys(value for value in used if isinstance(value, Name) and not value.id):
             column = "name" if name.table == "topic" else "clientid"
             found = self._db.execute(f"SELECT id FROM {name.table} WHERE {column} = ?", (name.text,)).fetchone()
             if found is None:
@@ -174,11 +171,16 @@ class Store:
             self.checkpoint_busy += busy
 
 
-def _insert(rows: list[Any]) -> tuple[str, list[Any]]:
-    """The statement for up to 512 rows. Messages without properties, the usual case, get one that binds a third faster:
-    `sqlite3` looks up an adapter for every bytes and None it is given, but not for a bytearray."""
+def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
+    """The statement for up to 512 rows. Raises KeyError for a name that has no number yet.
+
+    Messages without properties, the usual case, get one that binds a third faster: `sqlite3` looks up an adapter for every
+    bytes and None it is given, but not for a bytearray.
+    """
     size = _SIZES[bisect_left(_SIZES, len(rows))]
     values = list(chain.from_iterable(rows))
+    for column in (5, 6):
+        values[column::COLUMNS] = [name and (name.id or numbers[name]) for name in values[column::COLUMNS]]
     payloads = values[8::COLUMNS]
     if None in payloads or any(values[9::COLUMNS]):
         return _INSERTS[size], values + [0] * ((size - len(rows)) * COLUMNS)
@@ -187,7 +189,7 @@ def _insert(rows: list[Any]) -> tuple[str, list[Any]]:
     return _PLAIN_INSERTS[size], values + [0] * ((size - len(rows)) * (COLUMNS - 1))
 
 
-def _values(parameters: tuple[Any, ...], numbers: dict[Any, int]) -> tuple[Any, ...]:
+def _values(parameters: tuple[Any, ...], numbers: dict[Name, int]) -> tuple[Any, ...]:
     return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
 
 
