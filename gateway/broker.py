@@ -53,7 +53,7 @@ from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
 from .routing import Router, Topic, target_of
 from .session import COMPLETE, RELEASED, SENT, Client, Link, Session, Subscription
-from .sessions import Sessions
+from .sessions import Sessions, forget_kept
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
 BATCH_LIMIT = 16 << 20
@@ -139,7 +139,7 @@ class Broker:
 
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
-        self.sessions.load(db, 0 if clean else self.log.next_seq, self.now)
+        self.sessions.load(db, clean, self.now)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
 
@@ -415,6 +415,8 @@ class Broker:
         else:
             for packet_id in acks.packet_ids:
                 pop(packet_id, None)
+        if session.kept:
+            forget_kept(self.log, session, acks.packet_ids)
         session.dirty = True
         self._pump(session)
 

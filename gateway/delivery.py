@@ -4,7 +4,8 @@ A committed batch is walked once; each message goes to its route's targets. A se
 behind and remembers the seq; when room comes back it reads on, from the tail of recent batches in memory or from disk,
 until it has caught up with the tail and is live again. What a client gets in one turn is joined and written once.
 
-Invariant: a session's QoS 1 and 2 messages leave in order of seq, and what it has not got is at or above `next_seq`.
+Invariant: a session's QoS 1 messages leave in order of seq, its QoS 2 messages too (after the commit of their packet ids, so a
+later QoS 1 message may overtake them, 4.6), and what it has not got is at or above `next_seq`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
+from .sessions import ADD_DELIVERY, delivery_state, forget_kept
 
 DUP = 8
 TAIL_BYTES = 24 << 20
@@ -136,9 +138,14 @@ class Delivery:
         message_qos = flags & QOS_MASK
         expiring = b"\x02" in properties
         for target in topic.targets:
-            session, granted, since, no_local, retain_as_published, identifiers = target
+            if seq and seq <= target.since:
+                before = self._router.match(target.session, topic, seq)
+                if before is None:
+                    continue
+                target = before
+            session, granted, _, no_local, retain_as_published, identifiers = target
             client = session.client
-            if client is None or (seq and seq <= since) or (no_local and _is(session, sender)):
+            if client is None or (no_local and _is(session, sender)):
                 continue
             qos = granted if granted < message_qos else message_qos
             if qos and seq:
@@ -173,21 +180,25 @@ class Delivery:
         self.sent += 1
         self.send(client, packet)
 
-    def _send_stored(self, session: Session, client: Client, seq: int, qos: int, parts: tuple[bytes, bytes]) -> None:
+    def _send_stored(
+        self, session: Session, client: Client, seq: int, qos: int, parts: tuple[bytes, bytes], retain: bool = False
+    ) -> None:
         if not qos:
             self._send_qos0(client, parts[0] + parts[1])
-        elif qos == 1:
-            packet_id = session.free_packet_id()
+            return
+        packet_id = session.free_packet_id()
+        if retain:
+            session.retaining[packet_id] = seq
+        if qos == 1:
             session.inflight[packet_id] = seq
             session.dirty = True
             self.send(client, parts[0] + _PACKET_ID[packet_id] + parts[1])
             self.sent += 1
         else:
-            self._send_qos2(session, client, seq, parts)
+            self._send_qos2(session, client, seq, packet_id, parts)
 
-    def _send_qos2(self, session: Session, client: Client, seq: int, parts: tuple[bytes, bytes]) -> None:
+    def _send_qos2(self, session: Session, client: Client, seq: int, packet_id: int, parts: tuple[bytes, bytes]) -> None:
         """QoS 2: the packet id of a session that survives must be on disk before the packet leaves [MQTT-4.4.0-1]."""
-        packet_id = session.free_packet_id()
         session.releasing[packet_id] = (seq, SENT)
         session.dirty = True
         packet = parts[0] + _PACKET_ID[packet_id] + parts[1]
@@ -195,13 +206,7 @@ class Delivery:
         if not session.persistent:
             self.send(client, packet)
             return
-        self._log.change(
-            "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)",
-            session.name,
-            seq,
-            packet_id,
-            SENT,
-        )
+        self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
         self._log.batch.after.append((self._send_if_connected, session, client, packet))
 
     def _send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
@@ -282,7 +287,7 @@ class Delivery:
             return
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
-        key = qos << 2 | (client.version == 5)
+        key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
         properties = self._properties(message[4], target.identifiers if target else (), message[6])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
@@ -300,6 +305,7 @@ class Delivery:
     def forget(self, session: Session, packet_id: int, qos: int) -> None:
         """Free a packet id whose message can never be completed."""
         (session.inflight if qos == 1 else session.releasing).pop(packet_id, None)
+        forget_kept(self._log, session, (packet_id,))
         session.dirty = True
 
     def pump(self, session: Session) -> None:
@@ -471,11 +477,13 @@ class Delivery:
         seq, raw, flags, payload, properties, sender, at, run = message
         topic = self._router.topics[raw]
         target = self._router.match(session, topic)
+        if target is not None and seq <= target.since:
+            target = self._router.match(session, topic, seq)
         if target is None:
             return
-        _, granted, since, no_local, retain_as_published, identifiers = target
+        _, granted, _, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
-        if not qos or seq <= since or (no_local and _is(session, sender)):
+        if not qos or (no_local and _is(session, sender)):
             return
         if session.handled and seq in session.handled:
             session.handled.discard(seq)
@@ -551,7 +559,13 @@ class Delivery:
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
-                self._send_stored(session, client, message[0], qos, parts)
+                self._send_stored(session, client, message[0], qos, parts, retain=True)
+        if len(session.retaining) > 2 * session.window:
+            session.retaining = {
+                packet_id: seq
+                for packet_id, seq in session.retaining.items()
+                if packet_id in session.inflight or packet_id in session.releasing
+            }
 
     def in_memory(self, seq: int) -> Row | None:
         """The row of an entry that the tail still holds."""

@@ -37,7 +37,7 @@ class Want:
 
 
 class Target(NamedTuple):
-    """One connected session in a route."""
+    """One session in a route. Not all of its subscriptions were there at or below `since`: ask `match` with a seq."""
 
     session: Session
     qos: int
@@ -146,19 +146,27 @@ class Router:
         topic.generation = self.generation
         topic.plain = self.generation if topic.stored else -1
 
-    def match(self, session: Session, topic: Topic) -> Target | None:
-        """What this session gets of a topic, None if nothing: for reading on from the log."""
+    def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
+        """What this session gets of a topic, None if nothing: for reading on from the log.
+
+        With a `seq`: of this entry, by the subscriptions that were there before it.
+        """
+        if seq is not None:
+            return self._find(session, topic, seq)
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
-        found: Target | None = None
-        for owner, subscription in self._tree.find(topic.text):
-            if owner is session:
-                target = target_of(session, subscription)
-                found = target if found is None else _merge(found, target)
         if len(known) >= MAX_MATCHED:
             known.clear()
-        known[topic.raw] = found
+        found = known[topic.raw] = self._find(session, topic)
+        return found
+
+    def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
+        found: Target | None = None
+        for owner, subscription in self._tree.find(topic.text):
+            if owner is session and (seq is None or subscription.since < seq):
+                target = target_of(session, subscription)
+                found = target if found is None else _merge(found, target)
         return found
 
 
@@ -179,7 +187,7 @@ def _merge(one: Target, other: Target) -> Target:
     return Target(
         one.session,
         max(one.qos, other.qos),
-        min(one.since, other.since),
+        max(one.since, other.since),
         one.no_local and other.no_local,
         one.retain_as_published or other.retain_as_published,
         one.identifiers + other.identifiers,

@@ -10,6 +10,7 @@ Invariant: everything below `position()` was acknowledged by the client or was n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,6 +122,7 @@ class Session:
         "fetching",
         "handled",
         "inflight",
+        "kept",
         "matched",
         "name",
         "next_id",
@@ -133,6 +135,7 @@ class Session:
         "resend",
         "retained",
         "retained_due",
+        "retaining",
         "stored_cursor",
         "subscriptions",
         "suspect",
@@ -150,6 +153,8 @@ class Session:
         """Raw topic -> what its subscriptions make of it; forgotten when they change."""
         self.inflight: dict[int, int] = {}
         """QoS 1: packet id -> seq."""
+        self.kept: dict[int, int] = {}
+        """QoS 1 deliveries that a clean stop wrote down: packet id -> seq. Their rows go when they are acknowledged."""
         self.releasing: dict[int, tuple[int, int]] = {}
         """QoS 2: packet id -> (seq, SENT or RELEASED)."""
         self.received: set[int] = set()
@@ -170,6 +175,8 @@ class Session:
         """(target, message) for new subscriptions, waiting for room: one read of them."""
         self.retained_due: dict[str, tuple[Any, list[int]]] = {}
         """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
+        self.retaining: dict[int, int] = {}
+        """Packet id -> seq of what left with the retain flag: it has it again when it is sent again (3.3.1.3)."""
         self.fetching: Client | None = None
         """Like `reading`, for retained messages."""
         self.handled: set[int] = set()
@@ -200,9 +207,9 @@ class Session:
             last = self.next_seq - 1
         if self.backlog:
             last = min(last, self.backlog[0][0] - 1)
-        if self.inflight:
-            last = min(last, min(self.inflight.values()) - 1)
-        for seq, state in self.releasing.values():
-            if state == SENT:
-                last = min(last, seq - 1)
-        return last
+        seqs: Collection[int] = self.inflight.values()
+        if self.releasing or self.retaining:
+            sent = [(packet_id, seq) for packet_id, (seq, state) in self.releasing.items() if state == SENT]
+            # What left as retained may be as old as it likes: it holds no cursor back.
+            seqs = [seq for packet_id, seq in (*self.inflight.items(), *sent) if self.retaining.get(packet_id) != seq]
+        return min(last, min(seqs) - 1) if seqs else last

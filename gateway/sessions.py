@@ -10,7 +10,7 @@ Invariant: what the store will hold after the current batch is what this book sa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from tidegate.store.log import Log, Name
@@ -20,6 +20,11 @@ from .session import COMPLETE, NEVER, RELEASED, SENT, Session, Subscription
 
 SENT_QOS1 = 4
 """On disk only, written by a clean stop: a QoS 1 delivery that was not acknowledged."""
+AS_RETAINED = 8
+"""On disk only, added to the state: the packet has the retain flag."""
+ADD_DELIVERY = "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)"
+DELETE_DELIVERY = "DELETE FROM inflight WHERE client = ?"
+FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED})"
 
 
 class Sessions:
@@ -39,11 +44,13 @@ class Sessions:
     def get(self, clientid: str) -> Session | None:
         return self._by_id.get(clientid)
 
-    def load(self, db: sqlite3.Connection, suspect: int, now: float) -> None:
-        """Read every session back; they are asleep. After a crash `suspect` is the first seq of this run, else 0.
+    def load(self, db: sqlite3.Connection, clean: bool, now: float) -> None:
+        """Read every session back; they are asleep. `clean`: the last run was stopped properly.
 
         `now` is monotonic seconds: what is left of an expiry runs by it, so that no step of the wall clock ends a session.
         """
+        row = db.execute("SELECT value FROM meta WHERE key = 'suspect'").fetchone()
+        suspect = int(row[0]) if clean and row else 0 if clean else self._log.next_seq
         by_number: dict[int, Session] = {}
         for number, clientid, created, expiry, expires_at, cursor in db.execute(
             "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor"
@@ -67,10 +74,13 @@ class Sessions:
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
         ):
             session = by_number[number]
-            if seq >= session.next_seq:
+            if state & AS_RETAINED:
+                session.retaining[packet_id] = seq
+                state -= AS_RETAINED
+            elif seq >= session.next_seq:
                 session.handled.add(seq)
             if state == SENT_QOS1:
-                session.inflight[packet_id] = seq
+                session.inflight[packet_id] = session.kept[packet_id] = seq
             elif state != COMPLETE:
                 session.releasing[packet_id] = (seq, state)
         for number, packet_id in db.execute("SELECT client, packet_id FROM received"):
@@ -182,6 +192,8 @@ class Sessions:
 
     def fold_for_stop(self, live: int) -> None:
         """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""
+        suspect = max((s.suspect for s in self._by_id.values() if s.position(live) < s.suspect), default=0)
+        self._log.change("INSERT OR REPLACE INTO meta (key, value) VALUES ('suspect', ?)", suspect)
         for session in self._by_id.values():
             if not session.persistent:
                 continue
@@ -192,13 +204,7 @@ class Sessions:
             rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
             rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
             for seq, packet_id, state in rows:
-                self._log.change(
-                    "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)",
-                    session.name,
-                    seq,
-                    packet_id,
-                    state,
-                )
+                self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, state))
 
     def _store_cursor(self, session: Session, cursor: int) -> None:
         if cursor <= session.stored_cursor:
@@ -206,4 +212,17 @@ class Sessions:
         session.stored_cursor = cursor
         log, name = self._log, session.name
         log.change("UPDATE session SET cursor = ? WHERE client = ?", cursor, name)
-        log.change(f"DELETE FROM inflight WHERE client = ? AND seq <= ? AND state NOT IN ({SENT}, {RELEASED})", name, cursor)
+        log.change(FORGET_DELIVERIES, name, cursor)
+
+
+def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
+    """Acknowledged, or never to be completed: the packet ids may be used for other messages, which have rows of their own."""
+    for packet_id in packet_ids:
+        seq = session.kept.pop(packet_id, None)
+        if seq is not None:
+            log.change(f"{DELETE_DELIVERY} AND seq = ? AND packet_id = ?", session.name, seq, packet_id)
+
+
+def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:
+    """The state of a delivery as its row has it."""
+    return state | AS_RETAINED if session.retaining.get(packet_id) == seq else state

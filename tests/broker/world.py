@@ -79,8 +79,12 @@ class World:
             while self.commits:
                 self.commit()
             while self.reads:
-                job, done = self.reads.pop(0)
-                done(job(self._catch_up))
+                self.read()
+
+    def read(self) -> None:
+        """Let one read of the log be answered."""
+        job, done = self.reads.pop(0)
+        done(job(self._catch_up))
 
     def commit(self) -> None:
         """Let one commit happen, or fail with `fault`."""
@@ -105,6 +109,9 @@ class World:
     def stop(self) -> None:
         self.broker.stop()
         self.settle()
+        while self.broker.busy:
+            self.timers.pop(0)()
+            self.settle()
         self._catch_up.close()
         self.store.close(self.broker.log.at)
 
