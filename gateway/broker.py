@@ -29,7 +29,7 @@ from tidegate.store.topic import TopicTree, matches
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
-from .delivery import Delivery, ReadLog
+from .delivery import PUBREL, Delivery, ReadLog
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -55,7 +55,7 @@ from .routing import Router, Topic, target_of
 from .session import COMPLETE, RELEASED, SENT, Client, Link, Session, Subscription
 from .sessions import Sessions, forget_kept
 
-PUBACK, PUBREC, PUBREL, PUBCOMP = 0x40020000, 0x50020000, 0x62020000, 0x70020000
+PUBACK, PUBREC, PUBCOMP = 0x40020000, 0x50020000, 0x70020000
 BATCH_LIMIT = 16 << 20
 """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
 UNREAD_LIMIT = 2 << 20
@@ -306,6 +306,16 @@ class Broker:
         else:
             self.log.batch.acks.setdefault(client, []).append(packet)
 
+    def _acknowledge_for(self, client: Client, session: Session, packet: int) -> None:
+        """As `_acknowledge`, for what only a session that survives must remember.
+
+        A packet that repeats another waits as well: what it repeats may not be durable yet.
+        """
+        if session.persistent:
+            self._acknowledge(client, packet)
+        else:
+            self.delivery.send(client, packet.to_bytes(4, "big"))
+
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call `function` after the commit that holds everything appended so far."""
         self.log.batch.after.append((function, *arguments))
@@ -446,25 +456,21 @@ class Broker:
             self._pump(session)
             return
         session.releasing[packet.packet_id] = (seq, RELEASED)
-        if session.persistent and state == SENT:
+        if state == SENT:
             self.sessions.set_delivery(session, seq, packet.packet_id, RELEASED)
-            self._acknowledge(client, PUBREL | packet.packet_id)
-        else:
-            self.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
+        self._acknowledge_for(client, session, PUBREL | packet.packet_id)
 
     def _on_pubrel(self, client: Client, session: Session, packet: PubRel) -> None:
         """The guard must be gone from the disk before PUBCOMP frees the packet id for another message."""
-        if packet.packet_id not in session.received:
-            if client.version == 5:
-                answer = PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
-                self.delivery.send(client, encode(answer, 5))
-                return
-            self.delivery.send(client, (PUBCOMP | packet.packet_id).to_bytes(4, "big"))
+        if packet.packet_id in session.received:
+            session.received.discard(packet.packet_id)
+            if session.persistent:
+                self.log.change("DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id)
+        elif client.version == 5:
+            answer = encode(PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND), 5)
+            self.when_durable(self.delivery.send_if_connected, session, client, answer)
             return
-        session.received.discard(packet.packet_id)
-        if session.persistent:
-            self.log.change("DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id)
-        self._acknowledge(client, PUBCOMP | packet.packet_id)
+        self._acknowledge_for(client, session, PUBCOMP | packet.packet_id)
 
     def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
         seq, _ = session.releasing.pop(packet.packet_id, (0, 0))

@@ -27,6 +27,7 @@ from .session import RELEASED, SENT, Client, Session
 from .sessions import ADD_DELIVERY, delivery_state, forget_kept
 
 DUP = 8
+PUBREL = 0x62020000
 TAIL_BYTES = 24 << 20
 """Memory for recent batches, from which sessions a little behind are served; given back when nothing more comes."""
 RESEND_AT_ONCE = 500
@@ -207,9 +208,9 @@ class Delivery:
             self.send(client, packet)
             return
         self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
-        self._log.batch.after.append((self._send_if_connected, session, client, packet))
+        self._log.batch.after.append((self.send_if_connected, session, client, packet))
 
-    def _send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
+    def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
         if session.client is client:
             self.send(client, packet)
 
@@ -245,7 +246,8 @@ class Delivery:
         again: list[tuple[int, int, int]] = [(seq, pid, 1) for pid, seq in session.inflight.items()]
         for packet_id, (seq, state) in session.releasing.items():
             if state == RELEASED:
-                self.send(client, struct.pack(">I", 0x62020000 | packet_id))
+                # Once it is durable that the PUBLISH was received: this may be the connection after the one that said so.
+                self._log.batch.acks.setdefault(client, []).append(PUBREL | packet_id)
             else:
                 again.append((seq, packet_id, 2))
         session.behind = True
