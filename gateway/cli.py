@@ -17,11 +17,23 @@ import click
 from . import __version__
 from .config import Config, ConfigError, find_config, load
 
-CONFIG = click.option("--config", "-c", "config_file", type=click.Path(path_type=Path), help="gateway.toml to use.")
-DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Directory of the log.")
+
+
+class _Place(click.Path):
+    """A path that is not empty: a shell variable that is not set must not mean the directory one happens to be in."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: give a path, or leave the option out for the default", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
+DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="tidegate %(version)s")
 def main() -> None:
     """Tidegate: an MQTT gateway that stores before it says "received" and syncs when the link returns."""
 

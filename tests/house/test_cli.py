@@ -51,6 +51,7 @@ def conf(tmp_path: Path) -> Path:
 
 def test_version() -> None:
     assert tidegate("version").stdout == f"tidegate {__version__}\n"
+    assert tidegate("--version").stdout == f"tidegate {__version__}\n"
 
 
 def test_version_and_help_import_nothing_heavy() -> None:
@@ -70,6 +71,11 @@ def test_version_and_help_import_nothing_heavy() -> None:
 @pytest.mark.parametrize("arguments", [["rnu"], ["run", "--listn", "x"], ["passwd"]])
 def test_a_command_line_that_is_wrong_ends_with_2(arguments: list[str]) -> None:
     refused(tidegate(*arguments), 2, "Usage:")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "demo"])
+def test_an_empty_directory_name_is_refused(command: str) -> None:
+    refused(tidegate(command, "--data", ""), 2, "'--data': it is empty: give a path")
 
 
 # -- check -----------------------------------------------------------------------------------------------------------
@@ -107,6 +113,21 @@ def test_check_tells_all_mistakes_of_all_files_at_once(conf: Path) -> None:
 def test_check_names_the_missing_file_of_a_backend(conf: Path) -> None:
     (conf / "gateway.toml").write_text('[uplink]\nbackends = ["redis"]\n')
     refused(tidegate("check", "--config", conf / "gateway.toml"), 2, f"{conf}/emqx_backend_redis.conf: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [("", "no pool is set up"), ("backend.redis.pool1.server = 127.0.0.1:6379\n", "there is no rule")],
+)
+def test_check_and_status_name_a_rule_file_that_carries_nothing(tmp_path: Path, rules: str, words: str) -> None:
+    toml = "[uplink]\nbackends = ['sqlite', 'redis']\n"
+    with Gateway(tmp_path, toml=toml, files={"emqx_backend_redis.conf": rules}) as gateway:
+        refused(
+            tidegate("check", "--config", tmp_path / "gateway.toml"),
+            2, f"{tmp_path}/emqx_backend_redis.conf: {words}", "take redis out of [uplink] backends",
+        )  # fmt: skip
+        wait_until(lambda: "misconfigured" in tidegate("status", "--data", gateway.data).stdout, 10.0, gateway.log)
+        assert words in tidegate("status", "--data", gateway.data).stdout
 
 
 def test_check_warns_and_passes(conf: Path) -> None:
