@@ -18,7 +18,6 @@ from . import __version__
 from .config import Config, ConfigError, find_config, load
 
 
-
 class _Place(click.Path):
     """A path that is not empty: a shell variable that is not set must not mean the directory one happens to be in."""
 

@@ -244,6 +244,21 @@ def test_a_mistake_in_a_rule_file_leaves_the_broker_running(tmp_path: Path) -> N
     assert "Traceback" not in gateway.log()
 
 
+def test_an_uplink_db_that_is_no_database_leaves_the_broker_running_and_stands_in_status(tmp_path: Path) -> None:
+    gateway = Gateway(
+        tmp_path, toml="[uplink]\nbackends = ['sqlite', 'redis']\n", files={"emqx_backend_redis.conf": REDIS_CONF}
+    )
+    gateway.data.mkdir()
+    (gateway.data / "uplink.db").write_bytes(b"something else entirely\n" * 100)
+    with gateway:
+        wait_until(lambda: "the uplink waits" in gateway.log(), 10.0, gateway.log)
+        status = tidegate("status", "--data", gateway.data)
+        assert status.returncode == 0
+        assert f"{gateway.data}/uplink.db is not a database" in status.stdout
+        assert "starting it again" not in gateway.log()
+        assert gateway.stop() == 0
+
+
 def test_a_listener_for_everybody_without_passwords_is_narrowed_and_says_how_to_open_it(tmp_path: Path) -> None:
     port = free_port()
     gateway = Gateway(tmp_path)

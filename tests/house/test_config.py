@@ -152,9 +152,7 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("password_file", [True, False])
-def test_listeners_that_overlap_are_a_mistake(
-    tmp_path: Path, first: str, second: str, wide: str, password_file: bool
-) -> None:
+def test_listeners_that_overlap_are_a_mistake(tmp_path: Path, first: str, second: str, wide: str, password_file: bool) -> None:
     access = "[access]\npassword_file = 'passwd'\n" if password_file else "\n\n"
     text = f"{access}[[listener]]\nbind = '{first}'\n[[listener]]\nbind = '{second}'\n"
     assert f"gateway.toml:5: {second} overlaps {first}: {wide} is every address of this machine already; take one out" in (
