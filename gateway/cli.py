@@ -6,6 +6,7 @@ wrong. Nothing heavy is imported before a command needs it, and a user's mistake
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -27,11 +28,36 @@ class _Place(click.Path):
         return super().convert(value, parameter, context)
 
 
+class _Commands(click.Group):
+    """The commands; what cannot be printed ends them in one sentence, or in none when nobody reads any more (`| head`)."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            if not _output_failed():
+                raise
+            with contextlib.suppress(OSError):
+                click.echo(f"tidegate: cannot write the output: {error.strerror}", err=True)
+            # What is still buffered would be tried once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+
+
+def _output_failed() -> bool:
+    """Whether it was the output; if not, a traceback follows, which an empty line does not hurt."""
+    try:
+        os.write(1, b"\n")
+    except OSError:
+        return True
+    return False
+
+
 CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
 DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="tidegate %(version)s")
 def main() -> None:
     """Tidegate: an MQTT gateway that stores before it says "received" and syncs when the link returns."""

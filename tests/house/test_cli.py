@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tidegate.gateway import __version__
@@ -76,6 +77,23 @@ def test_a_command_line_that_is_wrong_ends_with_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", ["run", "check", "status", "demo"])
 def test_an_empty_directory_name_is_refused(command: str) -> None:
     refused(tidegate(command, "--data", ""), 2, "'--data': it is empty: give a path")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"], ["--help"], ["check"], ["status"], ["status", "--json"]])
+def test_an_output_that_cannot_be_written_ends_in_one_sentence_or_none(tmp_path: Path, arguments: list[str]) -> None:
+    with Gateway(tmp_path) as gateway, open("/dev/full", "wb") as full, open_for_nobody() as nobody:
+        places = {"check": ["--config", str(tmp_path / "gateway.toml")], "status": ["--data", str(gateway.data)]}
+        command = [sys.executable, "-m", "tidegate.gateway.cli", *arguments, *places.get(arguments[0], [])]
+        for output, said in ((full, "tidegate: cannot write the output: No space left on device\n"), (nobody, "")):
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=20)
+            assert (done.returncode, done.stderr) == (1, said)
+
+
+def open_for_nobody() -> BinaryIO:
+    """A pipe whose reader is gone, as with `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "wb", buffering=0)
 
 
 # -- check -----------------------------------------------------------------------------------------------------------
