@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def _output_failed() -> bool:
     return False
 
 
+VIEWS = ("mqtt_client", "mqtt_sub", "mqtt_msg", "mqtt_retain", "mqtt_acked")
+SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
 DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
 
@@ -142,6 +145,35 @@ def status(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     from .status import render
 
     click.echo(render(answer))
+
+
+@main.command()
+@CONFIG
+@DATA
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of JSON lines.")
+@click.option("--since", type=click.DateTime(SINCE), help="Only from this time on (UTC).")
+@click.option("--sql", metavar="SELECT", help="Print what this SELECT answers instead of a view.")
+@click.argument("view", required=False, type=click.Choice(VIEWS))
+def export(
+    config_file: Path | None, data: Path | None, as_csv: bool, since: datetime | None, sql: str | None, view: str | None
+) -> None:
+    """Print the log's rows, a JSON object or a CSV line each; the gateway may be running."""
+    if (view is None) == (sql is None):
+        raise _Failure(f"name a view ({', '.join(VIEWS)}), or give --sql SELECT", 2)
+    if since is not None and view is None:
+        raise _Failure("--since goes with a view; a SELECT of your own says it itself", 2)
+    path = _load(config_file, data, ()).data / "log.db"
+    from tidegate.store.export import export_select, export_view
+    from tidegate.store.schema import StoreError
+
+    try:
+        if view is not None:
+            export_view(path, view, f"{since:%Y-%m-%d %H:%M:%S}" if since else "", as_csv, sys.stdout)
+        else:
+            export_select(path, sql or "", as_csv, sys.stdout)
+        sys.stdout.flush()
+    except StoreError as error:
+        raise _Failure(str(error)) from None
 
 
 @main.command()
