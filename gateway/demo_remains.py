@@ -59,7 +59,7 @@ def _opened(place: Path) -> Iterator[int]:
         os.close(directory)
 
 
-def _become(parent: int, command: Sequence[str]) -> None:
+def _become(parent: int, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == parent:  # else it died before we asked
         os.execv(command[0], command)

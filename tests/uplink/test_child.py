@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -51,6 +53,9 @@ class Child:
     def terminate(self) -> int:
         self.process.terminate()
         return self.process.wait(STOP_DEADLINE)
+
+    def has_said(self, text: str, times: int) -> bool:
+        return self.printed().count(text) == times
 
     def printed(self) -> str:
         return self._printed.read_text()
@@ -268,8 +273,12 @@ def test_one_that_waits_for_its_uplink_db_stops_when_it_is_told_to(
     _garbage(tmp_path / "data" / "uplink.db")
     for count, end in enumerate((Child.hang_up, Child.terminate), 1):
         child = start()
-        wait_until(lambda count=count, child=child: child.printed().count("not a database") == count)
+        wait_until(partial(child.has_said, "not a database", count))
         assert end(child) == 0
+
+
+def at_least(far: Any, count: int) -> bool:
+    return bool(far.llen("list") >= count)
 
 
 def test_kill_9_in_the_middle_repeats_nothing(
@@ -280,7 +289,7 @@ def test_kill_9_in_the_middle_repeats_nothing(
     with server.client() as far:
         for part in range(1, 5):
             child = start()
-            wait_until(lambda part=part: far.llen("list") >= part * 3000)
+            wait_until(partial(at_least, far, part * 3000))
             os.kill(child.process.pid, signal.SIGKILL)
             child.process.wait()
         start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -56,10 +56,12 @@ class FullDisk(Progress):
         self._chance = chance
         self._far = far
 
-    def _transaction(self, synchronous: str = "NORMAL") -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str = "NORMAL") -> Iterator[None]:
         if not self._far.calm and self._chance.random() < 0.1:
             raise StoreError("uplink.db: database or disk is full")
-        return super()._transaction(synchronous)
+        with super()._transaction(synchronous):
+            yield
 
 
 class Simulation:
