@@ -266,6 +266,17 @@ def test_an_uplink_db_that_cannot_be_used_is_left_alone_told_once_and_waited_for
     assert child.terminate() == 0
 
 
+def test_an_uplink_db_that_cannot_be_opened_is_told_while_the_child_waits_for_it(
+    tmp_path: Path, log: LogFile, start: Callable[[], Child]
+) -> None:
+    write_rules(tmp_path, free_port())
+    (tmp_path / "data" / "uplink.db").mkdir()
+    child = start()
+    wait_until(lambda: "cannot be opened" in child.printed())
+    with pytest.raises(StoreError, match="uplink.db"):
+        read_pools(tmp_path / "data")
+
+
 def test_one_that_waits_for_its_uplink_db_stops_when_it_is_told_to(
     tmp_path: Path, server: RedisServer, start: Callable[[], Child]
 ) -> None:
