@@ -6,9 +6,11 @@ wrong. Nothing heavy is imported before a command needs it, and a user's mistake
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,49 @@ import click
 from . import __version__
 from .config import Config, ConfigError, find_config, load
 
-CONFIG = click.option("--config", "-c", "config_file", type=click.Path(path_type=Path), help="gateway.toml to use.")
-DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Directory of the log.")
+
+class _Place(click.Path):
+    """A path that is not empty: a shell variable that is not set must not mean the directory one happens to be in."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: give a path, or leave the option out for the default", parameter, context)
+        return super().convert(value, parameter, context)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands; what cannot be printed ends them in one sentence, or in none when nobody reads any more (`| head`)."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            if not _output_failed():
+                raise
+            with contextlib.suppress(OSError):
+                click.echo(f"tidegate: cannot write the output: {error.strerror}", err=True)
+            # What is still buffered would be tried once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+
+
+def _output_failed() -> bool:
+    """Whether it was the output; if not, a traceback follows, which an empty line does not hurt."""
+    try:
+        os.write(1, b"\n")
+    except OSError:
+        return True
+    return False
+
+
+VIEWS = ("mqtt_client", "mqtt_sub", "mqtt_msg", "mqtt_retain", "mqtt_acked")
+SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
+CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
+DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="tidegate %(version)s")
 def main() -> None:
     """Tidegate: an MQTT gateway that stores before it says "received" and syncs when the link returns."""
 
@@ -105,6 +145,35 @@ def status(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     from .status import render
 
     click.echo(render(answer))
+
+
+@main.command()
+@CONFIG
+@DATA
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of JSON lines.")
+@click.option("--since", type=click.DateTime(SINCE), help="Only from this time on (UTC).")
+@click.option("--sql", metavar="SELECT", help="Print what this SELECT answers instead of a view.")
+@click.argument("view", required=False, type=click.Choice(VIEWS))
+def export(
+    config_file: Path | None, data: Path | None, as_csv: bool, since: datetime | None, sql: str | None, view: str | None
+) -> None:
+    """Print the log's rows, a JSON object or a CSV line each; the gateway may be running."""
+    if (view is None) == (sql is None):
+        raise _Failure(f"name a view ({', '.join(VIEWS)}), or give --sql SELECT", 2)
+    if since is not None and view is None:
+        raise _Failure("--since goes with a view; a SELECT of your own says it itself", 2)
+    path = _load(config_file, data, ()).data / "log.db"
+    from tidegate.store.export import export_select, export_view
+    from tidegate.store.schema import StoreError
+
+    try:
+        if view is not None:
+            export_view(path, view, f"{since:%Y-%m-%d %H:%M:%S}" if since else "", as_csv, sys.stdout)
+        else:
+            export_select(path, sql or "", as_csv, sys.stdout)
+        sys.stdout.flush()
+    except StoreError as error:
+        raise _Failure(str(error)) from None
 
 
 @main.command()

@@ -10,6 +10,7 @@ Invariant: a `Config` that exists can be run.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -65,6 +66,17 @@ class Listener:
     @property
     def address(self) -> tuple[str, int]:
         return self.host, self.port
+
+    def conflict(self, other: Listener) -> str:
+        """Why both cannot be listened on, if they cannot. Port 0 is another port each time."""
+        if self.port != other.port or not self.port:
+            return ""
+        if self.host == other.host:
+            return f"{self} again: an address is listened on once"
+        for wide, narrow in ((self, other), (other, self)):
+            if wide.host in WILDCARDS and (narrow.host == "localhost" or _version(narrow.host) == _version(wide.host)):
+                return f"{self} overlaps {other}: {wide} is every address of this machine already; take one out"
+        return ""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -229,8 +241,8 @@ class _Loader:
                     made.append(self._listener(table, Mistake(self._file, line, ""), keys))
         found: list[tuple[Listener, Mistake]] = []
         for listener, place in filter(None, made):
-            if any(listener.address == other.address for other, _ in found):
-                self._mistakes.append(Mistake(place.file, place.line, f"{listener} again: an address is listened on once"))
+            if fault := next(filter(None, (listener.conflict(other) for other, _ in found)), ""):
+                self._mistakes.append(Mistake(place.file, place.line, fault))
             else:
                 found.append((listener, place))
         return found
@@ -293,7 +305,7 @@ class _Loader:
         """Of each [[listener]]: the line of the block, and of each key in it."""
         blocks: list[tuple[int, dict[str, int]]] = []
         inside = False
-        for number, text in enumerate(self._text.splitlines(), 1):
+        for number, text in enumerate(self._text.split("\n"), 1):
             if text.strip().startswith("["):
                 inside = re.match(r"\[\[\s*listener\s*\]\]", text.strip()) is not None
                 blocks += [(number, {})] if inside else []
@@ -308,7 +320,7 @@ class _Loader:
         """The line where a section begins or a key of it stands; 0 when it cannot be told."""
         wanted = rf'"?{re.escape(name or section)}"?\s*[=.]'
         current = ""
-        for number, text in enumerate(self._text.splitlines(), 1):
+        for number, text in enumerate(self._text.split("\n"), 1):
             stripped = text.strip()
             if head := re.match(r"\[+\s*\"?([^\]\"]+?)\"?\s*\]+", stripped):
                 current = head[1]
@@ -341,6 +353,14 @@ def find_config(environ: Mapping[str, str]) -> Path | None:
         if (place / "gateway.toml").is_file():
             return place / "gateway.toml"
     return None
+
+
+def _version(host: str) -> int:
+    """4 or 6, 0 for a name."""
+    try:
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return 0
 
 
 def _variable(section: str, name: str) -> str:

@@ -20,7 +20,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from typing import Any, NamedTuple
 
 from .control import NotRunning, ask
 from .demo_far_end import FarEnd, Line, accepts, free_port
-from .demo_screen import Figures, Screen, make_screen
+from .demo_remains import bound, own_directory
+from .demo_screen import Figures, OutputError, Screen, make_screen
 
 DEVICES = ("barn", "cellar", "greenhouse", "pump", "silo")
 PAUSE_BETWEEN_READINGS = 0.1
@@ -78,15 +78,15 @@ class Balance(NamedTuple):
 def run_demo(seconds: float | None, data: Path | None, port: int) -> int:
     """Show it; `seconds` ends it by itself (None: stay up), `data` keeps the log (None: a directory that goes with the demo).
 
-    Returns 0 if readings were acknowledged and every one of them arrived, else 1.
+    Returns 0 if readings were acknowledged and every one of them arrived, else 1. Raises OutputError.
     """
     if fault := _missing_extra() or _used(data):
         print(f"tidegate: {fault}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as directory:
+    with own_directory() as directory:
         screen = make_screen()
         try:
-            return asyncio.run(_Demo(screen, Path(directory), data, port, seconds).main())
+            return asyncio.run(_Demo(screen, directory, data, port, seconds).main())
         except (DemoError, RuntimeError) as error:
             screen.close()
             print(f"tidegate: {error}", file=sys.stderr)
@@ -161,7 +161,7 @@ class _Demo:
         command = [sys.executable, "-m", "tidegate.gateway.cli", "run", "--config", str(conf / "gateway.toml")]
         command += ["--data", str(self._data), "--listen", f"127.0.0.1:{self._port}"]
         with self._log().open("wb") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     async def _until_it_listens(self, gateway: subprocess.Popen[bytes]) -> None:
         while not accepts(self._port):
@@ -359,7 +359,7 @@ def _raise_fault(task: asyncio.Task[Any], gateway_said: Callable[[], str]) -> No
     error = task.exception()
     if error is None:
         return
-    if isinstance(error, DemoError):
+    if isinstance(error, (DemoError, OutputError)):
         raise error
     raise DemoError(f"{task.get_name()}: {type(error).__name__}: {error}\nthe gateway said:\n{gateway_said()}") from error
 

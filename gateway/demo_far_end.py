@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .demo_remains import bound
+
 START_DEADLINE = 15.0
 _CHUNK = 1 << 16
 
@@ -38,9 +40,10 @@ class FarEnd:
             command = [sys.executable, "-m", __name__, str(self.port)]
         self._log = directory / "far-end.log"
         with self._log.open("wb") as log:
-            # Its input is a pipe from us: the stand-in ends with it, however the demo ends. A session of its own: Ctrl-C is
-            # for the demo, which stops things in the right order.
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+            # A session of its own: Ctrl-C is for the demo, which stops things in the right order.
+            self._process = subprocess.Popen(
+                bound(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     async def start(self) -> None:
         """Wait until it answers. Raises RuntimeError with what it said."""
@@ -59,7 +62,7 @@ class FarEnd:
     def stop(self) -> None:
         """Stop the server."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
 
 
 class Line:
@@ -136,17 +139,11 @@ def free_port() -> int:
 
 
 def _serve_stand_in(port: int) -> None:
-    """Run fakeredis until the pipe from the demo ends."""
-    import os
-    import threading
-
     from fakeredis import TcpFakeServer
 
     server = TcpFakeServer(("127.0.0.1", port))
     server.RequestHandlerClass = _answering_errors(server.RequestHandlerClass)
-    threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True).start()
-    sys.stdin.buffer.read()
-    os._exit(0)
+    server.serve_forever()
 
 
 def _answering_errors(handler: Any) -> Any:

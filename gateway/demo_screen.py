@@ -34,6 +34,10 @@ class Figures:
         return f"oldest {duration(self.oldest_age)}" if self.waiting and self.oldest_age is not None else ""
 
 
+class OutputError(OSError):
+    """Nobody reads what the demo shows (`| head`), or it cannot be kept (a full disk)."""
+
+
 class Screen(Protocol):
     """Where the demo speaks."""
 
@@ -60,7 +64,10 @@ class PlainScreen:
         self._line = ""
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except OSError as error:
+            raise OutputError(*error.args) from error
 
     def show(self, figures: Figures) -> None:
         waiting = f"waiting {figures.waiting}" + (f" ({figures.age})" if figures.age else "")

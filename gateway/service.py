@@ -84,17 +84,29 @@ def this_command() -> Path:
     return called if called.name == "tidegate" else Path(sys.executable).with_name("tidegate")
 
 
-def check_command(command: Path) -> None:
-    """The service's own user must be able to run it. Raises ServiceError."""
+def check_reach(*files: Path) -> None:
+    """The service's own user must come to each of them, through every link on the way. Raises ServiceError."""
     advice = (
         "install it where everybody may read: sudo python3 -m venv /opt/tidegate && sudo /opt/tidegate/bin/pip install"
         " '.[fast]', then sudo /opt/tidegate/bin/tidegate service install"
     )
-    if not command.is_file():
-        raise ServiceError(f"there is no {command}; {advice}")
-    for place in (*command.parents, *command.resolve().parents):
-        if not place.stat().st_mode & stat.S_IXOTH:
-            raise ServiceError(f"the service's user {USER} could not look into {place}; {advice}")
+    for file in files:
+        if not file.is_file():
+            raise ServiceError(f"there is no {file}; {advice}")
+        for place in _passed(file):
+            if not place.stat().st_mode & stat.S_IXOTH:
+                raise ServiceError(f"the service's user {USER} could not look into {place} on the way to {file}; {advice}")
+
+
+def _passed(file: Path) -> Iterator[Path]:
+    """Every directory that is entered on the way to the file: its own, and those of what each link names."""
+    while True:
+        yield from reversed(file.parents)
+        folder = file.parent.resolve()
+        yield from (*reversed(folder.parents), folder)
+        if not file.is_symlink():
+            return
+        file = folder / file.readlink()
 
 
 def _quoted(command: Path) -> str:
@@ -110,7 +122,8 @@ def install_service() -> Iterator[str]:
     if shutil.which("systemctl") is None:
         raise ServiceError("there is no systemd here; the unit file is shown by: tidegate service install --print")
     command = this_command()
-    check_command(command)
+    # In a virtual environment the interpreter is a link, and may lead into the home of whoever made it.
+    check_reach(command, Path(sys.executable), Path(__file__).absolute())
     yield from _make_user()
     yield from make_conf(CONF, grp.getgrnam(USER).gr_gid)
     UNIT.write_text(unit_file(command))

@@ -22,9 +22,9 @@ RESTART_TIMEOUT = 3.0
 
 
 class Supervisor:
-    """Keeps one child of `command` running; `report` gets a line when it ends unasked."""
+    """Keeps one child of `command` running; `report` gets a line and its kind when it ends unasked."""
 
-    def __init__(self, command: Sequence[str], report: Callable[[str], object]) -> None:
+    def __init__(self, command: Sequence[str], report: Callable[[str, str], object]) -> None:
         self.state = "stopped"
         self.restarts = 0
         self._command = command
@@ -98,7 +98,7 @@ class Supervisor:
             pause = FIRST_PAUSE if loop.time() - started > STEADY else pause
             self.state = "waiting"
             self.restarts += 1
-            self._report(f"the uplink {ended}; starting it again in {pause:.1f} s, nothing is lost")
+            self._report(f"the uplink {ended}; starting it again in {pause:.1f} s, nothing is lost", "uplink")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
 

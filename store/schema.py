@@ -88,7 +88,7 @@ def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connecti
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA cache_size = -4096")
-        _migrate(connection, path, form)
+        _migrate(connection, form)
         _sync_directory(path.parent)
     except BaseException:
         connection.close()
@@ -105,27 +105,32 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _identify(connection: sqlite3.Connection, path: Path, form: Format) -> None:
+def is_ours(connection: sqlite3.Connection, path: Path, form: Format) -> bool:
+    """Whether the file has this format; False for one that was just made. Raises StoreError: another program's, or newer."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application_id == form.application_id:
-        return
-    if tables or application_id:
+    if application_id != form.application_id and (tables or application_id):
         raise StoreError(
             f"{path} belongs to another program (application_id {application_id}): choose another data "
             f"directory or move it aside; nothing was changed"
         )
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute(f"PRAGMA application_id = {form.application_id}")
-
-
-def _migrate(connection: sqlite3.Connection, path: Path, form: Format) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(form.migrations):
         raise StoreError(
             f"{path} was written by a newer tidegate ({form.name} version {version}, this program knows "
             f"{len(form.migrations)}): install that version again; nothing was changed"
         )
+    return bool(application_id)
+
+
+def _identify(connection: sqlite3.Connection, path: Path, form: Format) -> None:
+    if not is_ours(connection, path, form):
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {form.application_id}")
+
+
+def _migrate(connection: sqlite3.Connection, form: Format) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version, len(form.migrations)):
         connection.execute("BEGIN IMMEDIATE")
         form.migrations[number](connection)

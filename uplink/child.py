@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from tidegate.store.reader import LogReader
-from tidegate.store.schema import StoreError
+from tidegate.store.schema import StoreError, explain
 
 from .backend import Backend
 from .plan import Plan
@@ -39,6 +39,8 @@ from .worker import Wait, Worker
 
 LOCK_WAIT = 5.0
 STOP_WAIT = 2.0
+FIRST_PAUSE, MAX_PAUSE = 0.2, 30.0
+"""Seconds between looks at an `uplink.db` that cannot be used."""
 EXIT_FAILED, EXIT_LOCKED = 1, 3
 
 
@@ -60,28 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"another uplink holds {options.data / 'uplink.lock'}; this one ends")
         return EXIT_LOCKED
     with lock:
-        try:
-            return _run(options.data, options.conf, options.backend)
-        except StoreError as error:
-            _say(str(error))
-            return EXIT_FAILED
+        return _run(options.data, options.conf, options.backend)
 
 
 def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
-    progress = Progress(data)
-    files = load_all(conf, [name for name in backends if name != "sqlite"])
-    pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
-    progress.keep_only([pool.full_name for _, pool in pools])
-    threads: list[PoolThread] = []
-    for rule_file, pool in pools:
-        if rule_file.mistakes:
-            _mark_misconfigured(progress, rule_file, pool)
-        else:
-            threads.append(PoolThread(data, rule_file, pool, progress))
-    for rule_file in files:
-        if not rule_file.mistakes:
-            progress.save_wants(rule_file.backend, wants([rule_file]))
     stop = _Stop()
+    pause, said = FIRST_PAUSE, False
+    while True:
+        try:
+            progress, threads = _begin(data, conf, backends)
+            break
+        except StoreError as error:
+            text = str(error)
+        if not said:
+            said = True
+            _say(f"{text}; the uplink waits until it can be used, the log keeps everything")
+        if stop.wait(0, (), pause) is not None:
+            return 0
+        pause = min(pause * 2, MAX_PAUSE)
     for thread in threads:
         thread.start()
     ended_by_broker = stop.wait(0, threads)
@@ -96,6 +94,34 @@ def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
         os._exit(0)
     progress.close()
     return 0
+
+
+def _begin(data: Path, conf: Path, backends: Sequence[str]) -> tuple[Progress, list[PoolThread]]:
+    """Open `uplink.db` and make a thread for each pool that can work. Raises StoreError when the file cannot be used."""
+    progress = Progress(data)
+    try:
+        return progress, _make_threads(data, conf, backends, progress)
+    except (StoreError, sqlite3.Error) as error:
+        progress.close()
+        raise StoreError(explain(data / "uplink.db", error) if isinstance(error, sqlite3.Error) else str(error)) from error
+
+
+def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress) -> list[PoolThread]:
+    files = load_all(conf, [name for name in backends if name != "sqlite"])
+    pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
+    progress.keep_only([pool.full_name for _, pool in pools])
+    threads: list[PoolThread] = []
+    for rule_file, pool in pools:
+        if rule_file.mistakes:
+            _mark_misconfigured(progress, rule_file, pool)
+        else:
+            # What a worker will read of it is read here, where a damaged file can be waited for.
+            progress.standing(pool.full_name), progress.marks(pool.full_name)
+            threads.append(PoolThread(data, rule_file, pool, progress))
+    for rule_file in files:
+        if not rule_file.mistakes:
+            progress.save_wants(rule_file.backend, wants([rule_file]))
+    return threads
 
 
 class PoolThread(threading.Thread):
@@ -184,17 +210,20 @@ class _Stop:
         # A reload concerns the broker, which starts a new child; a stray signal must not end this one.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def wait(self, pipe: int, threads: Sequence[PoolThread]) -> bool:
-        """Pass every wake-up on to the threads; True when the broker is gone, False when told to stop."""
+    def wait(self, pipe: int, threads: Sequence[PoolThread], seconds: float | None = None) -> bool | None:
+        """Pass every wake-up on to the threads; True: the broker is gone, False: told to stop, None: the time is over."""
+        end = None if seconds is None else time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             selector.register(self._read, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select()}
+                ready = {key.fd for key, _ in selector.select(None if end is None else max(0.0, end - time.monotonic()))}
                 if self._read in ready:
                     return False
-                if not os.read(pipe, 65_536):
+                if pipe in ready and not os.read(pipe, 65_536):
                     return True
+                if not ready:
+                    return None
                 for thread in threads:
                     thread.wake()
 

@@ -79,7 +79,7 @@ def read(path: Path) -> Raw:
     except OSError as error:
         raw.mistakes.append(Mistake(str(path), 0, f"cannot be read: {error.strerror}; create it or correct its rights"))
         return raw
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):
             _read_line(raw, str(path), number, stripped)
@@ -93,6 +93,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f'; did you mean "{close[0]}"?'
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def is_digits(text: str) -> bool:
+    """Whether it is a number as `int` reads it; `isdigit` alone would let "\u00b2" through."""
+    return text.isascii() and text.isdecimal()
 
 
 def _read_line(raw: Raw, file: str, number: int, line: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .conf import Mistake, Raw, Setting, nearest
+from .conf import Mistake, Raw, Setting, is_digits, nearest
 from .vocabulary import BACKEND_SETTINGS, BUILT, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
 
 _HOST_NAME = re.compile(r"[\w.-]+")
@@ -116,8 +116,9 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
         line = lines.get((pool.name, "server"), 0)
         raw.mistakes.append(Mistake(file, line, f"{pool.name}.server: type single has one server, host:port"))
     if pool.settings["password"] and pool.settings["password_file"]:
-        line = lines.get((pool.name, "password_file"), 0)
-        raw.mistakes.append(Mistake(file, line, f"{pool.name}: give password or password_file, not both"))
+        first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
+        text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
+        raw.mistakes.append(Mistake(file, second, text))
 
 
 def _value(setting: Setting, key: Key, folder: Path) -> Any:
@@ -147,7 +148,7 @@ def _secret_from(path: Path) -> Secret:
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
+    if not is_digits(text):
         raise _Bad(f'"{text}" is not a number')
     return int(text)
 
@@ -156,7 +157,7 @@ def _seconds(text: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0}
     for unit, factor in units.items():
         digits = text.removesuffix(unit)
-        if digits != text and digits.isdigit() and int(digits) > 0:
+        if digits != text and is_digits(digits) and int(digits) > 0:
             return int(digits) * factor
     raise _Bad(f'"{text}" is not a time such as 500ms or 10s')
 

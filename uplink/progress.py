@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tidegate.store.reader import LogReader
-from tidegate.store.schema import Format, StoreError, explain, open_reader, open_writer
+from tidegate.store.schema import Format, StoreError, explain, is_ours, open_reader, open_writer
 
 from .rule import Want
 
@@ -115,7 +115,9 @@ class Progress:
 
     def close(self) -> None:
         with self._lock:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            # What is not checkpointed now is at the next start; of a damaged file nothing can be.
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._db.close()
 
     def keep_only(self, pools: Collection[str]) -> None:
@@ -249,7 +251,7 @@ def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     if not path.exists():
         return []
     try:
-        return _select(open_reader(path), sql)
+        return _select(open_reader(path), path, sql)
     except sqlite3.DatabaseError as error:
         # Made a moment ago and still without tables: as good as not there.
         if "no such table" in str(error):
@@ -268,13 +270,13 @@ def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: 
         except BlockingIOError:
             return []  # it starts right now, and will be read next time
         try:
-            return _select(sqlite3.connect(path, isolation_level=None), sql)
+            return _select(sqlite3.connect(path, isolation_level=None), path, sql)
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error
 
 
-def _select(connection: sqlite3.Connection, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+def _select(connection: sqlite3.Connection, path: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     try:
-        return connection.execute(sql).fetchall()
+        return connection.execute(sql).fetchall() if is_ours(connection, path, UPLINK) else []
     finally:
         connection.close()

@@ -20,7 +20,7 @@ from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH
 from tidegate.store.topic import topic_filter_fault
 
 from .commands import Command, TemplateFault, compile_command
-from .conf import Mistake, Raw, RawRule, nearest, read
+from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .pools import Pool, read_pools
 from .vocabulary import (
     ACTION_KEYS,
@@ -106,6 +106,8 @@ def load(path: Path, backend: str) -> RuleFile:
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
     _warn_of_open_credentials(raw, path, pools)
+    if backend in BUILT and backend != "sqlite" and not raw.mistakes:
+        _check_use(raw, str(path), backend, pools)
     events = frozenset(EVENTS[event] for event in raw.events if event in EVENTS)
     order = sorted(raw.mistakes, key=lambda mistake: mistake.line)
     return RuleFile(backend, path, tuple(pools), tuple(rules), events, tuple(order), tuple(raw.warnings))
@@ -292,9 +294,25 @@ class _Reader:
 
 
 def _seconds(value: Any) -> int | None:
-    if not isinstance(value, str) or value[-1:] not in _DURATIONS or not value[:-1].isdigit():
+    if not isinstance(value, str) or value[-1:] not in _DURATIONS or not is_digits(value[:-1]):
         return None
     return int(value[:-1]) * _DURATIONS[value[-1]]
+
+
+def _check_use(raw: Raw, file: str, backend: str, pools: list[Pool]) -> None:
+    """Who loads a backend expects that something goes there: a file that can carry nothing must not look well."""
+    leave = f"or take {backend} out of [uplink] backends in gateway.toml"
+    if not pools:
+        text = f"no pool is set up, so nothing can go to {backend}: write backend.{backend}.pool1.server = host:port, {leave}"
+        raw.mistakes.append(Mistake(file, 0, text))
+    elif not raw.rules:
+        text = f"there is no rule, so nothing would go to {backend}: write backend.{backend}.hook.message.publish.1 = {{...}}"
+        raw.mistakes.append(Mistake(file, 0, f"{text}, {leave}"))
+    else:
+        used = {rule.body.get("pool") for rule in raw.rules}
+        for name in (pool.name for pool in pools if pool.name not in used):
+            line = next(setting.line for setting in raw.settings if setting.pool == name)
+            raw.warnings.append(Mistake(file, line, f"no rule names {name}, so nothing goes there"))
 
 
 def _warn_of_open_credentials(raw: Raw, path: Path, pools: list[Pool]) -> None:

@@ -99,6 +99,7 @@ class Worker:
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
         self._said: dict[str, float] = {}
+        self._told_lost = False
         self._rate_since = clock.monotonic()
         self._rate_count = 0
         self._hold_before_lost_tail()
@@ -152,9 +153,10 @@ class Worker:
             return
         if link.warning and before.warning != link.warning:
             self._say(link.warning)
-        if before.state not in ("connected", "starting"):
+        if self._told_lost:
+            # Whoever read of the loss is told of its end; of a link that flaps both are held back.
+            self._told_lost = False
             self._say("connected again")
-            self._said.clear()
         self._back_off = FIRST_BACK_OFF
         self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()
@@ -170,7 +172,7 @@ class Worker:
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
-            self._say(f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
+            self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
             if back < self._standing.cursor:
                 self._standing = self._standing._replace(cursor=back, gateway=key[0], epoch=key[1])
             self._confirmed[key] = self._moved[key] = far
@@ -317,7 +319,7 @@ class Worker:
     def _lost(self, text: str) -> Wait:
         self._drop_link()
         self._limit = max(1, self._limit // 2)
-        self._say_rarely("lost", f"cannot reach the far end: {text}")
+        self._told_lost |= self._say_rarely("lost", f"cannot reach the far end: {text}")
         self._standing = self._standing._replace(state="unreachable", error=text, hint="", rate=0.0)
         self._save_soon()
         wait = self._back_off * (0.5 + self._chance.random() / 2)
@@ -326,7 +328,7 @@ class Worker:
 
     def _refused_because_of_us(self, error: Misconfigured) -> Wait:
         self._drop_link()
-        self._say_rarely("misconfigured", f"{error}; {error.hint}")
+        self._told_lost |= self._say_rarely("misconfigured", f"{error}; {error.hint}")
         self._standing = self._standing._replace(state="misconfigured", error=str(error), hint=error.hint, rate=0.0)
         self._save_soon()
         return Wait(MISCONFIGURED_WAIT, False)
@@ -373,9 +375,11 @@ class Worker:
         self._moved = {}
         self._saved = self._standing
 
-    def _say_rarely(self, subject: str, text: str) -> None:
-        """The same trouble at most twice a minute."""
+    def _say_rarely(self, subject: str, text: str) -> bool:
+        """The same trouble at most twice a minute; whether it was said."""
         now = self._clock.monotonic()
-        if now - self._said.get(subject, float("-inf")) >= _SAY_AGAIN:
-            self._said[subject] = now
-            self._say(text)
+        if now - self._said.get(subject, float("-inf")) < _SAY_AGAIN:
+            return False
+        self._said[subject] = now
+        self._say(text)
+        return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tidegate.gateway.connecting import Limits
@@ -329,7 +330,7 @@ def test_a_will_is_sent_when_the_network_is_gone_and_not_after_disconnect(world:
 def test_a_delayed_will_waits_and_is_cancelled_by_the_clients_return(world: World) -> None:
     watcher = world.device("w")
     watcher.subscribe("will/#", 1)
-    options = {
+    options: dict[str, Any] = {
         "version": 5,
         "properties": {Property.SESSION_EXPIRY_INTERVAL: 100},
         "will": Will("will/a", b"gone", 1, False, {Property.WILL_DELAY_INTERVAL: 10}),

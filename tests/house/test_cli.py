@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tidegate.gateway import __version__
@@ -51,6 +52,7 @@ def conf(tmp_path: Path) -> Path:
 
 def test_version() -> None:
     assert tidegate("version").stdout == f"tidegate {__version__}\n"
+    assert tidegate("--version").stdout == f"tidegate {__version__}\n"
 
 
 def test_version_and_help_import_nothing_heavy() -> None:
@@ -63,13 +65,35 @@ def test_version_and_help_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "check", "status", "passwd", "service", "demo", "version"):
+    for command in ("run", "check", "status", "export", "passwd", "service", "demo", "version"):
         assert f"  {command} " in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["rnu"], ["run", "--listn", "x"], ["passwd"]])
 def test_a_command_line_that_is_wrong_ends_with_2(arguments: list[str]) -> None:
     refused(tidegate(*arguments), 2, "Usage:")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "demo"])
+def test_an_empty_directory_name_is_refused(command: str) -> None:
+    refused(tidegate(command, "--data", ""), 2, "'--data': it is empty: give a path")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"], ["--help"], ["check"], ["status"], ["status", "--json"]])
+def test_an_output_that_cannot_be_written_ends_in_one_sentence_or_none(tmp_path: Path, arguments: list[str]) -> None:
+    with Gateway(tmp_path) as gateway, open("/dev/full", "wb") as full, open_for_nobody() as nobody:
+        places = {"check": ["--config", str(tmp_path / "gateway.toml")], "status": ["--data", str(gateway.data)]}
+        command = [sys.executable, "-m", "tidegate.gateway.cli", *arguments, *places.get(arguments[0], [])]
+        for output, said in ((full, "tidegate: cannot write the output: No space left on device\n"), (nobody, "")):
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=20)
+            assert (done.returncode, done.stderr) == (1, said)
+
+
+def open_for_nobody() -> BinaryIO:
+    """A pipe whose reader is gone, as with `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "wb", buffering=0)
 
 
 # -- check -----------------------------------------------------------------------------------------------------------
@@ -107,6 +131,21 @@ def test_check_tells_all_mistakes_of_all_files_at_once(conf: Path) -> None:
 def test_check_names_the_missing_file_of_a_backend(conf: Path) -> None:
     (conf / "gateway.toml").write_text('[uplink]\nbackends = ["redis"]\n')
     refused(tidegate("check", "--config", conf / "gateway.toml"), 2, f"{conf}/emqx_backend_redis.conf: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [("", "no pool is set up"), ("backend.redis.pool1.server = 127.0.0.1:6379\n", "there is no rule")],
+)
+def test_check_and_status_name_a_rule_file_that_carries_nothing(tmp_path: Path, rules: str, words: str) -> None:
+    toml = "[uplink]\nbackends = ['sqlite', 'redis']\n"
+    with Gateway(tmp_path, toml=toml, files={"emqx_backend_redis.conf": rules}) as gateway:
+        refused(
+            tidegate("check", "--config", tmp_path / "gateway.toml"),
+            2, f"{tmp_path}/emqx_backend_redis.conf: {words}", "take redis out of [uplink] backends",
+        )  # fmt: skip
+        wait_until(lambda: "misconfigured" in tidegate("status", "--data", gateway.data).stdout, 10.0, gateway.log)
+        assert words in tidegate("status", "--data", gateway.data).stdout
 
 
 def test_check_warns_and_passes(conf: Path) -> None:
@@ -221,6 +260,21 @@ def test_a_mistake_in_a_rule_file_leaves_the_broker_running(tmp_path: Path) -> N
         wait_until(lambda: "misconfigured" in tidegate("status", "--data", gateway.data).stdout, 10.0, gateway.log)
         assert gateway.stop() == 0
     assert "Traceback" not in gateway.log()
+
+
+def test_an_uplink_db_that_is_no_database_leaves_the_broker_running_and_stands_in_status(tmp_path: Path) -> None:
+    gateway = Gateway(
+        tmp_path, toml="[uplink]\nbackends = ['sqlite', 'redis']\n", files={"emqx_backend_redis.conf": REDIS_CONF}
+    )
+    gateway.data.mkdir()
+    (gateway.data / "uplink.db").write_bytes(b"something else entirely\n" * 100)
+    with gateway:
+        wait_until(lambda: "the uplink waits" in gateway.log(), 10.0, gateway.log)
+        status = tidegate("status", "--data", gateway.data)
+        assert status.returncode == 0
+        assert f"{gateway.data}/uplink.db is not a database" in status.stdout
+        assert "starting it again" not in gateway.log()
+        assert gateway.stop() == 0
 
 
 def test_a_listener_for_everybody_without_passwords_is_narrowed_and_says_how_to_open_it(tmp_path: Path) -> None:

@@ -141,6 +141,42 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
         load(tmp_path / "gateway.toml", None, (), {})
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "wide"),
+    [
+        ("0.0.0.0:1900", "127.0.0.1:1900", "0.0.0.0:1900"),
+        ("127.0.0.1:1900", "0.0.0.0:1900", "0.0.0.0:1900"),
+        ("[::]:1900", "[::1]:1900", "[::]:1900"),
+        ("localhost:1900", "[::]:1900", "[::]:1900"),
+        ("192.0.2.1:1900", "0.0.0.0:1900", "0.0.0.0:1900"),
+    ],
+)
+@pytest.mark.parametrize("password_file", [True, False])
+def test_listeners_that_overlap_are_a_mistake(tmp_path: Path, first: str, second: str, wide: str, password_file: bool) -> None:
+    access = "[access]\npassword_file = 'passwd'\n" if password_file else "\n\n"
+    text = f"{access}[[listener]]\nbind = '{first}'\n[[listener]]\nbind = '{second}'\n"
+    assert f"gateway.toml:5: {second} overlaps {first}: {wide} is every address of this machine already; take one out" in (
+        mistakes(tmp_path, text)
+    )
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:1901", "[::]:1900", "[::1]:1900"])
+def test_listeners_that_do_not_overlap_are_none(tmp_path: Path, other: str) -> None:
+    """IPv6 listeners take IPv6 only."""
+    config = load(written(tmp_path, "[access]\npassword_file = 'passwd'\n"), None, ("0.0.0.0:1900", other), {})
+    assert [str(listener) for listener in config.listeners] == ["0.0.0.0:1900", other]
+
+
+def test_any_free_port_may_be_asked_for_twice(tmp_path: Path) -> None:
+    assert len(load(written(tmp_path, ""), None, ("127.0.0.1:0", "127.0.0.1:0"), {}).listeners) == 2
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85"])
+def test_only_a_line_feed_counts_as_a_line(tmp_path: Path, letter: str) -> None:
+    (found,) = mistakes(tmp_path, f"# a{letter}b\n[store]\ndurability = 'ful'\n")
+    assert found.startswith("gateway.toml:3: ")
+
+
 def test_later_names_are_not_known_names() -> None:
     known = {f"{section}.{name}" for section, keys in KEYS.items() for name in keys}
     assert not known & LATER_KEYS

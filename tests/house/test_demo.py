@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -10,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import paho.mqtt.publish
 import pytest
 from rich.console import Console
+from tidegate.gateway.demo_remains import PREFIX, own_directory
 from tidegate.gateway.demo_screen import Figures, LiveScreen
 
 from tests.support.ports import free_port
@@ -119,6 +122,72 @@ def test_a_demo_in_which_no_reading_was_acknowledged_claims_nothing() -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "verdict   no reading was acknowledged, so nothing was shown" in done.stdout
     assert "nothing is missing" not in done.stdout
+
+
+@pytest.mark.parametrize("far_end", ["redis-server", "fakeredis"])
+def test_nothing_outlives_a_demo_that_is_killed(far_end: str, tmp_path: Path) -> None:
+    environment = dict(os.environ) if far_end == "redis-server" else without_redis(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    environment["TMPDIR"] = str(tmp_path / "tmp")
+    screen = tmp_path / "screen"
+    with screen.open("wb") as output:
+        demo = subprocess.Popen(command("--port", "0"), stdout=output, stderr=output, env=environment)
+    try:
+        wait_until(lambda: "act 1" in screen.read_text(), DEADLINE, screen.read_text)
+    finally:
+        demo.kill()
+        demo.wait()
+    ports = [int(port) for port in re.findall(r"on 127\.0\.0\.1:(\d+),", screen.read_text())]
+    assert len(ports) == 2, screen.read_text()
+    wait_until(lambda: not any(map(listens, ports)))
+    wait_until(lambda: processes(str(tmp_path / "tmp")) == [])
+    (left,) = (tmp_path / "tmp").iterdir()
+    os.utime(left, (0, 0))
+    subprocess.run(command("--seconds", "-4", "--port", "0"), capture_output=True, env=environment, timeout=DEADLINE)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_only_the_directories_of_demos_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("gone", "young", "held"):
+        (tmp_path / f"{PREFIX}{name}" / "data").mkdir(parents=True)
+    (tmp_path / f"{PREFIX}link").symlink_to("elsewhere")
+    (tmp_path / f"{PREFIX}file").touch()
+    for path in tmp_path.iterdir():
+        if not path.name.endswith("young"):
+            os.utime(path, (0, 0))
+    holder = os.open(tmp_path / f"{PREFIX}held", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    before = {path.name for path in tmp_path.iterdir()}
+    with own_directory() as own:
+        os.utime(own, (0, 0))
+        with own_directory():
+            assert own.exists(), "a demo that runs is left alone by the next"
+    os.close(holder)
+    assert before - {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}gone"}
+
+
+def test_a_demo_that_nobody_reads_ends_without_a_word() -> None:
+    with subprocess.Popen(command("--port", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None and demo.stderr is not None
+        directory = re.search(r"keeps its log in (\S+)/data", demo.stdout.readline())
+        demo.stdout.close()
+        assert demo.stderr.read() == ""
+        assert demo.wait(DEADLINE) == 1
+    assert directory and not Path(directory[1]).exists()
+    assert processes(directory[1]) == []
+
+
+def test_a_demo_whose_output_cannot_be_kept_says_so() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command("--port", "0"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (1, "tidegate: cannot write the output: No space left on device\n")
 
 
 def test_on_a_terminal_nothing_said_or_shown_is_read_or_printed_as_markup() -> None:

@@ -41,7 +41,10 @@ LIBRARIES = {
 """A driver only in its backend's own file."""
 
 IMPURE = {"asyncio", "socket", "time", "sqlite3"}
-HEAVY = ("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "tidegate.uplink.child", "tidegate.gateway.demo")
+HEAVY = (
+    *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis"),
+    *("tidegate.uplink.child", "tidegate.gateway.demo", "tidegate.store.export"),
+)
 
 
 def area(name: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from tidegate.gateway import notify
 from tidegate.gateway.control import NotRunning, ask, serve
-from tidegate.gateway.service import ServiceError, check_command, make_conf, unit_file
+from tidegate.gateway.service import ServiceError, check_reach, make_conf, unit_file
 from tidegate.gateway.status import duration, render, size
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf"
@@ -124,9 +125,10 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
 
 def test_without_systemd_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert notify.ready() is None
+    notify.ready()
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    assert notify.ready() is None
+    notify.ready()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_unit_says_what_the_gateway_keeps() -> None:
@@ -159,11 +161,29 @@ def test_a_program_that_the_service_cannot_reach_is_refused(tmp_path: Path) -> N
     (home / "bin").mkdir(parents=True)
     program = home / "bin" / "tidegate"
     with pytest.raises(ServiceError, match="there is no"):
-        check_command(program)
+        check_reach(program)
     program.touch()
     home.chmod(0o700)
     with pytest.raises(ServiceError, match=r"could not look into .*; install it where everybody may read: .*/opt/tidegate"):
-        check_command(program)
+        check_reach(program)
+
+
+def test_an_interpreter_behind_a_link_that_the_service_cannot_follow_is_refused() -> None:
+    """As with pyenv or uv of root: the environment is open, its interpreter is a link into a home that is not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        closed, through, program = place / "closed", place / "through", place / "open" / "python"
+        for folder in (closed, through, program.parent):
+            folder.mkdir()
+        (place / "real").touch()
+        (closed / "link").symlink_to("../real")
+        (through / "link").symlink_to(closed / "link")
+        program.symlink_to("../through/link")
+        check_reach(program)
+        closed.chmod(0o700)
+        with pytest.raises(ServiceError, match=f"could not look into {closed} on the way to {program}; install it where"):
+            check_reach(program)
 
 
 def test_the_configuration_is_laid_out_once(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class FarEnd:
     def __init__(self, chance: random.Random, bad: Collection[bytes] = (), poison: Collection[bytes] = ()) -> None:
         self.state = State()
         self.calm = False
+        self.is_cut = False
         self._chance = chance
         self._bad = frozenset(bad)
         self._poison = frozenset(poison)
@@ -120,7 +121,7 @@ class FarLink:
         return -1
 
     def gone(self) -> bool:
-        return False
+        return self._far.is_cut
 
     def close(self) -> None:
         pass

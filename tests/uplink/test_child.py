@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
-from tidegate.uplink.progress import PoolStatus, cursors, read_pools, saved_wants
+from tidegate.store.schema import StoreError
+from tidegate.uplink.progress import PoolStatus, Progress, cursors, read_pools, saved_wants
 from tidegate.uplink.rule import Want
 
 from tests.support.ports import free_port
@@ -48,6 +53,9 @@ class Child:
     def terminate(self) -> int:
         self.process.terminate()
         return self.process.wait(STOP_DEADLINE)
+
+    def has_said(self, text: str, times: int) -> bool:
+        return self.printed().count(text) == times
 
     def printed(self) -> str:
         return self._printed.read_text()
@@ -208,16 +216,80 @@ def test_the_good_file_s_wants_are_remembered_for_one_nobody_can_read(
     assert saved_wants(tmp_path / "data") == {"redis": [Want(6, "#", 0, False)]}
 
 
-def test_a_foreign_uplink_db_is_left_alone_with_one_sentence(
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database, " * 100)
+
+
+def _of_another_program(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE bookmarks (url)")
+
+
+def _newer(path: Path) -> None:
+    Progress(path.parent).close()
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+
+
+def _damaged(path: Path) -> None:
+    Progress(path.parent).close()
+    content = path.read_bytes()
+    path.write_bytes(content[:200] + b"\xa5" * (len(content) - 200))
+
+
+UNUSABLE = [
+    (_garbage, "is not a database: move it aside"),
+    (_of_another_program, "belongs to another program"),
+    (_newer, "was written by a newer tidegate"),
+    (_damaged, "is damaged"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), UNUSABLE)
+def test_an_uplink_db_that_cannot_be_used_is_left_alone_told_once_and_waited_for(
+    tmp_path: Path, server: RedisServer, start: Callable[[], Child], spoil: Callable[[Path], None], words: str
+) -> None:
+    write_rules(tmp_path, server.port)
+    path = tmp_path / "data" / "uplink.db"
+    spoil(path)
+    before = path.read_bytes()
+    child = start()
+    wait_until(lambda: words in child.printed())
+    with pytest.raises(StoreError, match=words):
+        read_pools(tmp_path / "data")
+    assert path.read_bytes() == before
+    assert child.process.poll() is None
+    path.rename(tmp_path / "aside")
+    wait_until(lambda: state(tmp_path) == "connected", say=child.printed)
+    assert child.printed().count("the uplink waits") == child.printed().count("\n") == 1
+    assert "Traceback" not in child.printed()
+    assert child.terminate() == 0
+
+
+def test_an_uplink_db_that_cannot_be_opened_is_told_while_the_child_waits_for_it(
+    tmp_path: Path, log: LogFile, start: Callable[[], Child]
+) -> None:
+    write_rules(tmp_path, free_port())
+    (tmp_path / "data" / "uplink.db").mkdir()
+    child = start()
+    wait_until(lambda: "cannot be opened" in child.printed())
+    with pytest.raises(StoreError, match=r"uplink\.db"):
+        read_pools(tmp_path / "data")
+
+
+def test_one_that_waits_for_its_uplink_db_stops_when_it_is_told_to(
     tmp_path: Path, server: RedisServer, start: Callable[[], Child]
 ) -> None:
     write_rules(tmp_path, server.port)
-    (tmp_path / "data" / "uplink.db").write_bytes(b"this is no database, " * 100)
-    child = start()
-    assert child.process.wait(10) == 1
-    assert "is not a database: move it aside" in child.printed()
-    assert "Traceback" not in child.printed()
-    assert (tmp_path / "data" / "uplink.db").read_bytes().startswith(b"this is no database")
+    _garbage(tmp_path / "data" / "uplink.db")
+    for count, end in enumerate((Child.hang_up, Child.terminate), 1):
+        child = start()
+        wait_until(partial(child.has_said, "not a database", count))
+        assert end(child) == 0
+
+
+def at_least(far: Any, count: int) -> bool:
+    return bool(far.llen("list") >= count)
 
 
 def test_kill_9_in_the_middle_repeats_nothing(
@@ -228,7 +300,7 @@ def test_kill_9_in_the_middle_repeats_nothing(
     with server.client() as far:
         for part in range(1, 5):
             child = start()
-            wait_until(lambda part=part: far.llen("list") >= part * 3000)
+            wait_until(partial(at_least, far, part * 3000))
             os.kill(child.process.pid, signal.SIGKILL)
             child.process.wait()
         start()

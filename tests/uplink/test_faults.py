@@ -37,7 +37,8 @@ def rig(tmp_path: Path, proxy: Proxy) -> Iterator[Rig]:
 
 def mark(server: RedisServer) -> str | None:
     with server.client() as client:
-        return client.hget(LEDGER, "1")
+        found: str | None = client.hget(LEDGER, "1")
+        return found
 
 
 def scripts_run(server: RedisServer) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -253,15 +254,16 @@ def test_a_mark_that_moved_meanwhile_stops_the_batch(rig: Rig, far: redis.Redis)
 
 
 def test_a_missing_right_stops_the_pool_and_is_named(rig: Rig, far: redis.Redis) -> None:
-    far.execute_command("ACL SETUSER noscript -hset")
-    far.execute_command("ACL SETUSER default -hset")
+    command: Any = far.execute_command
+    command("ACL SETUSER noscript -hset")
+    command("ACL SETUSER default -hset")
     rig.log.publish_many(5)
     for _ in range(3):
         rig.step()
     assert rig.standing().state == "misconfigured"
     assert "ACL SETUSER" in rig.standing().hint
-    far.execute_command("ACL SETUSER noscript +hset")
-    far.execute_command("ACL SETUSER default +hset")
+    command("ACL SETUSER noscript +hset")
+    command("ACL SETUSER default +hset")
     rig.drain()
     assert far.lrange("list", 0, -1) == rig.published()
 

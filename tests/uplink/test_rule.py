@@ -139,6 +139,50 @@ def test_a_missing_file_is_a_mistake_except_for_sqlite(tmp_path: Path) -> None:
     assert shipped.path == SHIPPED / "emqx_backend_sqlite.conf"
 
 
+def test_a_rule_whose_pool_is_not_set_up_is_told_the_nearest_one_or_how_to_make_it(tmp_path: Path) -> None:
+    (near,) = read(tmp_path, SERVER + RULE.replace('"pool1"', '"pol1"')).mistakes
+    assert (near.line, near.text) == (2, 'unknown pool "pol1"; did you mean "pool1"?')
+    (none,) = read(tmp_path, RULE).mistakes
+    assert none.text == 'unknown pool "pool1"; no pool is set up: write backend.redis.pool1.server = ...'
+
+
+def test_a_pool_that_no_rule_names_is_warned_of(tmp_path: Path) -> None:
+    rules = read(tmp_path, SERVER + SERVER.replace("pool1", "pool2") + RULE)
+    assert rules.mistakes == ()
+    assert [(warning.line, warning.text) for warning in rules.warnings] == [(2, "no rule names pool2, so nothing goes there")]
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, letter: str) -> None:
+    rules = read(tmp_path, f"# a{letter}b\n{SERVER}backend.redis.pool1.password = c{letter}d\n" + RULE)
+    assert rules.mistakes == ()
+    assert rules.pools[0].settings["password"] == f"c{letter}d"
+    assert [rule.line for rule in rules.rules] == [4]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("backend.redis.pool1.database = ²", '"²" is not a number'),
+        ("backend.redis.pool1.timeout = ²s", '"²s" is not a time'),
+        (RULE.replace("{", '{"offline_opts": {"time_range": "²h"}, ', 1), '"time_range" is a time such as'),
+    ],
+)
+def test_a_digit_that_is_no_number_is_a_mistake(tmp_path: Path, line: str, words: str) -> None:
+    (mistake,) = read(tmp_path, f"{SERVER}{line}\n{RULE.replace('publish.1', 'publish.2')}").mistakes
+    assert mistake.line == 2
+    assert words in mistake.text
+
+
+def test_two_passwords_are_a_mistake_that_names_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2\n")
+    for first, second in (("password = x", "password_file = secret"), ("password_file = secret", "password = x")):
+        text = f"backend.redis.pool1.{first}\n{SERVER}backend.redis.pool1.{second}\n{RULE}"
+        (mistake,) = read(tmp_path, text).mistakes
+        assert mistake.line == 3
+        assert mistake.text == "pool1: password and password_file are both given, in lines 1 and 3: take one out"
+
+
 def test_a_repeated_rule_replaces_the_first_with_a_warning(tmp_path: Path) -> None:
     rules = read(tmp_path, SERVER + RULE + RULE.replace("{", '{"topic": "a", ', 1))
     assert [rule.topic_filter for rule in rules.rules] == ["a"]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tidegate.uplink.rule import Mistake, load
 
+from .rig import LIST
+
 LINES = [
     ("backend.redis.pool1.password hunter2", "`key = value`: backend.redis.pool1.password"),
     ("backend.redis.pool1.password: hunter2", "`key = value`: backend.redis.pool1.password"),
@@ -66,7 +68,7 @@ def test_a_server_is_host_and_port_alone_and_anything_else_is_refused_unseen(tmp
 )
 def test_names_and_addresses_of_both_families_are_servers(tmp_path: Path, server: str, host: str) -> None:
     path = tmp_path / "emqx_backend_redis.conf"
-    path.write_text(f"backend.redis.pool1.server = {server}\n")
+    path.write_text(f"backend.redis.pool1.server = {server}\n{LIST}")
     rules = load(path, "redis")
     assert rules.mistakes == ()
     assert rules.pools[0].settings["server"] == ((host, 6379),)

@@ -46,7 +46,11 @@ class Stage:
     def __init__(self, directory: Path, program: str) -> None:
         self._out = directory / "out"
         self.reports: list[str] = []
-        self.supervisor = Supervisor([sys.executable, "-c", program, str(self._out)], self.reports.append)
+        self.supervisor = Supervisor([sys.executable, "-c", program, str(self._out)], self._hear)
+
+    def _hear(self, text: str, kind: str) -> None:
+        assert kind, "a line that repeats itself is held back by its kind"
+        self.reports.append(text)
 
     def seen(self) -> str:
         return self._out.read_text() if self._out.exists() else ""
@@ -114,7 +118,7 @@ def test_a_restart_is_a_stop_and_a_start(tmp_path: Path) -> None:
 def test_a_program_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
     async def story() -> None:
         reports: list[str] = []
-        supervisor = Supervisor([str(tmp_path / "nothing")], reports.append)
+        supervisor = Supervisor([str(tmp_path / "nothing")], lambda text, kind: reports.append(text))
         await supervisor.start()
         await until(lambda: reports)
         assert "could not be started" in reports[0]

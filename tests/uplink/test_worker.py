@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -56,10 +56,12 @@ class FullDisk(Progress):
         self._chance = chance
         self._far = far
 
-    def _transaction(self, synchronous: str = "NORMAL") -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str = "NORMAL") -> Iterator[None]:
         if not self._far.calm and self._chance.random() < 0.1:
             raise StoreError("uplink.db: database or disk is full")
-        return super()._transaction(synchronous)
+        with super()._transaction(synchronous):
+            yield
 
 
 class Simulation:
@@ -111,10 +113,11 @@ class Simulation:
                 self.log.new_run(self.log_epoch + 1)
             self.clock.now += self.worker.step().seconds or 0.01
 
-    def finish(self) -> None:
-        """Calm weather until everything is through."""
+    def finish(self, worker: Worker | None = None) -> None:
+        """Calm weather until everything is through, by this worker or a new one."""
         self.far.calm = True
-        self.start()
+        if worker is None:
+            self.start()
         for _ in range(2000):
             wait = self.worker.step()
             if wait.seconds is None:
@@ -182,6 +185,25 @@ def test_back_off_grows_to_a_bound_and_says_little(tmp_path: Path) -> None:
     assert waits[0] <= 0.1
     assert MAX_BACK_OFF / 2 <= waits[-1] <= MAX_BACK_OFF
     assert len(simulation.said) <= sum(waits) / 30 + 1
+    simulation.close()
+
+
+def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 1)
+    simulation.far.calm = True
+    began = simulation.clock.now
+    for number in range(300):
+        simulation.log.publish("once", b"%d" % (1000 + number))
+        simulation.finish(simulation.worker)
+        simulation.far.is_cut = True
+        assert not simulation.worker.step().for_news
+        simulation.far.is_cut = False
+        simulation.clock.now += 1.0
+    simulation.finish(simulation.worker)
+    minutes = (simulation.clock.now - began) / 60
+    lost, again = "cannot reach the far end: the far end closed the connection", "connected again"
+    assert simulation.said == [lost, again] * (len(simulation.said) // 2)
+    assert 2 <= len(simulation.said) <= 4 * minutes + 4
     simulation.close()
 
 
