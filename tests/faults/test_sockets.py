@@ -45,13 +45,16 @@ def test_a_reset_and_an_end_both_publish_the_will(tmp_path: Path) -> None:
 
 def test_what_a_socket_does_not_take_at_once_arrives_whole(tmp_path: Path) -> None:
     """Forty messages of a megabyte to a reader that reads nothing before all are acknowledged."""
-    with Gateway(tmp_path) as gateway:
-        with MqttClient(gateway.port, "reads late", keep_alive=0) as late, MqttClient(gateway.port, "writes") as writer:
-            late.subscribe(("big", 1))
-            payloads = [bytes([number]) * BIG for number in range(40)]
-            for payload in payloads:
-                writer.publish_and_wait("big", payload)
-            for payload in payloads:
-                packet = late.expect(Kind.PUBLISH)
-                assert packet.payload == payload
-                late.answer(Kind.PUBACK, packet.packet_id)
+    with (
+        Gateway(tmp_path) as gateway,
+        MqttClient(gateway.port, "reads late") as late,
+        MqttClient(gateway.port, "writes") as writer,
+    ):
+        late.subscribe(("big", 1))
+        payloads = [bytes([number]) * BIG for number in range(40)]
+        for payload in payloads:
+            writer.publish_and_wait("big", payload)
+        for payload in payloads:
+            packet = late.expect(Kind.PUBLISH)
+            assert packet.payload == payload
+            late.answer(Kind.PUBACK, packet.packet_id)

@@ -245,9 +245,7 @@ class Device:
                 self._send(PubRel(packet_id))
             else:
                 self._model.sent(publish.payload, self.name)
-                self._send(
-                    Publish(publish.topic, publish.payload, publish.qos, publish.retain, True, packet_id)
-                )
+                self._send(Publish(publish.topic, publish.payload, publish.qos, publish.retain, True, packet_id))
 
     def _on_message(self, topic: str, flags: int, packet_id: int, payload: bytes, properties: bytes) -> None:
         assert not properties

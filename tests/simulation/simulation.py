@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tidegate.gateway.routing import Want
 from tidegate.store.entry import PUBLISH, Entry
-from tidegate.store.log import Name, Row
+from tidegate.store.log import Batch, Name, Row
 from tidegate.store.reader import LogReader
 from tidegate.uplink.backend import Action, Packed
 from tidegate.uplink.plan import Plan
@@ -70,8 +70,8 @@ def operation(rule: int, kind: int, clientid: str, topic: str, payload: bytes) -
 class Box(World):
     """One life of the gateway; what it makes durable is told to the model."""
 
-    def __init__(self, path: Path, model: Model, wall: int) -> None:
-        super().__init__(path, wall=wall)
+    def __init__(self, path: Path, model: Model, wall: int, durability: str = "full") -> None:
+        super().__init__(path, durability=durability, wall=wall)
         self.auto = False
         self._model = model
         model.durable(self._written_by_the_start())
@@ -96,16 +96,17 @@ class Box(World):
         else:
             super().commit()
 
-    def apply(self, batch: object) -> None:
+    def apply(self, batch: Batch) -> None:
         """Make a batch durable without saying so: the answer may be lost."""
-        self.store.apply(batch)  # type: ignore[arg-type]
-        self._model.durable(batch.rows)  # type: ignore[attr-defined]
+        self.store.apply(batch)
+        self._model.durable(batch.rows)
 
 
 class Simulation:
     """`run` some steps, then `finish`."""
 
-    box_type = Box
+    box_type: type[Box] = Box
+    worker_type: type[Worker] = Worker
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -121,9 +122,7 @@ class Simulation:
         self._wants = [Want(*want) for want in wants([file], {})]
         self.far = FarEnd(self.chance)
         self.clock = TestClock()
-        self.devices = [
-            Device(f"d{number}", number % 3 != 2, 4 + number % 2, self.chance, self.model) for number in range(6)
-        ]
+        self.devices = [Device(f"d{number}", number % 3 != 2, 4 + number % 2, self.chance, self.model) for number in range(6)]
         self._wires: list[Wire] = []
         self.box = self._start_box()
         self._progress = Progress(directory)
@@ -142,7 +141,7 @@ class Simulation:
         return box
 
     def _start_worker(self) -> Worker:
-        return Worker(
+        return self.worker_type(
             "redis.pool1",
             Plan(self._rules, Backend(), "node"),
             self.far.connect,
