@@ -109,6 +109,8 @@ class Connecting:
         else:
             session = before
             broker.sessions.wake(session, expiry)
+            # What was begun on the connection before is sent again or answered at once: it must be durable by then.
+            durable = session.persistent and bool(session.releasing)
         self._attach(client, session, packet)
         self._log_connected(session, new=before is None)
         answer = self._connack(client, packet, before is not None, assigned, expiry)
@@ -193,10 +195,10 @@ class Connecting:
         if session.client is not client:
             return
         broker = self._broker
-        broker.delivery.send(client, answer)
+        held, client.held = client.held, None
+        broker.delivery.send_first(client, answer)
         if session.behind or session.inflight or session.releasing:
             broker.delivery.resume(session)
-        held, client.held = client.held, None
         if held is not None:
             broker.handle(client, held)
             broker.read_again(client)

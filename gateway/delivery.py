@@ -74,6 +74,8 @@ class Delivery:
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for client in dirty:
+                if client.held is not None:
+                    continue  # the CONNACK leaves first
                 out, client.out, client.out_size = client.out, [], 0
                 if out and not client.closing:
                     client.link.write(out[0] if len(out) == 1 else b"".join(out))
@@ -84,8 +86,14 @@ class Delivery:
     def flush_one(self, client: Client) -> None:
         """Write what one client is still to get, because its connection ends now."""
         out, client.out, client.out_size = client.out, [], 0
-        if out and not client.closing:
+        if out and not client.closing and client.held is None:
             client.link.write(b"".join(out))
+
+    def send_first(self, client: Client, connack: bytes) -> None:
+        """The CONNACK, before what was sent since the session was attached."""
+        client.out.insert(0, connack)
+        client.out_size += len(connack)
+        self.dirty.append(client)
 
     def acknowledge(self, acks: dict[Client, list[int]]) -> None:
         """Add acknowledgement packets, 4 bytes each as integers, to what their clients get."""
@@ -246,8 +254,7 @@ class Delivery:
         again: list[tuple[int, int, int]] = [(seq, pid, 1) for pid, seq in session.inflight.items()]
         for packet_id, (seq, state) in session.releasing.items():
             if state == RELEASED:
-                # Once it is durable that the PUBLISH was received: this may be the connection after the one that said so.
-                self._log.batch.acks.setdefault(client, []).append(PUBREL | packet_id)
+                self.send(client, (PUBREL | packet_id).to_bytes(4, "big"))
             else:
                 again.append((seq, packet_id, 2))
         session.behind = True

@@ -253,7 +253,7 @@ class Device:
         if qos == 2:
             self._owed.append(PubRec(packet_id))
             if packet_id in self._unreleased:
-                assert flags & 8, f"{self.name}: {payload!r} sent again without DUP"
+                self._model.repeated(self.name, payload, bool(flags & 8))
                 return
             self._unreleased.add(packet_id)
         elif qos == 1:

@@ -92,6 +92,9 @@ class Model:
         """Its session has ended."""
         self._readers.pop(name, None)
 
+    def repeated(self, name: str, payload: bytes, dup: bool) -> None:
+        assert dup, f"{name}: {payload!r} sent again without DUP"
+
     def received(self, name: str, topic: str, payload: bytes, qos: int, dup: bool, retained: bool) -> None:
         if not payload:
             return

@@ -107,12 +107,13 @@ class Simulation:
 
     box_type: type[Box] = Box
     worker_type: type[Worker] = Worker
+    model_type: type[Model] = Model
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.model = Model()
+        self.model = self.model_type()
         self.counts: Counter[str] = Counter()
-        self._path = directory / "log.db"
+        self.path = directory / "log.db"
         self._wall = NOW
         self._mono = 1000
         conf = directory / "emqx_backend_redis.conf"
@@ -126,17 +127,20 @@ class Simulation:
         self._wires: list[Wire] = []
         self.box = self._start_box()
         self._progress = Progress(directory)
-        self._reader = LogReader(self._path)
+        self._open_reader()
         self.worker = self._start_worker()
-        self._steps = self._weights()
+        self._steps = self.weights()
 
     def close(self) -> None:
         self.box.kill()
         self._progress.close()
         self._reader.close()
 
+    def _open_reader(self) -> None:
+        self._reader = LogReader(self.path)
+
     def _start_box(self) -> Box:
-        box = self.box_type(self._path, self.model, self._wall)
+        box = self.box_type(self.path, self.model, self._wall)
         box.broker.router.set_wants(self._wants)
         return box
 
@@ -152,7 +156,7 @@ class Simulation:
             self.chance,
         )
 
-    def _weights(self) -> tuple[list[Callable[[], None]], list[int]]:
+    def weights(self) -> tuple[list[Callable[[], None]], list[int]]:
         steps: dict[Callable[[], None], int] = {
             self._device_acts: 300,
             self._bytes_up: 300,
@@ -278,7 +282,7 @@ class Simulation:
 
     def _crash(self) -> None:
         self.box.kill()
-        self._begin_again()
+        self.begin_again()
 
     def _crash_after_commit(self) -> None:
         """What was being committed is durable, and nobody ever hears so."""
@@ -289,9 +293,9 @@ class Simulation:
     def _stop(self) -> None:
         if self.box.fault is None:
             self.box.stop()
-            self._begin_again()
+            self.begin_again()
 
-    def _begin_again(self) -> None:
+    def begin_again(self) -> None:
         for device in self.devices:
             device.drop()
         self._wires.clear()
@@ -354,6 +358,11 @@ class Simulation:
         return moved or wait.seconds is not None
 
     def _check_far_end(self) -> None:
+        wanted = self.wanted()
+        assert self.far.state.applied == wanted, first_difference(self.far.state.applied, wanted)
+
+    def wanted(self) -> list[tuple[int, int, bytes]]:
+        """What the far end must have been told: (seq, number of the operation, operation)."""
         wanted: list[tuple[int, int, bytes]] = []
         for row in self.model.rows:
             topic, payload = row[6].text if row[6] else "", row[8] or b""
@@ -362,7 +371,7 @@ class Simulation:
                 numbers.insert(0, 1)
             made = [operation(number, row[4], row[5].text, topic, payload) for number in numbers]
             wanted += [(row[0], number, data) for number, data in enumerate(made)]
-        assert self.far.state.applied == wanted, first_difference(self.far.state.applied, wanted)
+        return wanted
 
     def _check_retained(self) -> None:
         checker = self.box.device("checker")

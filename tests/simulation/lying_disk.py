@@ -1,0 +1,76 @@
+"""A disk that says "written" and forgets: now and then the gateway finds an older state of its log after a crash.
+
+Nothing can bring back what was lost, so only this must hold: whatever the log has in the end is at the far end once, and no new
+entry is taken for an old one because it has its number (design §2, identity).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tidegate.store.log import Row
+
+from .model import Model
+from .simulation import Simulation
+
+
+class Forgetful(Model):
+    """Promises nothing to devices; keeps the rows of the log as it is now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: list[Row] = []
+
+    def durable(self, rows: list[Row]) -> None:
+        self.rows += rows
+
+    def forget_after(self, seq: int) -> None:
+        self.lost += [row for row in self.rows if row[0] > seq]
+        self.rows = [row for row in self.rows if row[0] <= seq]
+
+    def acknowledged(self, payload: bytes, qos: int) -> None: ...
+    def connected(self, name: str, persistent: bool, present: bool) -> None: ...
+    def repeated(self, name: str, payload: bytes, dup: bool) -> None: ...
+    def received(self, name: str, topic: str, payload: bytes, qos: int, dup: bool, retained: bool) -> None: ...
+    def check(self, persistent: set[str], online: set[str]) -> None: ...
+
+
+class LyingDisk(Simulation):
+    """See the module."""
+
+    model_type = Forgetful
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        super().__init__(directory, seed)
+        self._image = self.box.store.connection.serialize()
+
+    def weights(self) -> tuple[list[Callable[[], None]], list[int]]:
+        steps, weights = super().weights()
+        return [*steps, self._remember, self._lose], [*weights, 4, 2]
+
+    def _remember(self) -> None:
+        self._image = self.box.store.connection.serialize()
+
+    def _lose(self) -> None:
+        """A crash, and the log is as it was."""
+        self.box.kill()
+        self._reader.close()
+        for tail in ("-wal", "-shm"):
+            Path(f"{self.path}{tail}").unlink(missing_ok=True)
+        self.path.write_bytes(self._image)
+        self._open_reader()
+        assert isinstance(self.model, Forgetful)
+        self.model.forget_after(self._reader.bounds()[1])
+        self.begin_again()
+
+    def _check_far_end(self) -> None:
+        applied = Counter(self.far.state.applied)
+        assert isinstance(self.model, Forgetful)
+        for one in self.wanted():
+            assert applied[one], f"{one} never arrived"
+        twice = {one for one, count in applied.items() if count > 1}
+        assert not twice.intersection(self.wanted()) or self.model.lost, f"twice: {sorted(twice)[:3]}"
+
+    def _check_retained(self) -> None: ...
