@@ -9,6 +9,7 @@ Invariant: `apply` either commits the whole batch and numbers its names, or chan
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import uuid
@@ -219,7 +220,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     elif clean and last[0] == gateway:
         epoch = last[1]
     else:
-        epoch = last[1] + 1
+        epoch = last[1] + _epoch_step(wall, mono)
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",
@@ -231,6 +232,11 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")
     return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
+
+
+def _epoch_step(wall: int, mono: int) -> int:
+    """1 to 1000, another one at each start: two lives that begin with the same lost or restored log must not share an epoch."""
+    return 1 + int.from_bytes(hashlib.sha256(f"{_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:

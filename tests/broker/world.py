@@ -42,11 +42,13 @@ class Everyone:
 class World:
     """One gateway life on `path`; a second World on the same path is the restart."""
 
-    def __init__(self, path: Path, limits: Limits | None = None, durability: str = "full", wall: int = NOW) -> None:
-        self.store = Store.open(path, "barn", "normal", wall, 1000)
+    def __init__(
+        self, path: Path, limits: Limits | None = None, durability: str = "full", wall: int = NOW, mono: int = 1000
+    ) -> None:
+        self.store = Store.open(path, "barn", "normal", wall, mono)
         identity = self.store.identity
         log = Log(identity.next_seq, identity.last_at, identity.run)
-        log.tick(wall, 1000)
+        log.tick(wall, mono)
         self.commits: list[tuple[Batch, Callable[[Any], None]]] = []
         self.reads: list[tuple[Callable[[Any], Any], Callable[[Any], None]]] = []
         self.timers: list[Callable[[], None]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ from tidegate.uplink.backend import Batch as FarBatch
 from tidegate.uplink.backend import Link
 from tidegate.uplink.worker import Worker
 
+from .lying_disk import LyingDisk
 from .model import Model
 from .simulation import Box, Simulation
 
 
 class HastyBox(Box):
-    def __init__(self, path: Path, model: Model, wall: int) -> None:
-        super().__init__(path, model, wall, durability="memory")
+    def __init__(self, path: Path, model: Model, wall: int, mono: int) -> None:
+        super().__init__(path, model, wall, mono, "memory")
 
 
 class AcknowledgeBeforeCommit(Simulation):
@@ -43,8 +46,8 @@ class CursorBeforeAnswer(Simulation):
 class SplitBox(Box):
     """Guards of QoS 2 are written with the next commit."""
 
-    def __init__(self, path: Path, model: Model, wall: int) -> None:
-        super().__init__(path, model, wall)
+    def __init__(self, path: Path, model: Model, wall: int, mono: int) -> None:
+        super().__init__(path, model, wall, mono)
         self._late: list[tuple[str, tuple[Any, ...]]] = []
 
     def apply(self, batch: Batch) -> None:
@@ -61,8 +64,8 @@ class GuardInAnotherTransaction(Simulation):
 
 
 class LateBox(Box):
-    def __init__(self, path: Path, model: Model, wall: int) -> None:
-        super().__init__(path, model, wall)
+    def __init__(self, path: Path, model: Model, wall: int, mono: int) -> None:
+        super().__init__(path, model, wall, mono)
         lost = self.broker.lost
 
         def late(client: Client) -> None:
@@ -80,4 +83,14 @@ class LateDisconnectWins(Simulation):
     box_type = LateBox
 
 
-PLANTS = (AcknowledgeBeforeCommit, CursorBeforeAnswer, GuardInAnotherTransaction, LateDisconnectWins)
+class OldEpoch(LyingDisk):
+    """After a crash the epoch goes on, so the numbers of lost entries name new ones."""
+
+    def begin_again(self) -> None:
+        with closing(sqlite3.connect(self.path)) as db:
+            db.execute("UPDATE run SET clean = 1")
+            db.commit()
+        super().begin_again()
+
+
+PLANTS = (AcknowledgeBeforeCommit, CursorBeforeAnswer, GuardInAnotherTransaction, LateDisconnectWins, OldEpoch)

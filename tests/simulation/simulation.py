@@ -70,8 +70,8 @@ def operation(rule: int, kind: int, clientid: str, topic: str, payload: bytes) -
 class Box(World):
     """One life of the gateway; what it makes durable is told to the model."""
 
-    def __init__(self, path: Path, model: Model, wall: int, durability: str = "full") -> None:
-        super().__init__(path, durability=durability, wall=wall)
+    def __init__(self, path: Path, model: Model, wall: int, mono: int, durability: str = "full") -> None:
+        super().__init__(path, None, durability, wall, mono)
         self.auto = False
         self._model = model
         model.durable(self._written_by_the_start())
@@ -140,7 +140,7 @@ class Simulation:
         self._reader = LogReader(self.path)
 
     def _start_box(self) -> Box:
-        box = self.box_type(self.path, self.model, self._wall)
+        box = self.box_type(self.path, self.model, self._wall, self._mono)
         box.broker.router.set_wants(self._wants)
         return box
 
@@ -299,6 +299,8 @@ class Simulation:
         for device in self.devices:
             device.drop()
         self._wires.clear()
+        self._wall += 100
+        self._mono += 100
         self.box = self._start_box()
         self._tell_time()
         self.worker = self._start_worker()
@@ -352,10 +354,14 @@ class Simulation:
             act()
         if not moved:
             self._time_passes()
-            moved = self.box.broker.busy or not all(device.is_quiet for device in lasting)
+            moved = self.box.broker.busy or not self.are_quiet(lasting)
         wait = self.worker.step()
         self.clock.now += wait.seconds or 0.0
         return moved or wait.seconds is not None
+
+    def are_quiet(self, devices: list[Device]) -> bool:
+        """Whether these have nothing left that is unfinished."""
+        return all(device.is_quiet for device in devices)
 
     def _check_far_end(self) -> None:
         wanted = self.wanted()

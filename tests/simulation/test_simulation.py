@@ -8,6 +8,7 @@ import random
 import pytest
 
 from .campaign import campaign, run_seed
+from .lying_disk import LyingDisk
 from .plants import PLANTS
 from .simulation import Simulation
 
@@ -19,6 +20,7 @@ FOUND = {
     98: "a retained delivery in flight held the cursor back",
     133: "after a crash a message was matched with a later subscription",
     154: "a packet id used twice after a clean stop",
+    195: "QoS 0 messages before the CONNACK of a resumed session",
     280: "a repeated PUBREC answered before the first was durable",
 }
 
@@ -33,6 +35,11 @@ def test_new_seeds() -> None:
     said: list[str] = []
     sheet = campaign(SECONDS, 2000, random.randrange(1_000_000, 1_000_000_000), said.append)
     assert not sheet.failed, "\n".join(said)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_log_that_lost_its_end_is_no_danger_to_the_far_end(seed: int) -> None:
+    run_seed(seed, 2000, LyingDisk)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
