@@ -177,7 +177,7 @@ class Sessions:
         if session.persistent:
             self._log.change(
                 "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?",
-                state,
+                delivery_state(session, seq, packet_id, state),
                 session.name,
                 seq,
                 packet_id,
