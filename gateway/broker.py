@@ -374,7 +374,7 @@ class Broker:
         qos = flags >> 1 & 3
         if qos == 2:
             if packet_id not in session.received:
-                session.received.add(packet_id)
+                session.received[packet_id] = None
                 if session.persistent:
                     self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
@@ -463,7 +463,7 @@ class Broker:
     def _on_pubrel(self, client: Client, session: Session, packet: PubRel) -> None:
         """The guard must be gone from the disk before PUBCOMP frees the packet id for another message."""
         if packet.packet_id in session.received:
-            session.received.discard(packet.packet_id)
+            del session.received[packet.packet_id]
             if session.persistent:
                 self.log.change("DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id)
         elif client.version == 5:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
@@ -356,8 +355,10 @@ class Delivery:
         plans: dict[tuple[bytes, int, int], bytes | None] = {}
         if not out:
             self.dirty.append(client)
-        while backlog and room > 0 and size <= TURN_BYTES:
-            message = backlog.popleft()
+        taken = 0
+        while taken < len(backlog) and room > 0 and size <= TURN_BYTES:
+            message = backlog[taken]
+            taken += 1
             seq, raw, flags, payload, properties, _, _, _ = message
             kind = (raw, flags | (DUP if seq < session.suspect else 0), len(payload))
             head = plans[kind] if kind in plans else plans.setdefault(kind, self._plain_head(session, client, seq, *kind))
@@ -375,6 +376,7 @@ class Delivery:
             size += len(packet)
             room -= 1
             sent += 1
+        del backlog[:taken]
         session.next_id, client.out_size = packet_id, size
         session.dirty = True
         self.sent += sent
@@ -391,7 +393,7 @@ class Delivery:
             return False
         if not inflight.keys().isdisjoint(packet_ids):
             return False
-        messages = list(islice(backlog, count))
+        messages = backlog[:count]
         heads: dict[bytes, bytes] = {}
         for raw in {message[1] for message in messages}:
             head = self._plain_head(session, client, backlog[0][0], raw, 1 | (DUP if suspicious else 0), session.plain)
@@ -403,8 +405,7 @@ class Delivery:
         else:
             packets = [heads[m[1]] + _PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
         inflight.update(zip(packet_ids, [message[0] for message in messages], strict=True))
-        for _ in range(count):
-            backlog.popleft()
+        del backlog[:count]
         session.next_id = (first + count - 1) % 65_535 + 1
         session.dirty = True
         self.sent += count
@@ -495,7 +496,7 @@ class Delivery:
         if not qos or (no_local and _is(session, sender)):
             return
         if session.handled and seq in session.handled:
-            session.handled.discard(seq)
+            del session.handled[seq]
             return
         if b"\x02" in properties and self._expired(properties, at):
             self.dropped["expired"] += 1
@@ -555,12 +556,13 @@ class Delivery:
         self.flush()
 
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
-        while session.retained and client.out_size <= TURN_BYTES and not client.blocked:
-            target, message = session.retained[0]
+        taken = 0
+        while taken < len(session.retained) and client.out_size <= TURN_BYTES and not client.blocked:
+            target, message = session.retained[taken]
             qos = min(target.qos, message[2] & QOS_MASK)
             if qos and session.room() <= 0:
-                return
-            session.retained.popleft()
+                break
+            taken += 1
             if b"\x02" in message[4] and self._expired(message[4], message[6]):
                 continue
             v5 = client.version == 5
@@ -569,6 +571,7 @@ class Delivery:
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
+        del session.retained[:taken]
         if len(session.retaining) > 2 * session.window:
             session.retaining = {
                 packet_id: seq

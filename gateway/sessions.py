@@ -78,13 +78,13 @@ class Sessions:
                 session.retaining[packet_id] = seq
                 state -= AS_RETAINED
             elif seq >= session.next_seq:
-                session.handled.add(seq)
+                session.handled[seq] = None
             if state == SENT_QOS1:
                 session.inflight[packet_id] = session.kept[packet_id] = seq
             elif state != COMPLETE:
                 session.releasing[packet_id] = (seq, state)
         for number, packet_id in db.execute("SELECT client, packet_id FROM received"):
-            by_number[number].received.add(packet_id)
+            by_number[number].received[packet_id] = None
 
     def create(self, name: Name, expiry: int) -> Session:
         """A new session; with a row when it outlives its connection."""

@@ -143,7 +143,7 @@ class Connection(Generic[T]):
         self._buffer = bytearray()
         self._needed = 0
         self._aliases: dict[int, bytes] = {}
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, None] = {}
         """Property blocks that were checked and are forwarded as they are: devices repeat themselves."""
         self._offered = 0
 
@@ -268,7 +268,7 @@ class Connection(Generic[T]):
         if len(block) <= SEEN_PROPERTIES_BYTES:
             if len(self._seen) >= MAX_SEEN_PROPERTIES:
                 self._seen.clear()
-            self._seen.add(block)
+            self._seen[block] = None
         return topic, block
 
     def _aliased(self, topic: bytes, alias: int) -> bytes:
