@@ -98,7 +98,7 @@ class Broker:
     ) -> None:
         self.log = log
         self.router = Router()
-        self.delivery = Delivery(log, self.router, read, limits.max_queued_bytes, message_id)
+        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
         self.clients: set[Client] = set()
@@ -175,6 +175,15 @@ class Broker:
             self.delivery.flush()
         if not self._committing:
             self._begin_commit()
+
+    def _read_in_turn(self, job: Callable[[Any], Any], done: Callable[[Any], None]) -> None:
+        """Read the log; what comes of it leaves at once, and its packet ids go to the disk at once."""
+
+        def have_read(got: Any) -> None:
+            done(got)
+            self.turn_over()
+
+        self._read(job, have_read)
 
     def lost(self, client: Client) -> None:
         """The socket is gone."""

@@ -284,7 +284,6 @@ class Delivery:
             seq, packet_id, qos = session.resend.pop(0)
             self._send_again(session, client, packet_id, qos, stored.get(seq))
         self.pump(session)
-        self.flush()
 
     def _send_again(self, session: Session, client: Client, packet_id: int, qos: int, message: Stored | None) -> None:
         if packet_id not in (session.inflight if qos == 1 else session.releasing):
@@ -474,7 +473,6 @@ class Delivery:
         session.next_seq = max(got.through + 1, session.next_seq)
         self._prefetch(session, client)
         self.pump(session)
-        self.flush()
 
     def _read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
@@ -553,7 +551,6 @@ class Delivery:
                 del session.retained_due[topic_filter]
             session.retained.extend((target, message) for message in got.messages)
         self.pump(session)
-        self.flush()
 
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
         taken = 0

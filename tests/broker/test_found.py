@@ -1,0 +1,165 @@
+"""What the simulation found, each as the shortest story that shows it: a seed means nothing once the simulation has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
+from tidegate.gateway.mqtt.properties import Property
+from tidegate.gateway.routing import Want
+from tidegate.store.entry import PUBLISH
+from tidegate.store.store import Store
+
+from tests.broker.world import NOW, World
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+@pytest.fixture
+def world(path: Path) -> World:
+    return _world(path)
+
+
+def _world(path: Path) -> World:
+    world = World(path)
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False)])
+    return world
+
+
+def test_a_packet_id_kept_over_a_clean_stop_is_free_again_after_its_acknowledgement(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("#", 2)
+    world.device("p").publish("t", b"one")
+    (message,) = subscriber.messages()
+    world.stop()
+
+    world = _world(path)
+    subscriber = world.device("s", clean=False)
+    assert [m[2] for m in subscriber.messages()] == [message[2]]
+    subscriber.send(PubAck(message[2]))
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    session.next_id = message[2]
+    world.device("p").publish("t", b"two", qos=2)
+    assert [m[2] for m in subscriber.messages()] == [message[2]]
+    world.kill()
+
+    world = _world(path)
+    subscriber = world.device("s", clean=False)
+    assert [(m[3], m[2]) for m in subscriber.messages()] == [(b"two", message[2])]
+
+
+def test_a_message_sent_again_has_its_retain_flag_and_holds_no_position(world: World, path: Path) -> None:
+    world.device("p").publish("t", b"old", qos=2, retain=True)
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 2)
+    assert [m[1] for m in subscriber.messages()] == [2 << 1 | 1]
+    world.wait(1)
+    session = world.broker.sessions.get("s")
+    assert session is not None and session.stored_cursor == world.broker.delivery.live
+    world.kill()
+    subscriber = _world(path).device("s", clean=False)
+    assert [(m[3], m[1]) for m in subscriber.messages()] == [(b"old", 8 | 2 << 1 | 1)]
+
+
+def test_a_live_message_is_not_taken_for_its_retained_copy(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 1)
+    subscriber.cut()
+    world.device("p").publish("t", b"x", qos=2, retain=True)
+    world.auto = False
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("#", 2)
+    world.commit()
+    while world.reads:
+        world.read()
+    world.kill()
+    subscriber = _world(path).device("s", clean=False)
+    assert (b"x", 0) in [(m[3], m[1] & 1) for m in subscriber.messages()]
+
+
+def test_dup_is_not_forgotten_over_a_clean_stop(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 1)
+    world.device("p").publish("t", b"x")
+    assert [m[1] & 8 for m in subscriber.messages()] == [0]
+    world.kill()
+    _world(path).stop()
+    subscriber = _world(path).device("s", clean=False)
+    assert [m[1] & 8 for m in subscriber.messages()] == [8]
+
+
+def test_a_repeated_pubrec_waits_for_the_commit_of_the_first(world: World) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 2)
+    world.device("p").publish("t", b"x", qos=2)
+    (message,) = subscriber.messages()
+    subscriber.got.clear()
+    world.auto = False
+    subscriber.send(PubRec(message[2]))
+    subscriber.send(PubRec(message[2]))
+    assert subscriber.got == []
+    world.settle()
+    assert PubRel(message[2]) in subscriber.got
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_repeated_pubrel_waits_for_the_commit_of_the_first(world: World, version: int) -> None:
+    publisher = world.device(
+        "p", version, clean=False, properties={Property.SESSION_EXPIRY_INTERVAL: 60} if version == 5 else {}
+    )
+    publisher.publish("t", b"x", qos=2, packet_id=9)
+    assert publisher.take(PubRec) == PubRec(9)
+    publisher.got.clear()
+    world.auto = False
+    publisher.send(PubRel(9))
+    publisher.send(PubRel(9))
+    assert publisher.got == []
+    world.settle()
+    assert [packet.packet_id for packet in publisher.got] == [9, 9]
+    assert all(isinstance(packet, PubComp) for packet in publisher.got)
+
+
+def test_a_resumed_session_waits_until_what_its_last_connection_began_is_durable(world: World) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 2)
+    watcher = world.device("w")
+    watcher.subscribe("t", 0)
+    publisher = world.device("p")
+    world.auto = False
+    publisher.publish("t", b"x", qos=2)
+    world.commit()  # the message; its delivery's packet id is in the next one
+    subscriber.cut()
+    subscriber = world.device("s", clean=False)
+    publisher.publish("t", b"y", qos=0)
+    assert subscriber.got == [], "neither CONNACK nor anything before it"
+    world.settle()
+    assert isinstance(subscriber.got[0], ConnAck)
+    assert [m[3] for m in subscriber.messages()].count(b"x") == 1
+
+
+def test_a_message_is_matched_with_the_subscriptions_of_its_time(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 0)
+    world.device("w", clean=False).subscribe("t", 1)
+    world.device("p").publish("t", b"x")
+    assert [m[1] >> 1 & 3 for m in subscriber.messages()] == [0]
+    subscriber.subscribe("#", 2)
+    world.kill()
+    assert _world(path).device("s", clean=False).messages() == []
+
+
+def test_two_lives_of_one_log_have_different_epochs(path: Path) -> None:
+    World(path).kill()
+    image = path.read_bytes()
+    epochs = set()
+    for life in range(3):
+        path.write_bytes(image)
+        store = Store.open(path, "barn", "full", NOW + life, 1000 + life)
+        epochs.add(store.identity.epoch)
+        store.abandon()
+    assert len(epochs) == 3
