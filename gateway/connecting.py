@@ -109,8 +109,8 @@ class Connecting:
         else:
             session = before
             broker.sessions.wake(session, expiry)
-            # What was begun on the connection before is sent again or answered at once: it must be durable by then.
-            durable = session.persistent and bool(session.releasing)
+            # What the connection before began, the session itself too, is resumed at once: it must be durable by then.
+            durable = session.persistent
         self._attach(client, session, packet)
         self._log_connected(session, new=before is None)
         answer = self._connack(client, packet, before is not None, assigned, expiry)

@@ -142,6 +142,17 @@ def test_a_resumed_session_waits_until_what_its_last_connection_began_is_durable
     assert [m[3] for m in subscriber.messages()].count(b"x") == 1
 
 
+def test_a_session_taken_over_before_it_was_durable_is_not_called_present(world: World, path: Path) -> None:
+    world.auto = False
+    world.device("s", clean=False)
+    again = world.device("s", clean=False)
+    assert again.got == []
+    world.settle()
+    assert again.take(ConnAck).session_present
+    world.kill()
+    assert _world(path).device("s", clean=False).take(ConnAck).session_present
+
+
 def test_a_message_is_matched_with_the_subscriptions_of_its_time(world: World, path: Path) -> None:
     subscriber = world.device("s", clean=False)
     subscriber.subscribe("t", 0)
