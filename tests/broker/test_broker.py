@@ -497,8 +497,12 @@ def test_a_session_that_reconnects_while_its_log_is_being_read_still_gets_everyt
     world.kill()
     world = World(path)
     world.auto = False
-    world.device("s", clean=False).cut()
+    first = world.device("s", clean=False)
+    world.commit()
+    first.cut()
     again = world.device("s", clean=False)
+    while world.commits:
+        world.commit()
     assert len(world.reads) == 2
     world.settle()
     assert payloads(again.messages()) == [b"%d" % number for number in range(20)]
