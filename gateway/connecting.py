@@ -198,7 +198,8 @@ class Connecting:
             broker.delivery.resume(session)
         held, client.held = client.held, None
         if held is not None:
-            broker.handle(client, held)
+            topics = broker.router.topics
+            broker.handle(client, [(topics[e[0].raw], *e[1:]) if type(e) is tuple else e for e in held])
             broker.read_again(client)
 
     # -- out -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any
 from .entry import DISCONNECTED
 from .log import Batch, Name
 from .msgid import gateway_code
+from .names import collect
 from .schema import LOG, StoreError, explain, open_writer
 
 WAL_LIMIT = 8 << 20
@@ -91,7 +92,7 @@ class Store:
         """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
         db = self._db
         numbers: dict[Any, int] = {}
-        if not batch.names and not batch.changes and 0 < len(batch.rows) <= _SIZES[-1]:
+        if not (batch.names or batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
             # One statement is its own transaction: the interpreter lock is won back once instead of thrice.
             db.execute(*_insert(batch.rows))
         else:
@@ -114,6 +115,7 @@ class Store:
                 db.execute(*_insert(rows[start : start + _SIZES[-1]]))
             for sql, group in groupby(batch.changes, key=itemgetter(0)):
                 db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
+            collect(db, batch.unused, numbers)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
