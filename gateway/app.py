@@ -25,7 +25,7 @@ from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.schema import StoreError
 from tidegate.store.store import Store
-from tidegate.store.trim import Plan, Trim
+from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
 
 from .access import Access
@@ -36,8 +36,8 @@ from .report import Reporter
 from .routing import Want
 from .server import Sockets
 from .snapshot import Snapshot
+from .trimming import Trimming
 
-TRIM_PAUSE = 10.0
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 ALIVE_PAUSE = 60.0
@@ -136,6 +136,8 @@ class App:
         self._sockets = Sockets(self.broker, self._tick_clock, _report)
         self.broker.now = time.monotonic()
         self.broker.load(store.connection, identity.clean)
+        trim = Trim(config.disk_budget, DEFAULT_AGE * 1000)
+        self._trimming = Trimming(trim, store.connection, self._committer.submit, self.broker, self._floor, _report)
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -158,7 +160,7 @@ class App:
             saved = {}
         self.broker.router.set_wants(Want(*want) for want in wants(files, saved))
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
-        self._trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
+        self._trimming.trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 
     def _listen(self, listener: Listener) -> list[str]:
         try:
@@ -199,7 +201,7 @@ class App:
         """Once a second: the broker's own timers, the trim, `$SYS`, and the watchdog as long as the disk answers."""
         from . import notify
 
-        next_trim = next_sys = 0.0
+        next_sys = 0.0
         while True:
             await asyncio.sleep(1.0)
             self._tick_clock()
@@ -207,9 +209,7 @@ class App:
             if self.broker.now >= next_sys and self._config.sys_interval:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
-            if self.broker.now >= next_trim:
-                next_trim = self.broker.now + TRIM_PAUSE
-                self._start_trim()
+            self._trimming.tick()
             self._note_time()
             self._committer.submit(lambda: None, lambda _: notify.watchdog())
 
@@ -261,8 +261,10 @@ class App:
         def committed(result: Any) -> None:
             self._tick_clock()
             done(result)
-            if result is None and self._supervisor is not None:
-                self._supervisor.wake()
+            if result is None:
+                self._trimming.committed(batch.size)
+                if self._supervisor is not None:
+                    self._supervisor.wake()
 
         self._committer.submit(lambda: self._store.apply(batch), committed)
 
@@ -280,19 +282,6 @@ class App:
         identity = self._store.identity
         code, epoch = self._runs.get(run) or (gateway_code(identity.gateway), identity.epoch)
         return message_id(at, code, epoch, seq).encode()
-
-    def _start_trim(self) -> None:
-        """Ask in the committer's thread what may go; the removal rides in the log's next batch."""
-        store, now, floor = self._store, self.broker.log.at, self._floor()
-        self._committer.submit(lambda: self._trim.plan(store.connection, now, floor), self._carry_out)
-
-    def _carry_out(self, plan: Plan | Exception | None) -> None:
-        if isinstance(plan, Exception):
-            _report(f"cannot trim the log: {plan}")
-        elif plan is not None:
-            self._tick_clock()
-            self.broker.trim(plan)
-            self.broker.when_durable(self._start_trim)
 
     def _floor(self) -> int:
         """The lowest cursor of all who wait: sessions as stored, pools as they report."""

@@ -25,6 +25,7 @@ from tidegate.store.entry import (
     UNSUBSCRIBED,
 )
 from tidegate.store.log import ROW_BYTES, Batch, Log, Name
+from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.topic import TopicTree, matches
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
@@ -231,10 +232,21 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
-        self.log.change(REMOVE, plan.last)
+        self.log.change(REMOVE, plan.last, plan.floor)
         if plan.gap is not None:
             self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
             self.log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
+        self._begin_commit()
+
+    def collect(self, unused: Unused) -> None:
+        """Let names go that nothing uses, at the end of the batch. From here on no batch gets their numbers from memory:
+        topics are forgotten, and whoever has a session keeps its name."""
+        for _, text in unused.topics:
+            self.router.topics.forget(text)
+        clients = tuple([name for name in unused.clients if self.sessions.get(name[1]) is None])
+        self.log.batch.unused.append(Unused(unused.checked, unused.topics, clients))
+        if unused.first is not None:
+            self.log.change(KEEP_FIRST, unused.first)
         self._begin_commit()
 
     @property
@@ -512,7 +524,8 @@ class Broker:
 
     def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:
         if self.router.wanted(ACKED, topic.text):
-            self.log.append(ACKED, session.name, topic, 0, message_id)
+            name = session.name if self.sessions.get(session.name.text) is session else Name(session.name.text)
+            self.log.append(ACKED, name, self.router.topics[topic.raw], 0, message_id)
 
     def _on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
         identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]

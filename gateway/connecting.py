@@ -200,7 +200,8 @@ class Connecting:
         if session.behind or session.inflight or session.releasing:
             broker.delivery.resume(session)
         if held is not None:
-            broker.handle(client, held)
+            topics = broker.router.topics
+            broker.handle(client, [(topics[e[0].raw], *e[1:]) if type(e) is tuple else e for e in held])
             broker.read_again(client)
 
     # -- out -------------------------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ class Topics(dict[bytes, Topic]):
         topic = self[bytes(raw)] = Topic(bytes(raw), text)
         return topic
 
+    def forget(self, text: str) -> None:
+        """The name's number ends: whoever needs the topic again gets a new one. Only `Topic`s from here go into the log."""
+        self.pop(text.encode(), None)
+
 
 class Router:
     """Subscriptions and rules in, routes out."""

@@ -96,7 +96,11 @@ class CatchUp:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
         ordered = sorted(seqs)[:ROWS]
         wanted = ",".join(str(int(seq)) for seq in ordered)
-        messages, whole = self._fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+        self._db.execute("BEGIN")
+        try:
+            messages, whole = self._fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+        finally:
+            self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
 
     def _fetch(self, rows: str) -> list[Stored]:

@@ -10,7 +10,10 @@ Invariant: seq rises by one with every entry and `at` never goes back.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .names import Unused
 
 Row = tuple[Any, ...]
 """(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are a Name or None."""
@@ -33,7 +36,7 @@ class Name:
 class Batch:
     """What one commit holds. `notes` belongs to the broker: the store carries it through untouched."""
 
-    __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size")
+    __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size", "unused")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
@@ -45,9 +48,11 @@ class Batch:
         """(function, arguments …) to call once durable, in order."""
         self.size = 0
         """Bytes of memory, about."""
+        self.unused: list[Unused] = []
+        """Names to be removed at the end of the commit (see `store.names`)."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.changes or self.acks or self.after)
+        return bool(self.rows or self.changes or self.acks or self.after or self.unused)
 
 
 class Log:

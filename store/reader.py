@@ -1,7 +1,8 @@
 """Reading the log from outside the committer: the uplink's view, entry by entry in order of seq.
 
 A reader has its own read-only connection and holds a transaction only for one `read`, which is bounded in rows and bytes.
-It sees whole commits only. Names are cached; they are immutable.
+It sees whole commits only. Names are read in the entries' transaction, before they may be collected, and cached: a number
+is never given to another name.
 """
 
 from __future__ import annotations
@@ -66,6 +67,13 @@ class LogReader:
         Only `kinds` are returned when given; the second value also covers what was passed over.
         """
         self._runs.clear()  # the newest one's clock offset may have been corrected
+        self._db.execute("BEGIN")
+        try:
+            return self._read(after, limit, kinds)
+        finally:
+            self._db.execute("COMMIT")
+
+    def _read(self, after: int, limit: int, kinds: Collection[int] | None) -> tuple[list[Entry], int]:
         rows: list[tuple[int, int, int, int, int, int | None, int | None, int | None, bytes | None, bytes | None]] = []
         size = 0
         cursor = self._db.execute(

@@ -24,6 +24,7 @@ from typing import Any
 from .entry import DISCONNECTED
 from .log import Batch, Name, Row
 from .msgid import gateway_code
+from .names import collect
 from .schema import LOG, StoreError, explain, open_writer
 
 WAL_LIMIT = 8 << 20
@@ -91,7 +92,7 @@ class Store:
     def apply(self, batch: Batch) -> None:
         """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
         insert = None
-        if not batch.changes and 0 < len(batch.rows) <= _SIZES[-1]:
+        if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
             with suppress(KeyError):
                 insert = _insert(batch.rows, {})
         if insert is not None:
@@ -113,6 +114,7 @@ class Store:
                 db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
             for sql, group in groupby(batch.changes, key=itemgetter(0)):
                 db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
+            collect(db, batch.unused, numbers)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:

@@ -30,7 +30,7 @@ from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.routing import Want
 from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED
 from tidegate.store.reader import LogReader
-from tidegate.store.trim import Trim
+from tidegate.store.trim import Plan, Trim
 
 from tests.broker.world import NOW, World
 
@@ -516,7 +516,7 @@ def test_numbers_go_on_after_the_log_was_trimmed_empty(world: World, path: Path)
         publisher.publish("t", b"%d" % number, packet_id=number + 1)
     sleeper.ack_all()
     world.wait(2)
-    while (plan := Trim(1 << 30, 0).plan(world.store.connection, NOW + 10**9, 10**9)) is not None:
+    while isinstance(plan := Trim(1 << 30, 0).plan(world.store.connection, NOW + 10**9, 10**9), Plan):
         world.broker.trim(plan)
         world.settle()
     world.stop()

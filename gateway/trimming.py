@@ -1,0 +1,83 @@
+"""Driving the trim: when it looks, and how its steps get into the log's batches.
+
+It looks every ten seconds, and as soon as the commits since the last look could have filled the disk budget. One step is
+under way at a time: asked for in the committer's thread, carried out by the broker, and when that is durable the next.
+
+Invariant: at most one step is under way, however often it is started.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from tidegate.store.names import Unused
+from tidegate.store.trim import Plan, Trim
+
+from .broker import Broker, Report
+
+Submit = Callable[[Callable[[], Any], Callable[[Any], None]], None]
+PAUSE = 10.0
+
+
+class Trimming:
+    """`floor()` is the lowest cursor of all who wait; `trim` may be replaced when the rules change."""
+
+    def __init__(
+        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, floor: Callable[[], int], report: Report
+    ) -> None:
+        self.trim = trim
+        self._db = db
+        self._submit = submit
+        self._broker = broker
+        self._floor = floor
+        self._report = report
+        self._under_way = False
+        self._asked = False
+        self._since = 0
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """Called each second."""
+        if self._broker.now >= self._next:
+            self._next = self._broker.now + PAUSE
+            self.start()
+
+    def committed(self, size: int) -> None:
+        """So many bytes more may be on disk now."""
+        self._since += size
+        if self._since >= self.trim.look_every and not self._under_way and not self._asked:
+            self._since = 0
+            self._asked = True
+            self._submit(lambda: self.trim.above(self._db), self._looked)
+
+    def start(self) -> None:
+        """Take steps until nothing is left to do."""
+        if not self._under_way:
+            self._under_way = True
+            self._step()
+
+    def _looked(self, above: bool | Exception) -> None:
+        self._asked = False
+        if above is True:
+            self.start()
+
+    def _step(self) -> None:
+        trim, now, floor = self.trim, self._broker.log.at, self._floor()
+        self._submit(lambda: trim.plan(self._db, now, floor), self._carry_out)
+
+    def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:
+        broker = self._broker
+        if isinstance(plan, Exception):
+            self._report(f"cannot trim the log: {plan}", "trim")
+        if plan is None or isinstance(plan, Exception):
+            self._under_way = False
+        elif isinstance(plan, Unused) and not (plan.topics or plan.clients or plan.first):
+            self._step()
+        else:
+            broker.when_durable(self._step)
+            if isinstance(plan, Plan):
+                broker.trim(plan)
+            else:
+                broker.collect(plan)

@@ -1,0 +1,116 @@
+"""Unused names: found in bounded steps, removed at the end of a commit unless something came in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tidegate.store.entry import CONNECTED, PUBLISH
+from tidegate.store.log import Log, Name
+from tidegate.store.names import STEP, Names, Unused
+from tidegate.store.store import Store
+from tidegate.store.trim import KEEP_SEQ
+
+from .test_store import NOW, TopicName, open_store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+def store_with(path: Path, topics: list[str]) -> tuple[Store, Log, dict[str, int]]:
+    """Topics with a message each; the message is gone, the names are not."""
+    store, log = open_store(path)
+    for text in topics:
+        log.append(PUBLISH, Name("c"), TopicName(text), 1, b"x")
+        store.apply(log.take())
+    store.connection.execute("DELETE FROM entry")
+    return store, log, dict(store.connection.execute("SELECT name, id FROM topic").fetchall())
+
+
+def topics(store: Store) -> list[str]:
+    return [text for (text,) in store.connection.execute("SELECT name FROM topic ORDER BY id")]
+
+
+def handed_out(names: Names, store: Store) -> list[Unused]:
+    found = []
+    while (step := names.step(store.connection)) is not None:
+        found.append(step)
+        if step.first is not None:
+            store.connection.execute("INSERT OR REPLACE INTO meta VALUES ('names', ?)", (step.first,))
+    return found
+
+
+def test_a_name_that_is_used_between_the_look_and_the_removal_stays(path: Path) -> None:
+    store, log, number = store_with(path, ["by number before", "by number", "by name", "unused", "highest"])
+    unused = Unused(5, tuple((number[text], text) for text in number))
+    earlier = TopicName("by number before", number["by number before"])
+    log.append(PUBLISH, Name("c"), earlier, 1, b"x")
+    store.apply(log.take())
+    log.append(PUBLISH, Name("c"), TopicName("by number", number["by number"]), 1, b"x")
+    by_name = TopicName("by name")
+    log.change("INSERT INTO retained VALUES (?, 6)", by_name)
+    log.change("DELETE FROM retained")
+    log.batch.unused.append(unused)
+    store.apply(log.take())
+    assert topics(store) == ["by number before", "by number", "by name", "highest"]
+    assert by_name.id == number["by name"]
+    store.close(NOW)
+
+
+def test_a_removed_name_comes_back_with_another_number(path: Path) -> None:
+    store, log, number = store_with(path, ["a", "b"])
+    log.batch.unused.append(Unused(2, ((number["a"], "a"), (number["b"], "b"))))
+    store.apply(log.take())
+    again = TopicName("a")
+    log.append(PUBLISH, Name("c"), again, 1, b"x")
+    store.apply(log.take())
+    assert again.id > max(number.values())
+    store.close(NOW)
+
+
+def test_a_failed_commit_removes_no_name(path: Path) -> None:
+    store, log, number = store_with(path, ["a", "b"])
+    log.batch.unused.append(Unused(2, ((number["a"], "a"),)))
+    log.append(PUBLISH, Name("c"), TopicName("c"), 1, b"x")
+    batch = log.take()
+    store.connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(Exception, match="readonly"):
+        store.apply(batch)
+    store.connection.execute("PRAGMA query_only = 0")
+    assert topics(store) == ["a", "b"]
+    store.apply(batch)
+    assert topics(store) == ["b", "c"]
+    store.close(NOW)
+
+
+def test_a_look_ends_early_when_all_names_are_alive_and_is_not_repeated(path: Path) -> None:
+    store, log = open_store(path)
+    client, topic = Name("c"), TopicName("t")
+    for _ in range(10 * STEP):
+        log.append(PUBLISH, client, topic, 1, b"x")
+    log.append(CONNECTED, Name("d"))
+    log.append(PUBLISH, client, TopicName("u"), 1, b"x")
+    store.apply(log.take())
+    names = Names()
+    store.connection.execute("DELETE FROM entry WHERE seq <= ?", (STEP,))
+    assert names.step(store.connection) is None, "less than a quarter of the log went"
+    store.connection.execute("DELETE FROM entry WHERE seq <= ?", (4 * STEP,))
+    assert len(handed_out(names, store)) <= 3
+    assert names.step(store.connection) is None
+    store.close(NOW)
+
+
+def test_presence_goes_with_the_last_event_of_a_client_and_not_while_it_is_online(path: Path) -> None:
+    store, log = open_store(path)
+    for clientid, state in (("online", 1), ("offline", 0), ("last", 0)):
+        name = Name(clientid)
+        log.append(CONNECTED, name)
+        log.change("UPDATE client SET state = ? WHERE id = ?", state, name)
+        store.apply(log.take())
+    store.connection.execute("DELETE FROM entry")
+    store.connection.execute(KEEP_SEQ, (3,))
+    found = [name for step in handed_out(Names(), store) for name in step.clients]
+    assert [text for _, text in found] == ["offline"]
+    store.close(NOW)
