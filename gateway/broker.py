@@ -393,7 +393,9 @@ class Broker:
     ) -> None:
         self.received += 1
         qos = flags >> 1 & 3
-        if qos == 2:
+        if topic.reserved:
+            self._refuse_publish(client, qos, packet_id)
+        elif qos == 2:
             if packet_id not in session.received:
                 session.received[packet_id] = None
                 if session.persistent:
@@ -407,6 +409,14 @@ class Broker:
                 self.delivery.send(client, (PUBACK | packet_id).to_bytes(4, "big"))
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
+
+    def _refuse_publish(self, client: Client, qos: int, packet_id: int) -> None:
+        """`$SYS` is ours alone (4.7.2); before 5.0 a client cannot be told and gets its acknowledgement [MQTT-3.3.5-2]."""
+        self.counters["refused_publishes"] += 1
+        reason = ReasonCode.NOT_AUTHORIZED if client.version == 5 else ReasonCode.SUCCESS
+        if qos:
+            answer = PubAck(packet_id, reason) if qos == 1 else PubRec(packet_id, reason)
+            self.delivery.send(client, encode(answer, client.version))
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
         """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""
@@ -494,8 +504,12 @@ class Broker:
         self._acknowledge_for(client, session, PUBCOMP | packet.packet_id)
 
     def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
-        seq, _ = session.releasing.pop(packet.packet_id, (0, 0))
+        seq, state = session.releasing.get(packet.packet_id, (0, 0))
+        if packet.packet_id in session.inflight or state == SENT:
+            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # [MQTT-4.3.3-3]: unacknowledged until the PUBREC
+            return
         if seq:
+            del session.releasing[packet.packet_id]
             self.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
             session.dirty = True
         self._pump(session)
@@ -537,14 +551,15 @@ class Broker:
             if subscription is not None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
                 retained.append((wanted, subscription))
         answer = encode(SubAck(packet.packet_id, tuple(reasons), {}), client.version)
+        through = self.log.next_seq - 1
         if session.persistent:
-            self.when_durable(self._subscribed, client, session, answer, retained)
+            self.when_durable(self._subscribed, client, session, answer, retained, through)
             return
         self.delivery.send(client, answer)
         if self.busy:  # a retained message may be on its way to the disk
-            self.when_durable(self._send_all_retained, client, session, retained)
+            self.when_durable(self._send_all_retained, client, session, retained, through)
         else:
-            self._send_all_retained(client, session, retained)
+            self._send_all_retained(client, session, retained, through)
 
     def _subscribe(
         self, client: Client, session: Session, wanted: Requested, identifier: int
@@ -559,24 +574,27 @@ class Broker:
         return ReasonCode(wanted.qos), subscription, new
 
     def _subscribed(
-        self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]]
+        self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]], through: int
     ) -> None:
         if session.client is client:
             self.delivery.send(client, answer)
-            self._send_all_retained(client, session, retained)
+            self._send_all_retained(client, session, retained, through)
 
-    def _send_all_retained(self, client: Client, session: Session, retained: list[tuple[Requested, Subscription]]) -> None:
+    def _send_all_retained(
+        self, client: Client, session: Session, retained: list[tuple[Requested, Subscription]], through: int
+    ) -> None:
         if session.client is client:
             for wanted, subscription in retained:
-                self._send_retained(client, session, wanted.filter, subscription)
+                self._send_retained(client, session, wanted.filter, subscription, through)
 
-    def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription) -> None:
+    def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription, through: int) -> None:
         target = target_of(session, subscription)
         if text.startswith("$SYS"):
             for name, payload in self.sys_values.items():
                 if matches(text, name):
                     self.delivery.send_value(client, self.router.topics[name.encode()], payload)
-        seqs = [seq for seq in self.retained.find(text) if seq < self.log.next_seq]
+        # What was published after the SUBSCRIBE went out as a message already.
+        seqs = [seq for seq in self.retained.find(text) if seq <= through]
         if seqs:
             self.delivery.queue_retained(client, text, target, seqs)
 
@@ -594,7 +612,7 @@ class Broker:
                 self.log.append(UNSUBSCRIBED, session.name, self._filter_topic(text))
         answer = encode(UnsubAck(packet.packet_id, tuple(reasons), {}), client.version)
         if session.persistent:
-            self.when_durable(self._subscribed, client, session, answer, [])
+            self.when_durable(self._subscribed, client, session, answer, [], 0)
         else:
             self.delivery.send(client, answer)
 

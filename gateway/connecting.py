@@ -113,7 +113,8 @@ class Connecting:
             durable = session.persistent
         self._attach(client, session, packet)
         self._log_connected(session, new=before is None)
-        answer = self._connack(client, packet, before is not None, assigned, expiry)
+        present = before is not None and packet.version > 3  # a reserved byte in 3.1
+        answer = self._connack(client, packet, present, assigned, expiry)
         if durable:
             client.held = []
             broker.when_durable(self._connected, client, session, answer)
@@ -128,7 +129,9 @@ class Connecting:
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
         if not self._access.authenticate(packet.username, packet.password, client.listener):
-            return ReasonCode.NOT_AUTHORIZED if packet.username is None else ReasonCode.BAD_USER_NAME_OR_PASSWORD
+            if packet.version < 5 or packet.username is None:  # 3.1.1, table 3.1: code 4 is for malformed ones only
+                return ReasonCode.NOT_AUTHORIZED
+            return ReasonCode.BAD_USER_NAME_OR_PASSWORD
         return None
 
     def _refuse(self, client: Client, reason: ReasonCode) -> None:
@@ -275,4 +278,6 @@ class Connecting:
     def _publish_will(self, session: Session, will: Will) -> None:
         kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
         topic = self._broker.router.topics[will.topic.encode()]
+        if topic.reserved:
+            return
         self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))

@@ -50,13 +50,15 @@ class Target(NamedTuple):
 class Topic(Name):
     """A topic name with its route. `plain` is its `generation` when QoS 1 messages are stored, else -1."""
 
-    __slots__ = ("generation", "plain", "prefix", "raw", "stored", "stored_qos0", "stored_retained", "targets")
+    __slots__ = ("generation", "plain", "prefix", "raw", "reserved", "stored", "stored_qos0", "stored_retained", "targets")
     table = "topic"
 
     def __init__(self, raw: bytes, text: str) -> None:
         super().__init__(text)
         self.raw = raw
         self.prefix = len(raw).to_bytes(2, "big") + raw
+        self.reserved = text.startswith("$SYS/")
+        """Only the gateway publishes here, and nothing of it is stored."""
         self.generation = -1
         self.plain = -1
         self.targets: list[Target] = []
@@ -146,6 +148,8 @@ class Router:
                 target = target_of(session, subscription)
                 before = merged.get(session)
                 merged[session] = target if before is None else _merge(before, target)
+        if topic.reserved:
+            topic.stored = topic.stored_qos0 = topic.stored_retained = False
         topic.targets = list(merged.values())
         topic.generation = self.generation
         topic.plain = self.generation if topic.stored else -1

@@ -16,7 +16,8 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MAX_TOPIC_BYTES = 65_535
-MAX_LEVELS = 128
+MAX_LEVELS = 201
+"""As many as mosquitto takes."""
 
 
 def topic_name_fault(topic: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tidegate.store.topic import topic_filter_fault, topic_name_fault
+from tidegate.store.topic import MAX_LEVELS, topic_filter_fault, topic_name_fault
 
 from .errors import MalformedPacket, MqttError, ProtocolError, malformed, protocol_error
 from .packet_types import (
@@ -60,7 +60,7 @@ def check_first_byte(first_byte: int, version: int) -> None:
     """Raise for packet types and flags that do not exist."""
     kind, flags = first_byte >> 4, first_byte & 15
     if kind == 0 or (kind == 15 and version < 5):
-        raise malformed(f"packet type {kind} does not exist in this version")  # table 2-1
+        raise protocol_error(f"packet type {kind} does not exist in this version")  # table 2-1
     if kind == 3:
         if flags & 6 == 6:
             raise malformed("PUBLISH: QoS 3")  # [MQTT-3.3.1-4]
@@ -84,7 +84,10 @@ def topic_name(raw: bytes) -> str:
 def topic_filter(text: str) -> str:
     """`text` if it is a topic filter; raises `MalformedPacket` if it is none (4.7, 4.8.2)."""
     if fault := topic_filter_fault(text):
-        raise MalformedPacket(ReasonCode.TOPIC_FILTER_INVALID, f"topic filter {text[:80]!r}: {fault}")
+        # 0x8F is for what is correctly formed and yet not accepted (3.14.2.1).
+        too_deep = text.count("/") >= MAX_LEVELS
+        reason = ReasonCode.TOPIC_FILTER_INVALID if too_deep else ReasonCode.MALFORMED_PACKET
+        raise MalformedPacket(reason, f"topic filter {text[:80]!r}: {fault}")
     return text
 
 

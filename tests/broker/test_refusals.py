@@ -1,0 +1,119 @@
+"""What the broker refuses, and in which words: packets out of their order, the gateway's own topics, bad credentials.
+
+Each case is one that the suites of Eclipse Paho and mosquitto ask for (docs/mosquitto.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel, SubAck, Will
+from tidegate.gateway.mqtt.reasons import ReasonCode
+from tidegate.gateway.routing import Want
+from tidegate.store.entry import PUBLISH
+from tidegate.store.reader import LogReader
+
+from tests.broker.world import World
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+@pytest.fixture
+def world(path: Path) -> World:
+    return World(path)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_pubcomp_without_a_pubrec_ends_the_connection_and_the_message_comes_again(world: World, qos: int) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", qos)
+    world.device("p").publish("t", b"x", qos)
+    packet_id = device.messages()[0][2]
+    device.send(PubComp(packet_id))
+    assert device.closed
+    again = world.device("s", clean=False)
+    assert [message[3] for message in again.messages()] == [b"x"]
+
+
+def test_a_pubcomp_after_its_pubrec_ends_nothing(world: World) -> None:
+    device = world.device("s")
+    device.subscribe("t", 2)
+    publisher = world.device("p")
+    publisher.publish("t", b"x", 2)
+    publisher.send(PubRel(1))
+    packet_id = device.messages()[0][2]
+    device.send(PubRec(packet_id))
+    assert device.take(PubRel) == PubRel(packet_id)
+    device.send(PubComp(packet_id))
+    assert not device.closed
+
+
+@pytest.mark.parametrize(("qos", "answer"), [(1, PubAck), (2, PubRec)])
+def test_sys_topics_are_the_gateways_alone_and_a_v5_client_is_told(world: World, path: Path, qos: int, answer: type) -> None:
+    world.broker.router.set_wants(iter([Want(PUBLISH, "$SYS/#", 0, False)]))
+    watcher = world.device("w")
+    watcher.subscribe("$SYS/#", 1)
+    publisher = world.device("p", version=5)
+    publisher.publish("$SYS/broker/uptime", b"for ever", qos, retain=True)
+    assert publisher.take(answer) == answer(1, ReasonCode.NOT_AUTHORIZED)
+    assert watcher.messages() == []
+    assert list(LogReader(path).read(0, 10)[0]) == []
+    assert world.broker.counters["refused_publishes"] == 1
+    assert not publisher.closed
+
+
+def test_a_3_1_1_client_gets_its_acknowledgements_for_a_sys_topic(world: World) -> None:
+    publisher = world.device("p")
+    publisher.take(ConnAck)
+    publisher.publish("$SYS/a", b"0", 0)
+    publisher.publish("$SYS/a", b"1", 1)
+    publisher.publish("$SYS/a", b"2", 2, packet_id=2)
+    publisher.send(PubRel(2))
+    assert publisher.got == [PubAck(1), PubRec(2), PubComp(2)]
+
+
+def test_a_will_does_not_reach_sys_topics_either(world: World) -> None:
+    watcher = world.device("w")
+    watcher.subscribe("$SYS/#", 0)
+    world.device("d", will=Will("$SYS/broker/uptime", b"gone", 1, True, {})).cut()
+    assert watcher.messages() == []
+
+
+def test_sys_values_of_the_gateway_still_arrive(world: World) -> None:
+    watcher = world.device("w")
+    watcher.subscribe("$SYS/#", 1)
+    world.broker.publish_sys({"$SYS/broker/uptime": b"1 seconds"})
+    assert [message[3] for message in watcher.messages()] == [b"1 seconds"]
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [(3, ReasonCode.NOT_AUTHORIZED), (4, ReasonCode.NOT_AUTHORIZED), (5, ReasonCode.BAD_USER_NAME_OR_PASSWORD)],
+)
+def test_a_wrong_password_is_not_a_malformed_one(world: World, version: int, reason: ReasonCode) -> None:
+    device = world.device("m", version=version, username="mallory")
+    assert device.take(ConnAck).reason == reason
+    assert device.closed
+
+
+def test_mqtt_3_1_knows_no_session_present(world: World) -> None:
+    world.device("old", version=3, clean=False).cut()
+    assert world.device("old", version=3, clean=False).take(ConnAck) == ConnAck(False, ReasonCode.SUCCESS, {})
+    assert world.device("old", version=4, clean=False).take(ConnAck).session_present
+
+
+def test_what_is_retained_after_the_subscribe_comes_once(world: World) -> None:
+    world.auto = False
+    device = world.device("s")
+    assert world.commits == []
+    world.device("p", clean=False)
+    assert world.commits
+    device.subscribe("t", 0)
+    world.device("q").publish("t", b"x", 0, retain=True)
+    world.settle()
+    assert device.take(SubAck)
+    assert [message[3] for message in device.messages()] == [b"x"]
