@@ -17,20 +17,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tidegate.store.entry import (
-    ACKED,
     GAP,
     PUBLISH,
     RETAIN,
-    SUBSCRIBED,
-    UNSUBSCRIBED,
 )
 from tidegate.store.log import ROW_BYTES, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
-from tidegate.store.topic import TopicTree, matches
+from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
-from .delivery import PUBREL, Delivery, ReadLog
+from .delivery import Delivery, ReadLog
+from .exchanges import Exchanges
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -41,22 +39,17 @@ from .mqtt.packets import (
     PubComp,
     PubRec,
     PubRel,
-    SubAck,
     Subscribe,
-    UnsubAck,
     Unsubscribe,
     encode,
 )
-from .mqtt.packets import (
-    Subscription as Requested,
-)
-from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
-from .routing import Router, Topic, target_of
-from .session import COMPLETE, RELEASED, SENT, Client, Link, Session, Subscription
-from .sessions import Sessions, forget_kept
+from .routing import Router, Topic
+from .session import Client, Link, Session
+from .sessions import Sessions
+from .subscribing import Subscribing
 
-PUBACK, PUBREC, PUBCOMP = 0x40020000, 0x50020000, 0x70020000
+PUBACK, PUBREC = 0x40020000, 0x50020000
 BATCH_LIMIT = 16 << 20
 """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
 UNREAD_LIMIT = 2 << 20
@@ -113,26 +106,27 @@ class Broker:
         self.now = 0.0
         self._next_fold = 0.0
         self._commit = commit
-        self._read = read
+        self.read = read
         self._later = later
         self._limits = limits
         self._durable = durability != "memory"
         self._delay = commit_delay
-        self._message_id = message_id
-        self._report = report
+        self.message_id = message_id
+        self.report = report
         self._committing = False
         self._delayed = False
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
+        exchanges, subscribing = Exchanges(self), Subscribing(self)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
-            Acks: self._on_acks,
-            PubAck: self._on_puback,
-            PubRec: self._on_pubrec,
-            PubRel: self._on_pubrel,
-            PubComp: self._on_pubcomp,
-            Subscribe: self._on_subscribe,
-            Unsubscribe: self._on_unsubscribe,
+            Acks: exchanges.on_acks,
+            PubAck: exchanges.on_puback,
+            PubRec: exchanges.on_pubrec,
+            PubRel: exchanges.on_pubrel,
+            PubComp: exchanges.on_pubcomp,
+            Subscribe: subscribing.on_subscribe,
+            Unsubscribe: subscribing.on_unsubscribe,
             PingReq: self._on_ping,
             Disconnect: self.connecting.on_disconnect,
             Auth: self._on_auth,
@@ -184,7 +178,7 @@ class Broker:
             done(got)
             self.turn_over()
 
-        self._read(job, have_read)
+        self.read(job, have_read)
 
     def lost(self, client: Client) -> None:
         """The socket is gone."""
@@ -292,7 +286,7 @@ class Broker:
             self._commit_failed(batch, result)
             return
         if self.store_fault:
-            self._report("the store works again; withheld acknowledgements are sent now")
+            self.report("the store works again; withheld acknowledgements are sent now")
             self.store_fault = ""
             self._failures = 0
         self._committing = False
@@ -311,7 +305,7 @@ class Broker:
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
         if not self.store_fault:
-            self._report(f"the store refuses to write: {error}; acknowledgements of QoS 1 and 2 are withheld")
+            self.report(f"the store refuses to write: {error}; acknowledgements of QoS 1 and 2 are withheld")
         self.store_fault = str(error)
         self._failures += 1
         if self._failures > GIVE_UP_RETRIES:
@@ -320,22 +314,12 @@ class Broker:
             self.delivery.flush()
         self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
 
-    def _acknowledge(self, client: Client, packet: int) -> None:
+    def acknowledge(self, client: Client, packet: int) -> None:
         """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
         if not self._durable:
             self.delivery.send(client, packet.to_bytes(4, "big"))
         else:
             self.log.batch.acks.setdefault(client, []).append(packet)
-
-    def _acknowledge_for(self, client: Client, session: Session, packet: int) -> None:
-        """As `_acknowledge`, for what only a session that survives must remember.
-
-        A packet that repeats another waits as well: what it repeats may not be durable yet.
-        """
-        if session.persistent:
-            self._acknowledge(client, packet)
-        else:
-            self.delivery.send(client, packet.to_bytes(4, "big"))
 
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call `function` after the commit that holds everything appended so far."""
@@ -379,7 +363,7 @@ class Broker:
                 return
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
-                self._report(f"{client.peer}: {event.error}", str(event.error))
+                self.report(f"{client.peer}: {event.error}", str(event.error))
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)
             elif session is None:
@@ -401,10 +385,10 @@ class Broker:
                 if session.persistent:
                     self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
-            self._acknowledge(client, PUBREC | packet_id)
+            self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
             if self.publish(session.name, topic, qos, bool(flags & 1), payload, properties):
-                self._acknowledge(client, PUBACK | packet_id)
+                self.acknowledge(client, PUBACK | packet_id)
             else:
                 self.delivery.send(client, (PUBACK | packet_id).to_bytes(4, "big"))
         else:
@@ -444,177 +428,6 @@ class Broker:
         else:
             return False
         return True
-
-    def _on_acks(self, client: Client, session: Session, acks: Acks) -> None:
-        pop = session.inflight.pop
-        if session.releasing and not session.releasing.keys().isdisjoint(acks.packet_ids):
-            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.3: a PUBACK for QoS 2
-            return
-        if self.router.wanted(ACKED):
-            for packet_id in acks.packet_ids:
-                self._log_acked(session, pop(packet_id, 0))
-        else:
-            for packet_id in acks.packet_ids:
-                pop(packet_id, None)
-        if session.kept:
-            forget_kept(self.log, session, acks.packet_ids)
-        session.dirty = True
-        self._pump(session)
-
-    def _on_puback(self, client: Client, session: Session, packet: PubAck) -> None:
-        self._on_acks(client, session, Acks((packet.packet_id,)))
-
-    def _on_pubrec(self, client: Client, session: Session, packet: PubRec) -> None:
-        seq, state = session.releasing.get(packet.packet_id, (0, 0))
-        if packet.packet_id in session.inflight:
-            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.2: a PUBREC for QoS 1
-            return
-        if not state and packet.reason >= 0x80:
-            return
-        if not state:
-            if client.version == 5:
-                answer = PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
-                self.delivery.send(client, encode(answer, 5))
-            else:
-                self.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
-            return
-        if state == SENT:
-            self._log_acked(session, seq)
-        if packet.reason >= 0x80:
-            del session.releasing[packet.packet_id]
-            self.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
-            session.dirty = True
-            self._pump(session)
-            return
-        session.releasing[packet.packet_id] = (seq, RELEASED)
-        if state == SENT:
-            self.sessions.set_delivery(session, seq, packet.packet_id, RELEASED)
-        self._acknowledge_for(client, session, PUBREL | packet.packet_id)
-
-    def _on_pubrel(self, client: Client, session: Session, packet: PubRel) -> None:
-        """The guard must be gone from the disk before PUBCOMP frees the packet id for another message."""
-        if packet.packet_id in session.received:
-            del session.received[packet.packet_id]
-            if session.persistent:
-                self.log.change("DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id)
-        elif client.version == 5:
-            answer = encode(PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND), 5)
-            self.when_durable(self.delivery.send_if_connected, session, client, answer)
-            return
-        self._acknowledge_for(client, session, PUBCOMP | packet.packet_id)
-
-    def _on_pubcomp(self, client: Client, session: Session, packet: PubComp) -> None:
-        seq, state = session.releasing.get(packet.packet_id, (0, 0))
-        if packet.packet_id in session.inflight or state == SENT:
-            self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # [MQTT-4.3.3-3]: unacknowledged until the PUBREC
-            return
-        if seq:
-            del session.releasing[packet.packet_id]
-            self.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
-            session.dirty = True
-        self._pump(session)
-
-    def _pump(self, session: Session) -> None:
-        if session.behind or session.retained or session.retained_due:
-            self.delivery.pump(session)
-
-    def _log_acked(self, session: Session, seq: int) -> None:
-        if not seq or not self.router.wanted(ACKED):
-            return
-        row = self.delivery.in_memory(seq)
-        if row is not None:
-            self._append_acked(session, row[6], self._message_id(seq, row[1], row[3]))
-        else:
-            self._read(lambda reader: reader.fetch([seq]), lambda got: self._late_acked(session, got))
-
-    def _late_acked(self, session: Session, got: Any) -> None:
-        if isinstance(got, BaseException):
-            self._report(f"cannot read the log for an acknowledgement: {got}")
-            return
-        for message in got.messages:
-            topic = self.router.topics[message[1]]
-            self._append_acked(session, topic, self._message_id(message[0], message[6], message[7]))
-        self._begin_commit()
-
-    def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:
-        if self.router.wanted(ACKED, topic.text):
-            name = session.name if self.sessions.get(session.name.text) is session else Name(session.name.text)
-            self.log.append(ACKED, name, self.router.topics[topic.raw], 0, message_id)
-
-    def _on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
-        identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
-        reasons: list[ReasonCode] = []
-        retained: list[tuple[Requested, Subscription]] = []
-        for wanted in packet.subscriptions:
-            reason, subscription, new = self._subscribe(client, session, wanted, identifiers[0])
-            reasons.append(reason)
-            if subscription is not None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
-                retained.append((wanted, subscription))
-        answer = encode(SubAck(packet.packet_id, tuple(reasons), {}), client.version)
-        through = self.log.next_seq - 1
-        if session.persistent:
-            self.when_durable(self._subscribed, client, session, answer, retained, through)
-            return
-        self.delivery.send(client, answer)
-        if self.busy:  # a retained message may be on its way to the disk
-            self.when_durable(self._send_all_retained, client, session, retained, through)
-        else:
-            self._send_all_retained(client, session, retained, through)
-
-    def _subscribe(
-        self, client: Client, session: Session, wanted: Requested, identifier: int
-    ) -> tuple[ReasonCode, Subscription | None, bool]:
-        if wanted.filter.startswith("$share/"):
-            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, None, False
-        since = self.log.next_seq - 1
-        subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
-        new = self.sessions.subscribe(session, wanted.filter, subscription)
-        if self.router.wanted(SUBSCRIBED, wanted.filter):
-            self.log.append(SUBSCRIBED, session.name, self._filter_topic(wanted.filter), wanted.qos)
-        return ReasonCode(wanted.qos), subscription, new
-
-    def _subscribed(
-        self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]], through: int
-    ) -> None:
-        if session.client is client:
-            self.delivery.send(client, answer)
-            self._send_all_retained(client, session, retained, through)
-
-    def _send_all_retained(
-        self, client: Client, session: Session, retained: list[tuple[Requested, Subscription]], through: int
-    ) -> None:
-        if session.client is client:
-            for wanted, subscription in retained:
-                self._send_retained(client, session, wanted.filter, subscription, through)
-
-    def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription, through: int) -> None:
-        target = target_of(session, subscription)
-        if text.startswith("$SYS"):
-            for name, payload in self.sys_values.items():
-                if matches(text, name):
-                    self.delivery.send_value(client, self.router.topics[name.encode()], payload)
-        # What was published after the SUBSCRIBE went out as a message already.
-        seqs = [seq for seq in self.retained.find(text) if seq <= through]
-        if seqs:
-            self.delivery.queue_retained(client, text, target, seqs)
-
-    @staticmethod
-    def _filter_topic(text: str) -> Name:
-        """A topic filter as an interned name, so that rules see it as a topic."""
-        return Topic(text.encode(), text)
-
-    def _on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
-        reasons = []
-        for text in packet.filters:
-            gone = self.sessions.unsubscribe(session, text)
-            reasons.append(ReasonCode.SUCCESS if gone else ReasonCode.NO_SUBSCRIPTION_EXISTED)
-            if gone and self.router.wanted(UNSUBSCRIBED, text):
-                self.log.append(UNSUBSCRIBED, session.name, self._filter_topic(text))
-        answer = encode(UnsubAck(packet.packet_id, tuple(reasons), {}), client.version)
-        if session.persistent:
-            self.when_durable(self._subscribed, client, session, answer, [], 0)
-        else:
-            self.delivery.send(client, answer)
 
     def _on_ping(self, client: Client, session: Session, packet: PingReq) -> None:
         self.delivery.send(client, encode(PingResp(), client.version))

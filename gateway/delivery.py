@@ -2,7 +2,7 @@
 
 A committed batch is walked once; each message goes to its route's targets. A session whose window or socket is full falls
 behind and remembers the seq; when room comes back it reads on, from the tail of recent batches in memory or from disk,
-until it has caught up with the tail and is live again. What a client gets in one turn is joined and written once.
+until it has caught up with the tail and is live again. `outlet` makes the packets and writes them.
 
 Invariant: a session's QoS 1 messages leave in order of seq, its QoS 2 messages too (after the commit of their packet ids, so a
 later QoS 1 message may overtake them, 4.6), and what it has not got is at or above `next_seq`.
@@ -10,20 +10,17 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 
 from __future__ import annotations
 
-import struct
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 
-from .mqtt.properties import Property, decode_block, encode_block
-from .mqtt.wire import write_varint
+from .outlet import PACKET_ID, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
-from .session import RELEASED, SENT, Client, Session
-from .sessions import ADD_DELIVERY, delivery_state, forget_kept
+from .session import RELEASED, Client, Session
 
 DUP = 8
 PUBREL = 0x62020000
@@ -32,82 +29,30 @@ TAIL_BYTES = 24 << 20
 RESEND_AT_ONCE = 500
 TAIL_REST = 30
 """Ticks (seconds) without a new batch until then."""
-TURN_BYTES = 256 << 10
-"""What one client is given in one turn before its socket is asked whether it keeps up."""
-
-_PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
 ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
 """`read(job, done)`: run `job(catch_up)` in the reader's thread, then `done(result or exception)` here."""
 
 
-class Delivery:
-    """See the module. `sent`, `dropped` count messages; `live` is the last seq handed to live sessions."""
+class Delivery(Outlet):
+    """See the module. `live` is the last seq handed to live sessions."""
 
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
-        self.sent = 0
-        self.dropped: Counter[str] = Counter()
+        super().__init__(log, router, max_queued_bytes, message_id)
         self.live = log.next_seq - 1
         self.report: Callable[[str], None] = lambda text: None
-        self._log = log
-        self._router = router
         self._read = read
-        self._max_queued = max_queued_bytes
-        self._message_id = message_id
         self._tail: deque[Batch] = deque()
         self._tail_bytes = 0
         self._tail_rest = 0
-        self.dirty: list[Client] = []
         self._sated: list[Session] = []
-
-    # -- out to the wires ------------------------------------------------------------------------------------------
-
-    def send(self, client: Client, data: bytes) -> None:
-        """Add bytes to what the client gets at the end of this turn."""
-        if not client.out:
-            self.dirty.append(client)
-        client.out.append(data)
-        client.out_size += len(data)
 
     def flush(self) -> None:
         """End of a turn: one write per client; whoever had its share of the turn and still takes more goes on."""
         while self.dirty:
-            dirty, self.dirty = self.dirty, []
-            for client in dirty:
-                if client.held is not None:
-                    continue  # the CONNACK leaves first
-                out, client.out, client.out_size = client.out, [], 0
-                if out and not client.closing:
-                    client.link.write(out[0] if len(out) == 1 else b"".join(out))
+            super().flush()
             sated, self._sated = self._sated, []
             for session in sated:
                 self.pump(session)
-
-    def flush_one(self, client: Client) -> None:
-        """Write what one client is still to get, because its connection ends now."""
-        out, client.out, client.out_size = client.out, [], 0
-        if out and not client.closing and client.held is None:
-            client.link.write(b"".join(out))
-
-    def send_first(self, client: Client, connack: bytes) -> None:
-        """The CONNACK, before what was sent since the session was attached."""
-        client.out.insert(0, connack)
-        client.out_size += len(connack)
-        self.dirty.append(client)
-
-    def acknowledge(self, acks: dict[Client, list[int]]) -> None:
-        """Add acknowledgement packets, 4 bytes each as integers, to what their clients get."""
-        dirty = self.dirty
-        for client, packets in acks.items():
-            data = packets[0].to_bytes(4, "big") if len(packets) == 1 else struct.pack(f">{len(packets)}I", *packets)
-            if not client.out:
-                dirty.append(client)
-            client.out.append(data)
-            client.out_size += len(data)
-
-    def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
-        """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
-        head, tail = self._variant(topic, 32 | (client.version == 5), payload, b"")
-        self._send_qos0(client, head + tail)
 
     # -- pushing ---------------------------------------------------------------------------------------------------
 
@@ -179,70 +124,6 @@ class Delivery:
             if self._router.wanted(DELIVERED):
                 self._log_delivered(session, topic, seq, at, run)
 
-    def _send_qos0(self, client: Client, packet: bytes) -> None:
-        if (client.blocked or client.out_size > TURN_BYTES) and (
-            client.out_size + client.link.buffered() + len(packet) > self._max_queued
-        ):
-            self.dropped["queue_full"] += 1
-            return
-        self.sent += 1
-        self.send(client, packet)
-
-    def _send_stored(
-        self, session: Session, client: Client, seq: int, qos: int, parts: tuple[bytes, bytes], retain: bool = False
-    ) -> None:
-        if not qos:
-            self._send_qos0(client, parts[0] + parts[1])
-            return
-        packet_id = session.free_packet_id()
-        if retain:
-            session.retaining[packet_id] = seq
-        if qos == 1:
-            session.inflight[packet_id] = seq
-            session.dirty = True
-            self.send(client, parts[0] + _PACKET_ID[packet_id] + parts[1])
-            self.sent += 1
-        else:
-            self._send_qos2(session, client, seq, packet_id, parts)
-
-    def _send_qos2(self, session: Session, client: Client, seq: int, packet_id: int, parts: tuple[bytes, bytes]) -> None:
-        """QoS 2: the packet id of a session that survives must be on disk before the packet leaves [MQTT-4.4.0-1]."""
-        session.releasing[packet_id] = (seq, SENT)
-        session.dirty = True
-        packet = parts[0] + _PACKET_ID[packet_id] + parts[1]
-        self.sent += 1
-        if not session.persistent:
-            self.send(client, packet)
-            return
-        self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
-        self._log.batch.after.append((self.send_if_connected, session, client, packet))
-
-    def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
-        if session.client is client:
-            self.send(client, packet)
-
-    @staticmethod
-    def _variant(topic: Topic, key: int, payload: bytes, properties: bytes) -> tuple[bytes, bytes]:
-        """What stands before and behind the packet id; `key` = v5 | qos << 2 | retain << 5."""
-        qos = key >> 2 & 3
-        tail = (write_varint(len(properties)) + properties if key & 1 else b"") + payload
-        length = len(topic.prefix) + len(tail) + (2 if qos else 0)
-        first = 0x30 | qos << 1 | (1 if key & 32 else 0)
-        return bytes((first,)) + write_varint(length) + topic.prefix, tail
-
-    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int) -> bytes:
-        """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
-        if b"\x02" in properties:
-            found = decode_block(properties, 0, len(properties), "PUBLISH")
-            if (left := _left(found, self._log.at - at)) is not None:
-                found[Property.MESSAGE_EXPIRY_INTERVAL] = left
-            properties = encode_block(found)
-        return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
-
-    def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
-        if seq and self._router.wanted(DELIVERED, topic.text):
-            self._log.append(DELIVERED, session.name, self._router.topics[topic.raw], 0, self._message_id(seq, at, run))
-
     # -- reading on ------------------------------------------------------------------------------------------------
 
     def resume(self, session: Session) -> None:
@@ -300,20 +181,7 @@ class Delivery:
         if self._too_large(client, head, tail):
             self.forget(session, packet_id, qos)
             return
-        self.send(client, _dup(head, DUP) + _PACKET_ID[packet_id] + tail)
-
-    def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
-        """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""
-        if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
-            self.dropped["packet_too_large"] += 1
-            return True
-        return False
-
-    def forget(self, session: Session, packet_id: int, qos: int) -> None:
-        """Free a packet id whose message can never be completed."""
-        (session.inflight if qos == 1 else session.releasing).pop(packet_id, None)
-        forget_kept(self._log, session, (packet_id,))
-        session.dirty = True
+        self.send(client, _dup(head, DUP) + PACKET_ID[packet_id] + tail)
 
     def pump(self, session: Session) -> None:
         """Send retained messages that wait, then to a session that is behind, as much as window and socket take."""
@@ -369,7 +237,7 @@ class Delivery:
             while packet_id in inflight or packet_id in session.releasing:
                 packet_id = packet_id % 65_535 + 1
             inflight[packet_id] = seq
-            packet = head + _PACKET_ID[packet_id] + (b"\0" + payload if v5 else payload)
+            packet = head + PACKET_ID[packet_id] + (b"\0" + payload if v5 else payload)
             packet_id = packet_id % 65_535 + 1
             out.append(packet)
             size += len(packet)
@@ -400,9 +268,9 @@ class Delivery:
                 return False
             heads[raw] = head
         if client.version == 5:
-            packets = [heads[m[1]] + _PACKET_ID[n] + b"\0" + m[3] for m, n in zip(messages, packet_ids, strict=True)]
+            packets = [heads[m[1]] + PACKET_ID[n] + b"\0" + m[3] for m, n in zip(messages, packet_ids, strict=True)]
         else:
-            packets = [heads[m[1]] + _PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
+            packets = [heads[m[1]] + PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
         inflight.update(zip(packet_ids, [message[0] for message in messages], strict=True))
         del backlog[:count]
         session.next_id = (first + count - 1) % 65_535 + 1
@@ -511,10 +379,6 @@ class Delivery:
         self._send_stored(session, client, seq, qos, (head, tail))
         self._log_delivered(session, topic, seq, at, run)
 
-    def _expired(self, properties: bytes, at: int) -> bool:
-        found = decode_block(properties, 0, len(properties), "PUBLISH")
-        return _left(found, self._log.at - at) == 0
-
     # -- retained --------------------------------------------------------------------------------------------------
 
     def queue_retained(self, client: Client, topic_filter: str, target: Target, seqs: list[int]) -> None:
@@ -593,9 +457,3 @@ def _is(session: Session, sender: Any) -> bool:
 def _dup(head: bytes, flags: int) -> bytes:
     """The head with the DUP bit, if `flags` has it (3.3.1.1)."""
     return bytes((head[0] | DUP,)) + head[1:] if flags & DUP else head
-
-
-def _left(properties: dict[Any, Any], waited: int) -> int | None:
-    """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
-    interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
-    return None if interval is None else max(0, int(interval) - waited // 1000)

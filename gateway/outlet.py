@@ -1,0 +1,172 @@
+"""Out to the clients: packets are made, given their packet ids, joined and written once a turn.
+
+QoS 0 is one packet for all its receivers; QoS 1 and 2 share what stands before and behind the packet id.
+
+Invariant: a QoS 2 delivery of a session that survives leaves after the commit that holds its packet id [MQTT-4.4.0-1], and
+nothing leaves before the CONNACK.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from tidegate.store.entry import DELIVERED
+from tidegate.store.log import Log
+
+from .mqtt.properties import Property, decode_block, encode_block
+from .mqtt.wire import write_varint
+from .routing import Router, Topic
+from .session import SENT, Client, Session
+from .sessions import ADD_DELIVERY, delivery_state, forget_kept
+
+TURN_BYTES = 256 << 10
+"""What one client is given in one turn before its socket is asked whether it keeps up."""
+
+PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
+
+
+class Outlet:
+    """See the module. `sent`, `dropped` count messages."""
+
+    def __init__(self, log: Log, router: Router, max_queued_bytes: int, message_id: Any) -> None:
+        self.sent = 0
+        self.dropped: Counter[str] = Counter()
+        self.dirty: list[Client] = []
+        self._log = log
+        self._router = router
+        self._max_queued = max_queued_bytes
+        self._message_id = message_id
+
+    def send(self, client: Client, data: bytes) -> None:
+        """Add bytes to what the client gets at the end of this turn."""
+        if not client.out:
+            self.dirty.append(client)
+        client.out.append(data)
+        client.out_size += len(data)
+
+    def flush(self) -> None:
+        """End of a turn: one write per client."""
+        dirty, self.dirty = self.dirty, []
+        for client in dirty:
+            if client.held is not None:
+                continue  # the CONNACK leaves first
+            out, client.out, client.out_size = client.out, [], 0
+            if out and not client.closing:
+                client.link.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def flush_one(self, client: Client) -> None:
+        """Write what one client is still to get, because its connection ends now."""
+        out, client.out, client.out_size = client.out, [], 0
+        if out and not client.closing and client.held is None:
+            client.link.write(b"".join(out))
+
+    def send_first(self, client: Client, connack: bytes) -> None:
+        """The CONNACK, before what was sent since the session was attached."""
+        client.out.insert(0, connack)
+        client.out_size += len(connack)
+        self.dirty.append(client)
+
+    def acknowledge(self, acks: dict[Client, list[int]]) -> None:
+        """Add acknowledgement packets, 4 bytes each as integers, to what their clients get."""
+        dirty = self.dirty
+        for client, packets in acks.items():
+            data = packets[0].to_bytes(4, "big") if len(packets) == 1 else struct.pack(f">{len(packets)}I", *packets)
+            if not client.out:
+                dirty.append(client)
+            client.out.append(data)
+            client.out_size += len(data)
+
+    def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
+        """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
+        head, tail = self._variant(topic, 32 | (client.version == 5), payload, b"")
+        self._send_qos0(client, head + tail)
+
+    def _send_qos0(self, client: Client, packet: bytes) -> None:
+        if (client.blocked or client.out_size > TURN_BYTES) and (
+            client.out_size + client.link.buffered() + len(packet) > self._max_queued
+        ):
+            self.dropped["queue_full"] += 1
+            return
+        self.sent += 1
+        self.send(client, packet)
+
+    def _send_stored(
+        self, session: Session, client: Client, seq: int, qos: int, parts: tuple[bytes, bytes], retain: bool = False
+    ) -> None:
+        if not qos:
+            self._send_qos0(client, parts[0] + parts[1])
+            return
+        packet_id = session.free_packet_id()
+        if retain:
+            session.retaining[packet_id] = seq
+        if qos == 1:
+            session.inflight[packet_id] = seq
+            session.dirty = True
+            self.send(client, parts[0] + PACKET_ID[packet_id] + parts[1])
+            self.sent += 1
+        else:
+            self._send_qos2(session, client, seq, packet_id, parts)
+
+    def _send_qos2(self, session: Session, client: Client, seq: int, packet_id: int, parts: tuple[bytes, bytes]) -> None:
+        """QoS 2: the packet id of a session that survives must be on disk before the packet leaves [MQTT-4.4.0-1]."""
+        session.releasing[packet_id] = (seq, SENT)
+        session.dirty = True
+        packet = parts[0] + PACKET_ID[packet_id] + parts[1]
+        self.sent += 1
+        if not session.persistent:
+            self.send(client, packet)
+            return
+        self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
+        self._log.batch.after.append((self.send_if_connected, session, client, packet))
+
+    def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
+        if session.client is client:
+            self.send(client, packet)
+
+    @staticmethod
+    def _variant(topic: Topic, key: int, payload: bytes, properties: bytes) -> tuple[bytes, bytes]:
+        """What stands before and behind the packet id; `key` = v5 | qos << 2 | retain << 5."""
+        qos = key >> 2 & 3
+        tail = (write_varint(len(properties)) + properties if key & 1 else b"") + payload
+        length = len(topic.prefix) + len(tail) + (2 if qos else 0)
+        first = 0x30 | qos << 1 | (1 if key & 32 else 0)
+        return bytes((first,)) + write_varint(length) + topic.prefix, tail
+
+    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int) -> bytes:
+        """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
+        if b"\x02" in properties:
+            found = decode_block(properties, 0, len(properties), "PUBLISH")
+            if (left := _left(found, self._log.at - at)) is not None:
+                found[Property.MESSAGE_EXPIRY_INTERVAL] = left
+            properties = encode_block(found)
+        return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
+
+    def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
+        if seq and self._router.wanted(DELIVERED, topic.text):
+            self._log.append(DELIVERED, session.name, self._router.topics[topic.raw], 0, self._message_id(seq, at, run))
+
+    def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
+        """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""
+        if client.maximum_packet_size and len(head) + len(tail) + 2 > client.maximum_packet_size:
+            self.dropped["packet_too_large"] += 1
+            return True
+        return False
+
+    def forget(self, session: Session, packet_id: int, qos: int) -> None:
+        """Free a packet id whose message can never be completed."""
+        (session.inflight if qos == 1 else session.releasing).pop(packet_id, None)
+        forget_kept(self._log, session, (packet_id,))
+        session.dirty = True
+
+    def _expired(self, properties: bytes, at: int) -> bool:
+        found = decode_block(properties, 0, len(properties), "PUBLISH")
+        return _left(found, self._log.at - at) == 0
+
+
+def _left(properties: dict[Any, Any], waited: int) -> int | None:
+    """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
+    interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
+    return None if interval is None else max(0, int(interval) - waited // 1000)
