@@ -33,7 +33,6 @@ from .broker import Broker
 from .config import Config, Listener
 from .connecting import Limits
 from .report import Reporter
-from .routing import Want
 from .server import Sockets
 from .snapshot import Snapshot
 from .trimming import Trimming
@@ -158,7 +157,7 @@ class App:
         except StoreError as error:
             _report(str(error))
             saved = {}
-        self.broker.router.set_wants(Want(*want) for want in wants(files, saved))
+        self.broker.router.set_wants(wants(files, saved))
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trimming.trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 

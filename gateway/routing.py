@@ -10,9 +10,9 @@ Invariant: a topic whose `generation` is the router's has a route that is true n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from tidegate.store.entry import Want
 from tidegate.store.log import Name
 from tidegate.store.topic import FilterTree
 
@@ -24,16 +24,6 @@ MAX_TOPIC_BYTES = 32 << 20
 TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a rule wants logged: kind of entry, topic filter, least QoS, only retained messages."""
-
-    kind: int
-    topic_filter: str
-    min_qos: int
-    retained_only: bool
 
 
 class Target(NamedTuple):

@@ -58,3 +58,12 @@ class Entry(NamedTuple):
     epoch: int
     msgid: str
     """20 characters for every entry (`store.msgid`)."""
+
+
+class Want(NamedTuple):
+    """What the broker must log for a rule: kind of entry, topic filter, least QoS, only retained messages."""
+
+    kind: int
+    topic_filter: str
+    min_qos: int
+    retained_only: bool

@@ -19,10 +19,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tidegate.store.entry import Want
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import Format, StoreError, explain, is_ours, open_reader, open_writer
-
-from .rule import Want
 
 MAX_QUARANTINE = 50_000
 """Rows kept; the oldest go first and are counted."""

@@ -14,9 +14,9 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH
+from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, Want
 from tidegate.store.topic import topic_filter_fault
 
 from .commands import Command, TemplateFault, compile_command
@@ -38,7 +38,7 @@ from .vocabulary import (
     placeholders,
 )
 
-__all__ = ["Mistake", "Pool", "Rule", "RuleFile", "Want", "load", "load_all", "wants"]
+__all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -67,15 +67,6 @@ class Rule:
     def works(self) -> bool:
         """False for functions that a later version brings."""
         return self.function not in LATER
-
-
-class Want(NamedTuple):
-    """What the broker must log for a rule: kind of entry, topic filter, least QoS, only retained messages."""
-
-    kind: int
-    topic_filter: str
-    min_qos: int
-    retained_only: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,7 @@ from tidegate.gateway.mqtt.packets import (
 )
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.mqtt.reasons import ReasonCode
-from tidegate.gateway.routing import Want
-from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED
+from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED, Want
 from tidegate.store.reader import LogReader
 from tidegate.store.trim import Plan, Trim
 

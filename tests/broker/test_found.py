@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
-from tidegate.gateway.routing import Want
-from tidegate.store.entry import PUBLISH
+from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.store import Store
 
 from tests.broker.world import NOW, World

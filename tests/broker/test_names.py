@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck
-from tidegate.gateway.routing import Want
 from tidegate.gateway.trimming import Trimming
-from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH
+from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH, Want
 from tidegate.store.reader import LogReader
 from tidegate.store.trim import Trim
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel, SubAck, Will
 from tidegate.gateway.mqtt.reasons import ReasonCode
-from tidegate.gateway.routing import Want
-from tidegate.store.entry import PUBLISH
+from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.reader import LogReader
 
 from tests.broker.world import World

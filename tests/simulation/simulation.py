@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tidegate.gateway.routing import Want
 from tidegate.store.entry import PUBLISH, Entry
 from tidegate.store.log import Batch, Name, Row
 from tidegate.store.reader import LogReader
@@ -120,7 +119,7 @@ class Simulation:
         conf.write_text(RULES)
         file = load(conf, "redis")
         self._rules = file.rules
-        self._wants = [Want(*want) for want in wants([file], {})]
+        self._wants = wants([file], {})
         self.far = FarEnd(self.chance)
         self.clock = TestClock()
         self.devices = [Device(f"d{number}", number % 3 != 2, 4 + number % 2, self.chance, self.model) for number in range(6)]

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import redis
+from tidegate.store.entry import Want
 from tidegate.store.schema import StoreError
 from tidegate.uplink.progress import PoolStatus, Progress, cursors, read_pools, saved_wants
-from tidegate.uplink.rule import Want
 
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tidegate.store.entry import Want
 from tidegate.uplink.progress import cursors, read_pools, saved_wants
-from tidegate.uplink.rule import Want
 
 KILLED = """
 import os, sys, pathlib

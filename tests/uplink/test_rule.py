@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED
-from tidegate.uplink.rule import SHIPPED, RuleFile, Want, load, wants
+from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED, Want
+from tidegate.uplink.rule import SHIPPED, RuleFile, load, wants
 from tidegate.uplink.vocabulary import LATER, POOL_KEYS
 
 HERE = Path(__file__).parent
