@@ -216,7 +216,7 @@ class Delivery:
 
     def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
         if seq and self._router.wanted(DELIVERED, topic.text):
-            self._log.append(DELIVERED, session.name, self._router.topics[topic.raw], 0, self._message_id(seq, at, run))
+            self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
 
     # -- reading on ------------------------------------------------------------------------------------------------
 
