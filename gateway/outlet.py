@@ -146,7 +146,7 @@ class Outlet:
 
     def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
         if seq and self._router.wanted(DELIVERED, topic.text):
-            self._log.append(DELIVERED, session.name, self._router.topics[topic.raw], 0, self._message_id(seq, at, run))
+            self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
 
     def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
         """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""

@@ -7,7 +7,8 @@ compares what readers see (one of them keeps what it has cached) with what was p
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck
 from tidegate.gateway.trimming import Trimming
-from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH, Want
+from tidegate.store.catchup import CatchUp
+from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH, Entry, Want
+from tidegate.store.names import Unused
 from tidegate.store.reader import LogReader
-from tidegate.store.trim import Trim
+from tidegate.store.trim import Plan, Trim
 
 from .world import Device, World
 
@@ -25,17 +28,29 @@ AGE = 60_000
 SEEDS = 40
 
 
+class Found(Trim):
+    """Remembers whether its last answer was names."""
+
+    found = False
+
+    def plan(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | Unused | None:
+        plan = super().plan(db, now, floor)
+        self.found = isinstance(plan, Unused) and bool(plan.topics or plan.clients)
+        return plan
+
+
 class Committing(World):
     """A world whose committer works in its own time: jobs in order, answers when the loop comes to them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Iterable[int] = KINDS.values()) -> None:
         super().__init__(path, Limits())
         self.auto = False
         self.jobs: list[Callable[[], None]] = []
         self.answers: list[Callable[[], None]] = []
-        self.broker.router.set_wants(Want(kind, "#", 0, False) for kind in KINDS.values())
+        self.broker.router.set_wants(Want(kind, "#", 0, False) for kind in kinds)
+        self.trim = Found(1 << 30, AGE)
         self.trimming = Trimming(
-            Trim(1 << 30, AGE), self.store.connection, self.submit, self.broker, lambda: 1 << 60, lambda text, kind="": None
+            self.trim, self.store.connection, self.submit, self.broker, lambda: 1 << 60, lambda text, kind="": None
         )
 
     def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
@@ -59,6 +74,12 @@ class Committing(World):
             else:
                 queue.pop(0)()
 
+    def until_names_are_handed_out(self) -> None:
+        """The committer has found unused names; the loop has not heard of it yet."""
+        while not (self.trim.found and self.answers):
+            assert self.jobs or self.answers, "nothing was found"
+            (self.answers or self.jobs).pop(0)()
+
     def settle(self) -> None:
         while self.jobs or self.answers or self.reads:
             self.go_on(random.Random(0))
@@ -69,6 +90,10 @@ class Committing(World):
         self.broker.log.tick(self.broker.log.at + 2 * AGE, 0)
         self.trimming.start()
         self.settle()
+
+
+def read(world: World) -> list[Entry]:
+    return LogReader(world.store.path).read(0, 1000)[0]
 
 
 def names(world: World, table: str) -> set[str]:
@@ -107,11 +132,84 @@ def test_what_is_still_used_outside_the_log_stays(tmp_path: Path) -> None:
     assert names(world, "client") == {"sleeper", "online"}
     online.publish("t/0", b"again")
     world.settle()
-    entries, _ = LogReader(world.store.path).read(0, 100)
-    assert [(e.clientid, e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [
+    assert [(e.clientid, e.topic, e.payload) for e in read(world) if e.kind == PUBLISH] == [
         ("online", "kept", b"value"),
         ("online", "t/0", b"again"),
     ]
+    world.stop()
+
+
+def test_what_a_new_client_said_before_its_connack_has_its_topic(tmp_path: Path) -> None:
+    world = Committing(tmp_path / "log.db")
+    first = world.device("first")
+    for text in ("unused", "highest"):
+        first.publish(text, b"x")
+        world.settle()
+    world.broker.log.tick(world.broker.log.at + 2 * AGE, 0)
+    world.trimming.start()
+    world.until_names_are_handed_out()
+    first.publish("highest", b"y")
+    world.device("second", clean=False).publish("unused", b"z")
+    world.settle()
+    assert [(e.topic, e.payload) for e in read(world) if e.kind == PUBLISH] == [("highest", b"y"), ("unused", b"z")]
+    world.stop()
+
+
+def test_who_is_connected_keeps_its_name_although_nothing_on_disk_uses_it(tmp_path: Path) -> None:
+    world = Committing(tmp_path / "log.db", [PUBLISH])
+    device, other = world.device("quiet"), world.device("other")
+    device.publish("t", b"x")
+    world.settle()
+    other.publish("u", b"x")
+    world.forget_all()
+    device.publish("t", b"y")
+    world.settle()
+    assert [(e.clientid, e.payload) for e in read(world)] == [("quiet", b"y")]
+    world.stop()
+
+
+def test_a_late_record_of_an_acknowledgement_has_its_names(tmp_path: Path) -> None:
+    world = Committing(tmp_path / "log.db", [PUBLISH, ACKED])
+    reader, writer = world.device("reader", auto_ack=False), world.device("writer")
+    reader.subscribe("t", 1)
+    writer.publish("t", b"x")
+    world.settle()
+    ((_, _, packet_id, _),) = reader.messages()
+    for _ in range(40):
+        world.wait(1)
+    reader.send(PubAck(packet_id))
+    ((job, done),) = world.reads
+    world.reads.clear()
+    found = job(world._catch_up)
+    reader.disconnect()
+    writer.publish("u", b"x")
+    world.forget_all()
+    assert names(world, "client") == {"writer"}
+    done(found)
+    world.settle()
+    assert [(e.kind, e.clientid, e.topic) for e in read(world)] == [(ACKED, "reader", "t")]
+    world.stop()
+
+
+@pytest.mark.parametrize("look", ["log", "retained"])
+def test_a_reader_that_was_interrupted_between_entry_and_name_has_both(tmp_path: Path, look: str) -> None:
+    world = Committing(tmp_path / "log.db")
+    device = world.device("c")
+    for text in ("t", "highest"):
+        device.publish(text, b"x")
+        world.settle()
+    seq = next(entry.seq for entry in read(world) if entry.topic == "t")
+    reader: Any = LogReader(world.store.path) if look == "log" else CatchUp(world.store.path)
+
+    def interrupted(sql: str) -> None:
+        if "FROM topic" in sql:
+            reader._db.set_trace_callback(None)
+            world.forget_all()
+
+    reader._db.set_trace_callback(interrupted)
+    found = [e.topic for e in reader.read(seq - 1, 1)[0]] if look == "log" else [m[1].decode() for m in reader.fetch([seq])[0]]
+    assert found == ["t"]
+    assert names(world, "topic") == {"highest"}
     world.stop()
 
 
