@@ -35,7 +35,7 @@ from .connecting import Limits
 from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
-from .trimming import Trimming
+from .trimming import Trimming, lowest_cursor
 
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
@@ -284,21 +284,15 @@ class App:
 
     def _floor(self) -> int:
         """The lowest cursor of all who wait: sessions as stored, pools as they report."""
-        live = self.broker.delivery.live
-        cursors = [
-            session.stored_cursor if session.persistent else session.position(live)
-            for session in self.broker.sessions
-            if session.persistent or session.behind
-        ]
-        if self._supervisor is not None:
-            from tidegate.uplink.progress import cursors as pool_cursors
+        if self._supervisor is None:
+            return lowest_cursor(self.broker, ())
+        from tidegate.uplink.progress import cursors
 
-            try:
-                cursors += pool_cursors(self._config.data).values() or [0]
-            except StoreError as error:
-                _report(str(error), "uplink.db")
-                return 0
-        return min([live, *cursors])
+        try:
+            return lowest_cursor(self.broker, cursors(self._config.data).values() or [0])
+        except StoreError as error:
+            _report(str(error), "uplink.db")
+            return 0
 
     def _make_supervisor(self) -> Any:
         backends = [name for name in self._config.backends if name != "sqlite"]

@@ -18,12 +18,11 @@ from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 
-from .outlet import PACKET_ID, TURN_BYTES, Outlet
+from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
-from .session import RELEASED, Client, Session
+from .session import RELEASED, SENT, Client, Session
 
 DUP = 8
-PUBREL = 0x62020000
 TAIL_BYTES = 24 << 20
 """Memory for recent batches, from which sessions a little behind are served; given back when nothing more comes."""
 RESEND_AT_ONCE = 500
@@ -167,10 +166,10 @@ class Delivery(Outlet):
         self.pump(session)
 
     def _send_again(self, session: Session, client: Client, packet_id: int, qos: int, message: Stored | None) -> None:
-        if packet_id not in (session.inflight if qos == 1 else session.releasing):
+        if (packet_id not in session.inflight) if qos == 1 else session.releasing.get(packet_id, (0, 0))[1] != SENT:
             return
         if message is None:
-            self.forget(session, packet_id, qos)
+            self.forget(session, client, packet_id, qos)
             self.dropped["no_longer_stored"] += 1
             return
         topic = self._router.topics[message[1]]
@@ -179,7 +178,7 @@ class Delivery(Outlet):
         properties = self._properties(message[4], target.identifiers if target else (), message[6])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
-            self.forget(session, packet_id, qos)
+            self.forget(session, client, packet_id, qos)
             return
         self.send(client, _dup(head, DUP) + PACKET_ID[packet_id] + tail)
 

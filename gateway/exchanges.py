@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tidegate.store.entry import ACKED
 from tidegate.store.log import Name
 
-from .delivery import PUBREL
 from .mqtt.connection import Acks
 from .mqtt.packets import PubAck, PubComp, PubRec, PubRel, encode
 from .mqtt.reasons import ReasonCode
+from .outlet import PUBREL
 from .routing import Topic
 from .session import COMPLETE, RELEASED, SENT, Client, Session
 from .sessions import forget_kept

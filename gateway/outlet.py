@@ -19,12 +19,13 @@ from tidegate.store.log import Log
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
 from .routing import Router, Topic
-from .session import SENT, Client, Session
-from .sessions import ADD_DELIVERY, delivery_state, forget_kept
+from .session import RELEASED, SENT, Client, Session
+from .sessions import ADD_DELIVERY, SET_DELIVERY, delivery_state, forget_kept
 
 TURN_BYTES = 256 << 10
 """What one client is given in one turn before its socket is asked whether it keeps up."""
 
+PUBREL = 0x62020000
 PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
 
 
@@ -155,11 +156,21 @@ class Outlet:
             return True
         return False
 
-    def forget(self, session: Session, packet_id: int, qos: int) -> None:
-        """Free a packet id whose message can never be completed."""
-        (session.inflight if qos == 1 else session.releasing).pop(packet_id, None)
-        forget_kept(self._log, session, (packet_id,))
+    def forget(self, session: Session, client: Client, packet_id: int, qos: int) -> None:
+        """Give up a message that was sent and can never be sent again.
+
+        With QoS 2 the client may have it and wait for its release: the packet id is free only when it was released.
+        """
         session.dirty = True
+        if qos == 1:
+            session.inflight.pop(packet_id, None)
+            forget_kept(self._log, session, (packet_id,))
+            return
+        seq, _ = session.releasing[packet_id]
+        session.releasing[packet_id] = (seq, RELEASED)
+        if session.persistent:
+            self._log.change(SET_DELIVERY, delivery_state(session, seq, packet_id, RELEASED), session.name, seq, packet_id)
+        self._log.batch.acks.setdefault(client, []).append(PUBREL | packet_id)
 
     def _expired(self, properties: bytes, at: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")

@@ -206,9 +206,17 @@ class Session:
             last = self.next_seq - 1
         if self.backlog:
             last = min(last, self.backlog[0][0] - 1)
+        return min(last, self._before_unacknowledged(last))
+
+    def floor(self, live: int) -> int:
+        """Like `position`, as the store would have it after a crash: nothing above is given up."""
+        return min(self.stored_cursor, self._before_unacknowledged(live)) if self.persistent else self.position(live)
+
+    def _before_unacknowledged(self, last: int) -> int:
+        """The seq before the lowest that was sent and is not acknowledged, `last` if there is none."""
         seqs: Collection[int] = self.inflight.values()
         if self.releasing or self.retaining:
             sent = [(packet_id, seq) for packet_id, (seq, state) in self.releasing.items() if state == SENT]
             # What left as retained may be as old as it likes: it holds no cursor back.
             seqs = [seq for packet_id, seq in (*self.inflight.items(), *sent) if self.retaining.get(packet_id) != seq]
-        return min(last, min(seqs) - 1) if seqs else last
+        return min(seqs) - 1 if seqs else last

@@ -23,6 +23,7 @@ SENT_QOS1 = 4
 AS_RETAINED = 8
 """On disk only, added to the state: the packet has the retain flag."""
 ADD_DELIVERY = "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)"
+SET_DELIVERY = "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?"
 DELETE_DELIVERY = "DELETE FROM inflight WHERE client = ?"
 FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED})"
 
@@ -175,13 +176,7 @@ class Sessions:
     def set_delivery(self, session: Session, seq: int, packet_id: int, state: int) -> None:
         """The state of a QoS 2 delivery moves on disk too."""
         if session.persistent:
-            self._log.change(
-                "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?",
-                delivery_state(session, seq, packet_id, state),
-                session.name,
-                seq,
-                packet_id,
-            )
+            self._log.change(SET_DELIVERY, delivery_state(session, seq, packet_id, state), session.name, seq, packet_id)
 
     def fold(self, live: int, at_most: int | None = None) -> None:
         """Write the positions that moved since the last time."""

@@ -9,7 +9,7 @@ Invariant: at most one step is under way, however often it is started.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.names import Unused
@@ -81,3 +81,10 @@ class Trimming:
                 broker.trim(plan)
             else:
                 broker.collect(plan)
+
+
+def lowest_cursor(broker: Broker, pools: Iterable[int]) -> int:
+    """All at or below it is done with by everyone: sessions, as stored, and pools, by their cursors."""
+    live = broker.delivery.live
+    sessions = [session.floor(live) for session in broker.sessions if session.persistent or session.behind]
+    return min([live, *sessions, *pools])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
+from tidegate.gateway.trimming import lowest_cursor
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.store import Store
 
@@ -173,3 +174,30 @@ def test_two_lives_of_one_log_have_different_epochs(path: Path) -> None:
         epochs.add(store.identity.epoch)
         store.abandon()
     assert len(epochs) == 3
+
+
+def test_a_delivery_whose_message_is_gone_is_released_before_its_packet_id_is_used_again(world: World) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 2)
+    world.device("p").publish("t", b"x", qos=2)
+    (message,) = subscriber.messages()
+    subscriber.cut()
+    world.broker.log.change("DELETE FROM entry WHERE kind = ?", PUBLISH)
+    world.broker.tick()
+    world.settle()
+    world.broker.delivery.shrink_tail()
+    subscriber = world.device("s", clean=False)
+    assert subscriber.messages() == []
+    assert subscriber.take(PubRel) == PubRel(message[2])
+
+
+def test_a_trim_waits_for_what_a_clean_stop_left_unacknowledged(world: World, path: Path) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 2)
+    publisher = world.device("p")
+    for number in range(3):
+        publisher.publish("t", b"%d" % number, qos=1 + number % 2, packet_id=number + 1)
+    first = min(seq for seq in world.broker.sessions.get("s").inflight.values())  # type: ignore[union-attr]
+    world.stop()
+    world = _world(path)
+    assert lowest_cursor(world.broker, ()) < first

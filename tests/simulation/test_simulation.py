@@ -11,6 +11,7 @@ from .campaign import campaign, run_seed
 from .lying_disk import LyingDisk
 from .plants import PLANTS
 from .simulation import Simulation
+from .trimming import TrimmedSimulation
 
 SECONDS = float(os.environ.get("TIDEGATE_SIMULATION_SECONDS", "20"))
 FOUND = {
@@ -40,6 +41,11 @@ def test_new_seeds() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_a_log_that_lost_its_end_is_no_danger_to_the_far_end(seed: int) -> None:
     run_seed(seed, 2000, LyingDisk)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_trimmed_was_done_with_by_everyone(seed: int) -> None:
+    run_seed(seed, 2000, TrimmedSimulation)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

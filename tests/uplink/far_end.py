@@ -51,7 +51,7 @@ class FarEnd:
         if dice < 0.02:
             self._backup = deepcopy(self.state)
         elif dice < 0.03:
-            self.state = deepcopy(self._backup)
+            self.restore()
             # A restored server is a new process: what was on its way in old connections is gone.
             self._late.clear()
             raise NotConnected("restored from an older backup")
@@ -59,6 +59,10 @@ class FarEnd:
             raise NotConnected("no answer")
         elif dice < probability + 0.01:
             raise Misconfigured("wrong password", "set the right one")
+
+    def restore(self) -> None:
+        """Go back to the last backup."""
+        self.state = deepcopy(self._backup)
 
     def write(self, batch: Batch) -> list[Refusal] | None:
         """Apply a batch, or seem to: the request is lost, comes late, or its answer is lost."""
