@@ -61,8 +61,12 @@ def connect(pool: Pool) -> RedisLink:
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    with _answers(pool):
-        connection.connect()
+    try:
+        with _answers(pool):
+            connection.connect()
+    except BaseException:
+        connection.disconnect()
+        raise
     return RedisLink(connection, pool)
 
 

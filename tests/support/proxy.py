@@ -74,9 +74,10 @@ class Proxy:
 
     def drop(self) -> None:
         """Reset every open connection."""
-        for sock in list(self._open):
+        with self._changed:
+            dropped, self._open = self._open, set()
+        for sock in dropped:
             _reset(sock)
-        self._open.clear()
 
     def _listen(self) -> None:
         listener = socket.create_server(("127.0.0.1", self.port))
@@ -103,7 +104,14 @@ class Proxy:
             except OSError:
                 _reset(client)
                 continue
-            self._open |= {client, server}
+            with self._changed:
+                refused = self._closed or self._mode in ("refuse", "reset")
+                if not refused:
+                    self._open |= {client, server}
+            if refused:
+                _reset(client)
+                _reset(server)
+                continue
             for source, sink, passes in ((client, server, self._pass_up), (server, client, self._pass_down)):
                 thread = threading.Thread(target=self._pump, args=(source, sink, passes), name="proxy pump", daemon=True)
                 thread.start()
