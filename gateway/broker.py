@@ -381,6 +381,9 @@ class Broker:
             self._refuse_publish(client, qos, packet_id)
         elif qos == 2:
             if packet_id not in session.received:
+                if client.version == 5 and len(session.received) >= self._limits.max_inflight:
+                    self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
+                    return
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)

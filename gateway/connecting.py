@@ -165,6 +165,7 @@ class Connecting:
     def _connack(self, client: Client, packet: Connect, present: bool, assigned: str, expiry: int) -> bytes:
         properties: dict[Property, Any] = {}
         if client.version == 5:
+            properties[Property.RECEIVE_MAXIMUM] = min(self._limits.max_inflight, 65_535)
             properties[Property.MAXIMUM_PACKET_SIZE] = self._limits.max_packet_size
             properties[Property.TOPIC_ALIAS_MAXIMUM] = TOPIC_ALIASES
             properties[Property.SHARED_SUBSCRIPTION_AVAILABLE] = 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel, SubAck, Will
+from tidegate.gateway.connecting import Limits
+from tidegate.gateway.mqtt.packets import ConnAck, Disconnect, PubAck, PubComp, PubRec, PubRel, SubAck, Will
+from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.reader import LogReader
@@ -116,3 +118,14 @@ def test_what_is_retained_after_the_subscribe_comes_once(world: World) -> None:
     world.settle()
     assert device.take(SubAck)
     assert [message[3] for message in device.messages()] == [b"x"]
+
+
+def test_more_unreleased_messages_than_the_receive_maximum_end_the_connection(path: Path) -> None:
+    world = World(path, Limits(max_inflight=3))
+    device = world.device("p", 5)
+    assert device.take(ConnAck).properties[Property.RECEIVE_MAXIMUM] == 3
+    for packet_id in range(1, 4):
+        device.publish("t", b"x", 2, packet_id=packet_id)
+    assert not device.closed
+    device.publish("t", b"x", 2, packet_id=4)
+    assert device.take(Disconnect).reason == ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
