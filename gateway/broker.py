@@ -21,7 +21,7 @@ from tidegate.store.entry import (
     PUBLISH,
     RETAIN,
 )
-from tidegate.store.log import ROW_BYTES, Batch, Log, Name
+from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
@@ -314,10 +314,10 @@ class Broker:
             self.delivery.flush()
         self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
 
-    def acknowledge(self, client: Client, packet: int) -> None:
+    def acknowledge(self, client: Client, packet: Ack) -> None:
         """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
         if not self._durable:
-            self.delivery.send(client, packet.to_bytes(4, "big"))
+            self.delivery.acknowledge({client: [packet]})
         else:
             self.log.batch.acks.setdefault(client, []).append(packet)
 
@@ -335,6 +335,7 @@ class Broker:
         """
         log = self.log
         generation = self.router.generation if self._durable else NEVER_PLAIN
+        v5 = client.version == 5
         for event in events:
             session = client.session
             if client.held is not None:
@@ -352,11 +353,12 @@ class Broker:
                         (seq, log.at, log.mono, log.run, PUBLISH, session.name, topic, 1, payload, properties or None)
                     )
                     batch.size += ROW_BYTES + len(payload) + len(properties)
+                    ack = PUBACK | packet_id if topic.subscribed or not v5 else _no_subscribers(packet_id)
                     acks = batch.acks
                     if client in acks:
-                        acks[client].append(PUBACK | packet_id)
+                        acks[client].append(ack)
                     else:
-                        acks[client] = [PUBACK | packet_id]
+                        acks[client] = [ack]
                     continue
                 self._on_publish(client, session, topic, flags, packet_id, payload, properties)
             elif client.closing:
@@ -390,10 +392,12 @@ class Broker:
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
-            if self.publish(session.name, topic, qos, bool(flags & 1), payload, properties):
-                self.acknowledge(client, PUBACK | packet_id)
+            waits = self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
+            ack = PUBACK | packet_id if topic.subscribed or client.version < 5 else _no_subscribers(packet_id)
+            if waits:
+                self.acknowledge(client, ack)
             else:
-                self.delivery.send(client, (PUBACK | packet_id).to_bytes(4, "big"))
+                self.delivery.acknowledge({client: [ack]})
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
 
@@ -437,3 +441,8 @@ class Broker:
 
     def _on_auth(self, client: Client, session: Session, packet: Auth) -> None:
         self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)
+
+
+def _no_subscribers(packet_id: int) -> bytes:
+    """PUBACK of 5.0 for what is stored, maybe, and goes to no session (0x10, 3.4.2.1)."""
+    return b"\x40\x03" + packet_id.to_bytes(2, "big") + b"\x10"

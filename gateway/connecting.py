@@ -124,14 +124,15 @@ class Connecting:
     def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
         if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
+        longest = self._limits.max_keep_alive
+        if packet.version < 5 and longest < 65_535 and not 0 < packet.keep_alive <= longest:
+            return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID  # it cannot be told to ping more often; the code is mosquitto's
         if Property.AUTHENTICATION_METHOD in packet.properties:
             return ReasonCode.BAD_AUTHENTICATION_METHOD
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
         if not self._access.authenticate(packet.username, packet.password, client.listener):
-            if packet.version < 5 or packet.username is None:  # 3.1.1, table 3.1: code 4 is for malformed ones only
-                return ReasonCode.NOT_AUTHORIZED
-            return ReasonCode.BAD_USER_NAME_OR_PASSWORD
+            return ReasonCode.NOT_AUTHORIZED
         return None
 
     def _refuse(self, client: Client, reason: ReasonCode) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tidegate.store.entry import DELIVERED
-from tidegate.store.log import Log
+from tidegate.store.log import Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
@@ -70,11 +70,17 @@ class Outlet:
         client.out_size += len(connack)
         self.dirty.append(client)
 
-    def acknowledge(self, acks: dict[Client, list[int]]) -> None:
-        """Add acknowledgement packets, 4 bytes each as integers, to what their clients get."""
+    def acknowledge(self, acks: dict[Client, list[Ack]]) -> None:
+        """Add acknowledgement packets to what their clients get."""
         dirty = self.dirty
         for client, packets in acks.items():
-            data = packets[0].to_bytes(4, "big") if len(packets) == 1 else struct.pack(f">{len(packets)}I", *packets)
+            if len(packets) == 1:
+                data = _bytes_of(packets[0])
+            else:
+                try:
+                    data = struct.pack(f">{len(packets)}I", *packets)
+                except struct.error:
+                    data = b"".join(map(_bytes_of, packets))
             if not client.out:
                 dirty.append(client)
             client.out.append(data)
@@ -175,6 +181,10 @@ class Outlet:
     def _expired(self, properties: bytes, at: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")
         return _left(found, self._log.at - at) == 0
+
+
+def _bytes_of(packet: Ack) -> bytes:
+    return packet if type(packet) is bytes else packet.to_bytes(4, "big")  # type: ignore[union-attr]
 
 
 def _left(properties: dict[Any, Any], waited: int) -> int | None:

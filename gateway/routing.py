@@ -40,19 +40,32 @@ class Target(NamedTuple):
 class Topic(Name):
     """A topic name with its route. `plain` is its `generation` when QoS 1 messages are stored, else -1."""
 
-    __slots__ = ("generation", "plain", "prefix", "raw", "reserved", "stored", "stored_qos0", "stored_retained", "targets")
+    __slots__ = (
+        "generation",
+        "plain",
+        "prefix",
+        "raw",
+        "reserved",
+        "stored",
+        "stored_qos0",
+        "stored_retained",
+        "subscribed",
+        "targets",
+    )
     table = "topic"
 
     def __init__(self, raw: bytes, text: str) -> None:
         super().__init__(text)
         self.raw = raw
         self.prefix = len(raw).to_bytes(2, "big") + raw
-        self.reserved = text.startswith("$SYS/")
-        """Only the gateway publishes here, and nothing of it is stored."""
+        self.reserved = text.startswith(("$SYS/", "$share/"))
+        """No client publishes here, and nothing of it is stored."""
         self.generation = -1
         self.plain = -1
         self.targets: list[Target] = []
         self.stored = False
+        self.subscribed = False
+        """Whether any session, connected or asleep, has a subscription for it."""
         self.stored_qos0 = False
         self.stored_retained = False
 
@@ -125,7 +138,7 @@ class Router:
 
     def route(self, topic: Topic, publish: int) -> None:
         """Make the topic's route true now. `publish` is the kind of message entries."""
-        topic.stored = topic.stored_qos0 = topic.stored_retained = False
+        topic.stored = topic.stored_qos0 = topic.stored_retained = topic.subscribed = False
         for want, _ in self._wants.find(topic.text):
             if want.kind == publish:
                 topic.stored |= not want.retained_only
@@ -133,6 +146,7 @@ class Router:
                 topic.stored_retained |= want.retained_only
         merged: dict[Session, Target] = {}
         for session, subscription in self._tree.find(topic.text):
+            topic.subscribed = True
             topic.stored |= subscription.qos > 0
             if session.client is not None:
                 target = target_of(session, subscription)

@@ -29,8 +29,8 @@ READS_AT_ONCE = 128
 ACCEPTS_AT_ONCE = 100
 HIGH_WATER = 256 << 10
 """Bytes that wait for a socket: above, the client counts as not reading; below a quarter of it, as reading again."""
-LINGER = 5.0
-"""Seconds that a closed connection has to take what it was sent last."""
+LINGER = 2.0
+"""Seconds that a closed connection has to take what it was sent last, and to end on its side."""
 ACCEPT_PAUSE = 1.0
 """Seconds without new connections when file descriptors or memory have run out."""
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -174,7 +174,7 @@ class Link:
             self._waiting = None
             self._watch(self._mask & ~_OUT)
             if self._closing:
-                self.drop()
+                self._say_end()
                 return
         if len(waiting) <= HIGH_WATER // 4 and self.client is not None and self.client.blocked:
             self._sockets._broker.writable(self.client, True)
@@ -216,12 +216,24 @@ class Link:
             self._sockets._broker.writable(self.client, False)
 
     def close(self) -> None:
-        """Close when the socket has taken everything; at once if its client does not read."""
-        if self._waiting is None or (self.client is not None and self.client.blocked):
+        """Send what is there, then the end, and wait for the client's; at once if it does not read.
+
+        To close a socket with bytes unread would reset it, and the client might never see why (a DISCONNECT, a CONNACK).
+        """
+        if self.client is not None and self.client.blocked:
             self.drop()
         elif not self._closing:
             self._closing = True
             self._sockets._loop.call_later(LINGER, self.drop)
+            self._watch(self._mask | _IN)
+            if self._waiting is None:
+                self._say_end()
+
+    def _say_end(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.drop()
 
     def pause(self) -> None:
         self._watch(self._mask & ~_IN)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 """(seq, at, mono, run, kind, client, topic, flags, payload, properties); client and topic are a Name or None."""
 
+Ack = int | bytes
+"""An acknowledgement packet: those of 4 bytes as an integer, which is made and joined faster."""
 ROW_BYTES = 250
 """What an entry costs in memory besides its payload, about."""
 
@@ -42,8 +44,8 @@ class Batch:
         self.first_seq = first_seq
         self.rows: list[Row] = []
         self.changes: list[tuple[str, tuple[Any, ...]]] = []
-        self.acks: dict[Any, list[int]] = {}
-        """Client -> acknowledgement packets (4 bytes each as integers) that this commit allows."""
+        self.acks: dict[Any, list[Ack]] = {}
+        """Client -> acknowledgement packets that this commit allows."""
         self.after: list[tuple[Any, ...]] = []
         """(function, arguments …) to call once durable, in order."""
         self.size = 0

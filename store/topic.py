@@ -9,6 +9,7 @@ Invariant: a tree never holds an empty branch; removing the last value of a filt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -16,6 +17,8 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MAX_TOPIC_BYTES = 65_535
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""U+0000 must not be there; the others should not and may be refused (1.5.4), as mosquitto does."""
 MAX_LEVELS = 201
 """As many as mosquitto takes."""
 
@@ -49,8 +52,8 @@ def topic_filter_fault(topic_filter: str) -> str | None:
 
 
 def _text_fault(text: str) -> str | None:
-    if "\0" in text:
-        return "U+0000 is not allowed"
+    if found := _CONTROL.search(text):
+        return f"the control character U+{ord(found[0]):04X} is not allowed"
     if len(text.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
         return "longer than 65535 bytes"
     if text.count("/") >= MAX_LEVELS:

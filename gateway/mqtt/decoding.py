@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tidegate.store.topic import MAX_LEVELS, topic_filter_fault, topic_name_fault
+from tidegate.store.topic import topic_filter_fault, topic_name_fault
 
 from .errors import MalformedPacket, MqttError, ProtocolError, malformed, protocol_error
 from .packet_types import (
@@ -66,7 +66,7 @@ def check_first_byte(first_byte: int, version: int) -> None:
             raise malformed("PUBLISH: QoS 3")  # [MQTT-3.3.1-4]
         if flags & 14 == 8:
             raise malformed("PUBLISH: DUP with QoS 0")  # [MQTT-3.3.1-2]
-    elif flags != (2 if kind in FLAGS_TWO else 0):
+    elif (flags & 7 if version == 3 else flags) != (2 if kind in FLAGS_TWO else 0):  # 3.1 has DUP here too
         raise malformed(f"{PACKET_NAMES[kind]}: the flags of the first byte are {flags:04b}")  # [MQTT-2.1.3-1]
 
 
@@ -84,10 +84,7 @@ def topic_name(raw: bytes) -> str:
 def topic_filter(text: str) -> str:
     """`text` if it is a topic filter; raises `MalformedPacket` if it is none (4.7, 4.8.2)."""
     if fault := topic_filter_fault(text):
-        # 0x8F is for what is correctly formed and yet not accepted (3.14.2.1).
-        too_deep = text.count("/") >= MAX_LEVELS
-        reason = ReasonCode.TOPIC_FILTER_INVALID if too_deep else ReasonCode.MALFORMED_PACKET
-        raise MalformedPacket(reason, f"topic filter {text[:80]!r}: {fault}")
+        raise malformed(f"topic filter {text[:80]!r}: {fault}")
     return text
 
 
@@ -129,7 +126,8 @@ class _Body:
     def packet_id(self) -> int:
         packet_id = self.uint16()
         if not packet_id:
-            raise protocol_error("packet id 0")  # [MQTT-2.2.1-3]; 3.1.1: [MQTT-2.3.1-1]
+            error = malformed if self.kind in ("SUBSCRIBE", "UNSUBSCRIBE") else protocol_error  # as mosquitto has it
+            raise error("packet id 0")  # [MQTT-2.2.1-3]; 3.1.1: [MQTT-2.3.1-1]
         return packet_id
 
     def properties(self, of: str = "") -> Properties:

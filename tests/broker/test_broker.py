@@ -445,7 +445,7 @@ def test_a_message_that_expired_while_the_session_slept_is_not_sent(world: World
 
 def test_refused_clients_are_told_and_counted(world: World) -> None:
     device = world.device("d", 5, username="mallory")
-    assert device.take(ConnAck).reason == ReasonCode.BAD_USER_NAME_OR_PASSWORD
+    assert device.take(ConnAck).reason == ReasonCode.NOT_AUTHORIZED
     assert device.closed
     assert sum(world.broker.connecting.refused.values()) == 1
 

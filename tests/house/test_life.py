@@ -116,8 +116,8 @@ def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Pat
     set_user(passwd, "anna", password_line("anna", b"secret"), create=True)
     with Gateway(tmp_path, toml="[access]\npassword_file = 'passwd'\n") as gateway:
         assert _reason(gateway, "anna", b"secret") == 0
-        assert _reason(gateway, "anna", b"wrong") == 0x86
-        assert _reason(gateway, "bert", b"his") == 0x86
+        assert _reason(gateway, "anna", b"wrong") == 0x87
+        assert _reason(gateway, "bert", b"his") == 0x87
         set_user(passwd, "bert", password_line("bert", b"his"), create=False)
         _hup(gateway)
         assert _reason(gateway, "bert", b"his") == 0
