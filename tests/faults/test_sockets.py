@@ -58,3 +58,13 @@ def test_what_a_socket_does_not_take_at_once_arrives_whole(tmp_path: Path) -> No
             packet = late.expect(Kind.PUBLISH)
             assert packet.payload == payload
             late.answer(Kind.PUBACK, packet.packet_id)
+
+
+def test_a_client_that_is_thrown_out_while_it_sends_can_read_why(tmp_path: Path) -> None:
+    """Closing a socket with bytes unread would reset it, and the DISCONNECT would be gone."""
+    with Gateway(tmp_path) as gateway:
+        client = MqttClient(gateway.port, "too fast", version=5)
+        client.send(b"\xf0\x00" + bytes(2 << 20))
+        assert client.expect(Kind.DISCONNECT).reason == 0x82
+        with MqttClient(gateway.port, "watches") as watching:
+            assert watching.ping() == []
