@@ -102,6 +102,8 @@ class Config:
     max_keep_alive: int
     session_expiry: int
     sys_interval: int
+    http: tuple[str, int] | None
+    """Where health and metrics are asked for; None: nowhere."""
     backends: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
@@ -157,8 +159,9 @@ class _Loader:
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
             sys_interval=values["log.sys_interval"],
+            http=values["http.bind"] or None,
             backends=values["uplink.backends"],
-            warnings=warnings,
+            warnings=warnings + _open_http(values["http.bind"]),
         )
 
     def _read_file(self) -> None:
@@ -329,6 +332,12 @@ class _Loader:
             elif (name is None or current == section) and re.match(wanted, stripped):
                 return number
         return 0
+
+
+def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
+    if not bind or is_loopback(bind[0]):
+        return ()
+    return (f"http.bind = {bind[0]}:{bind[1]}: whoever reaches it can read health and metrics, without a password",)
 
 
 def default_data(environ: Mapping[str, str]) -> Path:
