@@ -139,6 +139,8 @@ class _Loader:
         base = self._base
         password_file = base / values["access.password_file"] if values["access.password_file"] else None
         listeners, warnings = self._narrow(self._listeners(listen), password_file, base)
+        if values["http.bind"]:
+            self._check_http(values["http.bind"], listeners)
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
@@ -303,6 +305,11 @@ class _Loader:
         if not kept and not self._mistakes:
             self._fail(0, "no listener is left: add one on 127.0.0.1, or a password file")
         return tuple(kept), tuple(warnings)
+
+    def _check_http(self, bind: tuple[str, int], listeners: Sequence[Listener]) -> None:
+        http = Listener(*bind, allow_anonymous=True)
+        if fault := next(filter(None, (http.conflict(listener) for listener in listeners)), ""):
+            self._fail(self._line("http", "bind"), f"http.bind = {fault}")
 
     def _listener_lines(self) -> list[tuple[int, dict[str, int]]]:
         """Of each [[listener]]: the line of the block, and of each key in it."""

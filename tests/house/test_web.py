@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -132,6 +133,13 @@ def test_prometheus_reads_every_metric_with_type_and_help(gateway: Gateway, web:
         assert (family.type, family.documentation) == (metric.kind, metric.help)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert len(found) == len(METRICS)
+
+
+def test_the_metrics_that_the_documentation_names_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    named = set(re.findall(r"\btidegate_\w+", page))
+    assert len(named) > 5
+    assert named <= {metric.name for metric in METRICS}
 
 
 def test_label_values_come_out_as_they_went_in(gateway: Gateway, web: int) -> None:
