@@ -31,6 +31,7 @@ from tidegate.store.worker import Worker
 from .access import Access
 from .broker import Broker
 from .config import Config, Listener
+from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
 from .report import Reporter
@@ -182,11 +183,10 @@ class App:
             server = await Web(self._status, self._unhealthy, self._not_ready).listen(host, port)
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-            self._snapshot.http = f"cannot listen on {host}:{port}: {why}"
+            self._snapshot.http = f"cannot listen on {join_address(host, port)}: {why}"
             _report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
             return None
-        host, port = server.sockets[0].getsockname()[:2]
-        self._snapshot.http = f"{host}:{port}"
+        self._snapshot.http = join_address(*server.sockets[0].getsockname()[:2])
         return server
 
     # -- running ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config_keys import DEFAULT_BIND, KEYS, LATER_KEYS, LISTENER_KEYS, PREFIX, WILDCARDS, Key, is_loopback, split_address
+from .config_keys import (
+    DEFAULT_BIND,
+    KEYS,
+    LATER_KEYS,
+    LISTENER_KEYS,
+    PREFIX,
+    WILDCARDS,
+    Key,
+    is_loopback,
+    join_address,
+    split_address,
+)
 
 
 class Mistake(NamedTuple):
@@ -79,7 +90,7 @@ class Listener:
         return ""
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +355,7 @@ class _Loader:
 def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
     if not bind or is_loopback(bind[0]):
         return ()
-    return (f"http.bind = {bind[0]}:{bind[1]}: whoever reaches it can read health and metrics, without a password",)
+    return (f"http.bind = {join_address(*bind)}: whoever reaches it can read health and metrics, without a password",)
 
 
 def default_data(environ: Mapping[str, str]) -> Path:

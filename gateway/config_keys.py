@@ -155,6 +155,11 @@ def split_address(text: str, example: str = "127.0.0.1:1883, 0.0.0.0:1883 or [::
     return host, int(port)
 
 
+def join_address(host: str, port: int) -> str:
+    """As people and URLs write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

@@ -25,8 +25,12 @@ class NotRunning(Exception):
     """No gateway answers there; the text is for the user."""
 
 
+class NoRight(NotRunning):
+    """One may be running, but this user must not ask it."""
+
+
 class NoAnswer(NotRunning):
-    """One may be running, but it did not answer us."""
+    """Something is there, but it did not answer as a gateway does."""
 
 
 async def serve(path: Path, handler: Handler) -> asyncio.Server:
@@ -82,7 +86,7 @@ def ask(path: Path, request: dict[str, Any], timeout: float = 5.0) -> dict[str, 
             with sock.makefile("rb") as answers:
                 line = answers.readline()
     except PermissionError:
-        raise NoAnswer(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
+        raise NoRight(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning(f"no gateway is running on {path.parent} (tidegate run --data {path.parent})") from None
     except OSError as error:

@@ -18,8 +18,8 @@ from typing import Any
 
 from .config import Config
 from .config_keys import WILDCARDS, is_loopback
-from .control import NoAnswer, NotRunning, ask
-from .doctor_machine import OK, PROBLEM, WARNING, Finding, check_clock, check_data, check_secrets, check_sqlite
+from .control import NoAnswer, NoRight, NotRunning, ask
+from .doctor_machine import LOOK_AS, OK, PROBLEM, WARNING, Finding, check_clock, check_data, check_secrets, check_sqlite
 from .status import duration, printable
 
 __all__ = ["PROBLEM", "Finding", "examine", "examine_machine", "render"]
@@ -43,11 +43,14 @@ _MARKS = {OK: "ok", WARNING: "WARNING", PROBLEM: "PROBLEM"}
 
 def examine(config: Config) -> list[Finding]:
     """Everything, in the order in which a person should read it."""
+    live: list[Finding] = []
     try:
         status = ask(config.data / "control.sock", {"command": "status"})
         refused = ask(config.data / "control.sock", {"command": "refused"})
+    except NoRight as error:
+        running = Finding(WARNING, "gateway", str(error), LOOK_AS)
     except NoAnswer as error:
-        running, live = Finding(PROBLEM, "gateway", str(error), "look again as root; else look into its log, restart it"), []
+        running = Finding(PROBLEM, "gateway", str(error), "look into its log (journalctl -u tidegate), restart it")
     except NotRunning as error:
         running = Finding(WARNING, "gateway", str(error), "start it (systemctl start tidegate), then look again")
         live = _each(lambda: _free_ports(config))
@@ -86,7 +89,7 @@ def _each(*checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
         try:
             found += check()
         except OSError as error:
-            found.append(Finding(WARNING, "doctor", f"could not look: {error}", "run this as root or as the gateway's user"))
+            found.append(Finding(WARNING, "doctor", f"could not look: {error}", LOOK_AS))
     return found
 
 

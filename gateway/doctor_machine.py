@@ -22,6 +22,7 @@ from .config import Config
 from .status import size
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+LOOK_AS = "run this as root or as the gateway's user"
 
 
 class Finding(NamedTuple):
@@ -131,22 +132,21 @@ def _room(place: Path, config: Config) -> Finding:
         )
     if free < ROOM or (usage.f_files and not usage.f_favail):
         return Finding(PROBLEM, "room", f"{text}, as good as full", "delete something else, or lower store.disk_budget")
-    log = sum(path.stat().st_size for path in config.data.glob("log.db*"))
+    log = sum(path.stat().st_size for path in config.data.glob("log.db*"))  # none where this user must not look
     if free + log < config.disk_budget:
         text += f"; the log may grow to {size(config.disk_budget)}, that is more than there is"
         return Finding(WARNING, "room", text, f'set store.disk_budget = "{(free + log) * 3 // 4 >> 20}MiB" or less')
-    return Finding(OK, "room", f"{text}; the log has {size(log)} of its {size(config.disk_budget)}")
+    return Finding(OK, "room", f"{text}; the log has {size(log)} of its {size(config.disk_budget)}" if log else text)
 
 
 def sync_time(place: Path) -> Finding:
     """How long the disk takes to say that 4 KiB are safe: what every message of QoS 1 and 2 waits for."""
     try:
         times = sorted(_syncs(place))
+    except PermissionError:
+        return Finding(WARNING, "sync", f"not timed: this user must not write in {place}", LOOK_AS)
     except OSError as error:
-        text = f"cannot write in {place}: {error.strerror}"
-        return Finding(
-            PROBLEM, "sync", text, "run this as root or as the gateway's user; if it is that already, see the rights"
-        )
+        return Finding(PROBLEM, "sync", f"cannot write in {place}: {error.strerror}", "make room, or see dmesg and run fsck")
     middle, worst = times[len(times) // 2], times[-1]
     text = f"a sync takes {middle * 1000:.2f} ms, {worst * 1000:.2f} ms at worst"
     if middle < FAST:

@@ -226,6 +226,26 @@ def test_files_of_another_user(directory: Path) -> None:
     assert "belongs to another user than log.db in it" in text
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_a_user_without_rights_is_told_so_and_nothing_is_called_a_problem(tmp_path: Path) -> None:
+    """Root without the right to pass over rights is a user like others."""
+    with Gateway(tmp_path, toml=LISTENER.format(port=free_port())) as gateway:
+        wait_until((gateway.data / "control.sock").exists)
+        for path in (gateway.data, *gateway.data.iterdir()):
+            os.chown(path, 1000, 1000)
+        gateway.data.chmod(0o700)
+        without_rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+        found = doctor(tmp_path, prefix=without_rights)
+        assert found.code == 0
+        level, text = found.one("gateway")
+        assert level == "warning"
+        assert "no right to use" in text
+        assert "could not look" in found.one("doctor")[1]
+        assert found.about("listener") == [], "whose port it is cannot be told"
+        gateway.data.chmod(0o755)
+        assert "not timed" in doctor(tmp_path, prefix=without_rights).one("sync")[1]
+
+
 # -- disk ------------------------------------------------------------------------------------------------------------
 
 

@@ -262,6 +262,14 @@ def test_an_address_that_is_taken_does_not_stop_the_gateway(tmp_path: Path) -> N
             MqttClient(gateway.port, "device").publish_and_wait("t", b"served all the same")
 
 
+def test_an_address_of_ipv6(tmp_path: Path) -> None:
+    port = free_port()
+    with Gateway(tmp_path, toml=f'[http]\nbind = "[::1]:{port}"\n') as gateway:
+        wait_until(lambda: f"health and metrics on http://[::1]:{port}" in gateway.log())
+        assert requests.get(f"http://[::1]:{port}/healthz", timeout=DEADLINE).text == "ok\n"
+        assert status(gateway)["http"] == f"[::1]:{port}"
+
+
 def test_without_an_address_nothing_listens(tmp_path: Path) -> None:
     with Gateway(tmp_path) as gateway:
         assert status(gateway)["http"] == "off"
