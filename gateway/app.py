@@ -31,7 +31,9 @@ from tidegate.store.worker import Worker
 from .access import Access
 from .broker import Broker
 from .config import Config, Listener
+from .config_keys import join_address
 from .connecting import Limits
+from .health import Health
 from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
@@ -74,6 +76,7 @@ class App:
         self._started = time.monotonic()
         self._supervisor: Any = None
         self._next_alive = self._started + ALIVE_PAUSE
+        self._health = Health(self._started)
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -170,6 +173,23 @@ class App:
                 f" another with --listen HOST:PORT"
             ) from error
 
+    async def _listen_http(self) -> asyncio.Server | None:
+        """Who only looks on must not stop the gateway: an address that is taken is told, and the devices are served."""
+        if self._config.http is None:
+            return None
+        from .web import Web
+
+        host, port = self._config.http
+        try:
+            server = await Web(self._status, self._unhealthy, self._not_ready).listen(host, port)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            self._snapshot.http = f"cannot listen on {join_address(host, port)}: {why}"
+            _report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
+            return None
+        self._snapshot.http = join_address(*server.sockets[0].getsockname()[:2])
+        return server
+
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, addresses: list[str]) -> None:
@@ -180,7 +200,9 @@ class App:
             await self._supervisor.start()
         self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
-        _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}")
+        web = await self._listen_http()
+        http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
+        _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
             _report(
@@ -194,12 +216,12 @@ class App:
         ticker.cancel()
         self._sockets.stop_listening()
         control_server.close()
+        if web is not None:
+            web.close()
         await self._stop()
 
     async def _tick(self) -> None:
         """Once a second: the broker's own timers, the trim, `$SYS`, and the watchdog as long as the disk answers."""
-        from . import notify
-
         next_sys = 0.0
         while True:
             await asyncio.sleep(1.0)
@@ -210,7 +232,22 @@ class App:
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
             self._note_time()
-            self._committer.submit(lambda: None, lambda _: notify.watchdog())
+            self._committer.submit(lambda: None, self._committer_answers)
+
+    def _committer_answers(self, _: None) -> None:
+        from . import notify
+
+        self._health.answered(time.monotonic())
+        notify.watchdog()
+
+    def _unhealthy(self) -> list[str]:
+        return self._health.faults(time.monotonic())
+
+    def _not_ready(self) -> list[str]:
+        faults = [] if self._sockets.listening else ["not listening"]
+        if self.broker.store_fault:
+            faults.append(f"the store refuses to write: {self.broker.store_fault}")
+        return faults
 
     def _note_time(self) -> None:
         """Keep in the store what the clock really is, and, while somebody is connected, when we were last alive."""
@@ -319,9 +356,14 @@ class App:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("command") == "status":
-            self._tick_clock()
-            return self._snapshot.status()
+            return self._status()
+        if request.get("command") == "refused":
+            return self.broker.connecting.refusals.as_dict()
         return {"error": f"unknown command {request.get('command')!r}"}
+
+    def _status(self) -> dict[str, Any]:
+        self._tick_clock()
+        return self._snapshot.status()
 
 
 def _clock() -> tuple[int, int]:

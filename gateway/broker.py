@@ -366,6 +366,7 @@ class Broker:
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
                 self.report(f"{client.peer}: {event.error}", str(event.error))
+                self.connecting.note_fault(client, event.error)
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)
             elif session is None:

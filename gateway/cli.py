@@ -7,7 +7,6 @@ wrong. Nothing heavy is imported before a command needs it, and a user's mistake
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from datetime import datetime
@@ -16,17 +15,11 @@ from typing import Any
 
 import click
 
-from . import __version__
-from .config import Config, ConfigError, find_config, load
-
-
-class _Place(click.Path):
-    """A path that is not empty: a shell variable that is not set must not mean the directory one happens to be in."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty: give a path, or leave the option out for the default", parameter, context)
-        return super().convert(value, parameter, context)
+from . import __version__, cli_doctor
+from .cli_parts import CONFIG, DATA
+from .cli_parts import Failure as _Failure
+from .cli_parts import load_config as _load
+from .config import ConfigError, find_config, load
 
 
 class _Commands(click.Group):
@@ -56,8 +49,6 @@ def _output_failed() -> bool:
 
 VIEWS = ("mqtt_client", "mqtt_sub", "mqtt_msg", "mqtt_retain", "mqtt_acked")
 SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
-CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
-DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -124,27 +115,6 @@ def check(config_file: Path | None, data: Path | None) -> None:
         click.echo(_count(mistakes, "mistake"), err=True)
         sys.exit(2)
     click.echo(f"no mistakes, {_count(warnings, 'warning')}" if warnings else "all is well")
-
-
-@main.command()
-@CONFIG
-@DATA
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def status(config_file: Path | None, data: Path | None, as_json: bool) -> None:
-    """Show clients, what waits for each pool, the store and what was dropped."""
-    from .control import NotRunning, ask
-
-    config = _load(config_file, data, ())
-    try:
-        answer = ask(config.data / "control.sock", {"command": "status"})
-    except NotRunning as error:
-        raise _Failure(str(error)) from None
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-        return
-    from .status import render
-
-    click.echo(render(answer))
 
 
 @main.command()
@@ -253,32 +223,12 @@ def version() -> None:
     click.echo(f"tidegate {__version__}")
 
 
-class _Failure(click.ClickException):
-    """One sentence for the user and an exit code: 1 it could not be done, 2 it was asked for wrongly."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self._code = code
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]
-        return self._code
-
-    def show(self, file: Any = None) -> None:
-        for line in self.message.splitlines():
-            click.echo(f"tidegate: {line}", err=True)
-
-
 def _count(things: list[str], name: str) -> str:
     return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
-def _load(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> Config:
-    try:
-        return load(config_file or find_config(os.environ), data, listen)
-    except ConfigError as error:
-        raise _Failure(str(error), 2) from None
-
+for command in (cli_doctor.status, cli_doctor.doctor):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="tidegate")

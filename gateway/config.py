@@ -19,7 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config_keys import DEFAULT_BIND, KEYS, LATER_KEYS, LISTENER_KEYS, PREFIX, WILDCARDS, Key, is_loopback, split_address
+from .config_keys import (
+    DEFAULT_BIND,
+    KEYS,
+    LATER_KEYS,
+    LISTENER_KEYS,
+    PREFIX,
+    WILDCARDS,
+    Key,
+    is_loopback,
+    join_address,
+    split_address,
+)
 
 
 class Mistake(NamedTuple):
@@ -79,7 +90,7 @@ class Listener:
         return ""
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,8 @@ class Config:
     max_keep_alive: int
     session_expiry: int
     sys_interval: int
+    http: tuple[str, int] | None
+    """Where health and metrics are asked for; None: nowhere."""
     backends: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
@@ -137,6 +150,8 @@ class _Loader:
         base = self._base
         password_file = base / values["access.password_file"] if values["access.password_file"] else None
         listeners, warnings = self._narrow(self._listeners(listen), password_file, base)
+        if values["http.bind"]:
+            self._check_http(values["http.bind"], listeners)
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
@@ -157,8 +172,9 @@ class _Loader:
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
             sys_interval=values["log.sys_interval"],
+            http=values["http.bind"] or None,
             backends=values["uplink.backends"],
-            warnings=warnings,
+            warnings=warnings + _open_http(values["http.bind"]),
         )
 
     def _read_file(self) -> None:
@@ -301,6 +317,11 @@ class _Loader:
             self._fail(0, "no listener is left: add one on 127.0.0.1, or a password file")
         return tuple(kept), tuple(warnings)
 
+    def _check_http(self, bind: tuple[str, int], listeners: Sequence[Listener]) -> None:
+        http = Listener(*bind, allow_anonymous=True)
+        if fault := next(filter(None, (http.conflict(listener) for listener in listeners)), ""):
+            self._fail(self._line("http", "bind"), f"http.bind = {fault}")
+
     def _listener_lines(self) -> list[tuple[int, dict[str, int]]]:
         """Of each [[listener]]: the line of the block, and of each key in it."""
         blocks: list[tuple[int, dict[str, int]]] = []
@@ -329,6 +350,12 @@ class _Loader:
             elif (name is None or current == section) and re.match(wanted, stripped):
                 return number
         return 0
+
+
+def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
+    if not bind or is_loopback(bind[0]):
+        return ()
+    return (f"http.bind = {join_address(*bind)}: whoever reaches it can read health and metrics, without a password",)
 
 
 def default_data(environ: Mapping[str, str]) -> Path:

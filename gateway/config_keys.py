@@ -134,6 +134,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "session_expiry": Key(_expiry, "never"),
     },
     "log": {"sys_interval": Key(_number(0, 86_400), 10)},
+    "http": {"bind": Key(lambda value: split_address(_text(value), "127.0.0.1:9883"), "")},
     "uplink": {"backends": Key(_backends, ["sqlite"])},
 }
 LISTENER_KEYS: dict[str, Callable[[Any], Any]] = {"bind": lambda value: split_address(_text(value)), "allow_anonymous": _flag}
@@ -145,13 +146,18 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 PREFIX = "TIDEGATE_"
 
 
-def split_address(text: str) -> tuple[str, int]:
+def split_address(text: str, example: str = "127.0.0.1:1883, 0.0.0.0:1883 or [::]:1883") -> tuple[str, int]:
     """`host:port` or `[v6]:port` taken apart. Raises ValueError with what is allowed."""
     host, colon, port = text.rpartition(":")
     host = host.strip("[]")
     if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise ValueError("HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:1883, 0.0.0.0:1883 or [::]:1883")
+        raise ValueError(f"HOST:PORT with a port from 0 to 65535, such as {example}")
     return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """As people and URLs write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

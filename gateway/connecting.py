@@ -19,6 +19,7 @@ from .delivery import Delivery
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
 from .mqtt.properties import Properties, Property, encode_block
 from .mqtt.reasons import ReasonCode
+from .refusals import Refusals
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
 from .sessions import Sessions
@@ -67,12 +68,13 @@ TOPIC_ALIASES = 10
 
 
 class Connecting:
-    """See the module. `refused` counts CONNECTs by reason."""
+    """See the module. `refused` counts CONNECTs by reason; `refusals` keeps the last ones."""
 
     def __init__(
         self, broker: Broker, access: Access, limits: Limits, durability: str, new_client_id: Callable[[], str]
     ) -> None:
         self.refused: dict[str, int] = {}
+        self.refusals = Refusals()
         self._broker = broker
         self._access = access
         self._limits = limits
@@ -86,7 +88,7 @@ class Connecting:
         client.version = 5 if packet.version == 5 else 4
         refusal = self._refusal(client, packet)
         if refusal is not None:
-            self._refuse(client, refusal)
+            self._refuse(client, packet, refusal)
             return
         assigned = "" if packet.client_id else self._new_client_id()
         clientid = packet.client_id or assigned
@@ -135,10 +137,17 @@ class Connecting:
             return ReasonCode.NOT_AUTHORIZED
         return None
 
-    def _refuse(self, client: Client, reason: ReasonCode) -> None:
-        self.refused[reason.name.lower()] = self.refused.get(reason.name.lower(), 0) + 1
+    def _refuse(self, client: Client, packet: Connect, reason: ReasonCode) -> None:
+        name = reason.name.lower()
+        self.refused[name] = self.refused.get(name, 0) + 1
+        self.refusals.note(self._broker.log.at, client.peer, packet.client_id, packet.username, name)
         self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
         self._close(client)
+
+    def note_fault(self, client: Client, error: object) -> None:
+        """What the client sent was no MQTT: it is disconnected for it."""
+        client_id = client.session.name.text if client.session is not None else ""
+        self.refusals.note(self._broker.log.at, client.peer, client_id, client.username, f"protocol error: {error}")
 
     def _expiry(self, packet: Connect) -> int:
         """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""

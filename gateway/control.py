@@ -25,6 +25,14 @@ class NotRunning(Exception):
     """No gateway answers there; the text is for the user."""
 
 
+class NoRight(NotRunning):
+    """One may be running, but this user must not ask it."""
+
+
+class NoAnswer(NotRunning):
+    """Something is there, but it did not answer as a gateway does."""
+
+
 async def serve(path: Path, handler: Handler) -> asyncio.Server:
     """Listen; a socket left by a gateway that was killed is replaced. Raises OSError."""
 
@@ -78,17 +86,17 @@ def ask(path: Path, request: dict[str, Any], timeout: float = 5.0) -> dict[str, 
             with sock.makefile("rb") as answers:
                 line = answers.readline()
     except PermissionError:
-        raise NotRunning(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
+        raise NoRight(f"no right to use {path}: run this as the user of the gateway, or join its group") from None
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning(f"no gateway is running on {path.parent} (tidegate run --data {path.parent})") from None
     except OSError as error:
-        raise NotRunning(f"the gateway on {path.parent} does not answer: {error}") from None
+        raise NoAnswer(f"the gateway on {path.parent} does not answer: {error}") from None
     try:
         answer = json.loads(line or b"{}")
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise NotRunning(f"{path} is not answered by a gateway")
+        raise NoAnswer(f"{path} is not answered by a gateway")
     if "error" in answer or not answer:
-        raise NotRunning(f"the gateway on {path.parent} answers: {answer.get('error', 'nothing')}")
+        raise NoAnswer(f"the gateway on {path.parent} answers: {answer.get('error', 'nothing')}")
     return answer

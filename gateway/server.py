@@ -71,6 +71,10 @@ class Sockets:
             addresses.append(sock.getsockname()[:2])
         return addresses
 
+    @property
+    def listening(self) -> bool:
+        return bool(self._listening)
+
     def stop_listening(self) -> None:
         """No new connections from now on."""
         for sock, _ in self._listening.values():

@@ -28,6 +28,8 @@ class Snapshot:
         self._broker = broker
         self._pools = pools
         self._started = started
+        self.http = "off"
+        """Where `/metrics` listens, or why it does not."""
 
     def status(self) -> dict[str, Any]:
         """The whole state as JSON-ready values; times in seconds, sizes in bytes."""
@@ -40,11 +42,13 @@ class Snapshot:
             "epoch": store.identity.epoch,
             "uptime": round(time.monotonic() - self._started, 1),
             "listeners": [f"{listener.host}:{listener.port}" for listener in config.listeners],
+            "http": self.http,
             "clients": {
                 "connected": len(broker.clients),
                 "sessions": len(broker.sessions),
                 "subscriptions": broker.router.subscriptions,
                 "refused": dict(broker.connecting.refused),
+                "protocol_errors": broker.counters["protocol_errors"],
             },
             "messages": {
                 "received": broker.received,

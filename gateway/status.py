@@ -1,10 +1,11 @@
 """`tidegate status` for people: the gateway's answer as a few lines that fit a terminal.
 
-Invariant: a pure function of the answer; every number carries its unit.
+Invariant: pure functions of the answer; every number carries its unit, and what strangers sent cannot steer the terminal.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 
@@ -14,7 +15,7 @@ def render(status: dict[str, Any]) -> str:
     lines = [
         f"{status['name']}  tidegate {status['version']}  up {duration(status['uptime'])}"
         f"  gateway {status['gateway']} epoch {status['epoch']}",
-        f"listening   {', '.join(status['listeners'])}",
+        f"listening   {', '.join(status['listeners'])}; http {status['http']}",
         f"clients     {clients['connected']} connected, {clients['sessions']} sessions,"
         f" {clients['subscriptions']} subscriptions",
         f"messages    {messages['received']} received, {messages['stored']} entries stored, {messages['sent']} sent",
@@ -27,7 +28,9 @@ def render(status: dict[str, Any]) -> str:
     if not status["pools"]:
         remote = [name for name in status["backends"] if name != "sqlite"]
         lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")
-    refused = status["clients"].get("refused", {})
+    refused = dict(clients["refused"])
+    if clients["protocol_errors"]:
+        refused["protocol_errors"] = clients["protocol_errors"]
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
@@ -45,6 +48,26 @@ def _pool(pool: dict[str, Any]) -> list[str]:
     ]
     lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
     return lines
+
+
+def render_refused(answer: dict[str, Any]) -> str:
+    """Who was refused lately, a line each, newest last; without a final line break."""
+    rows: list[tuple[str, ...]] = [("when", "from", "client id", "user name", "why")]
+    for refusal in answer["refusals"]:
+        when = f"{datetime.fromtimestamp(refusal['at'] / 1000):%Y-%m-%d %H:%M:%S}"
+        rows.append((when, *(printable(refusal[key]) or "-" for key in ("peer", "client_id", "username", "reason"))))
+    if len(rows) == 1:
+        return "nobody was refused since the gateway started"
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    if answer["fell_out"]:
+        lines.insert(1, f"({answer['fell_out']} earlier ones are not kept)")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def duration(seconds: float) -> str:

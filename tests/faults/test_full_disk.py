@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.client import Closed, Kind, MqttClient
 from tests.support.gateway import Gateway
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root (to mount it)")
@@ -44,6 +47,24 @@ def test_full_disk_withholds_acknowledgements_and_recovers(tmp_path: Path, small
         assert [packet.payload for packet in other.ping()] == [b"still flowing"]
         subprocess.run(["mount", "-o", f"remount,size={LARGE}", str(small_disk)], check=True)
         wait_until(lambda: _is_acknowledged(gateway.port), RECOVERY)
+        assert gateway.stop() == 0
+
+
+def test_a_full_disk_is_alive_and_not_ready_and_every_way_of_asking_says_so(tmp_path: Path, small_disk: Path) -> None:
+    directory, port = tmp_path / "gateway", free_port()
+    with Gateway(directory, data=small_disk / "data", toml=f'[http]\nbind = "127.0.0.1:{port}"\n') as gateway:
+        assert _fill(MqttClient(gateway.port, "filler")) < ENOUGH
+        ready = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
+        assert (ready.status_code, ready.text) == (503, "the store refuses to write: database or disk is full\n")
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+        assert "\ntidegate_store_ok 0\n" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        doctor = [sys.executable, "-m", "tidegate.gateway.cli", "doctor", "--config", str(directory / "gateway.toml")]
+        done = subprocess.run([*doctor, "--data", str(gateway.data)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "PROBLEM  gateway" in done.stdout
+        assert "the store refuses to write: database or disk is full" in done.stdout
+        subprocess.run(["mount", "-o", f"remount,size={LARGE}", str(small_disk)], check=True)
+        wait_until(lambda: requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200, RECOVERY)
         assert gateway.stop() == 0
 
 

@@ -42,6 +42,22 @@ def mistakes(tmp_path: Path, text: str, environ: dict[str, str] | None = None, l
     return [str(mistake).removeprefix(f"{tmp_path}/") for mistake in caught.value.mistakes]
 
 
+# -- http ------------------------------------------------------------------------------------------------------------
+
+
+def test_http_is_off_until_an_address_is_given(tmp_path: Path) -> None:
+    assert load(None, tmp_path, (), {}).http is None
+    config = load(written(tmp_path, "[http]\nbind = '127.0.0.1:9883'\n"), tmp_path, (), {})
+    assert (config.http, config.warnings) == (("127.0.0.1", 9883), ())
+
+
+def test_http_for_others_is_warned_of(tmp_path: Path) -> None:
+    config = load(None, tmp_path, (), {"TIDEGATE_HTTP__BIND": "0.0.0.0:9883"})
+    assert config.http == ("0.0.0.0", 9883)
+    (warning,) = config.warnings
+    assert "whoever reaches it can read health and metrics, without a password" in warning
+
+
 # -- the shipped file ------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +135,8 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_name(tmp_path: Path
         ("[listener]\nbind = '127.0.0.1:1883'\n", 1, "[[listener]], with two brackets"),
         ("[[listener]]\nbind = '127.0.0.1:99999'\n", 2, "a port from 0 to 65535"),
         ("[[listener]]\n[[listener]]\n", 2, "again"),
+        ("[http]\nbind = '9883'\n", 2, "HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:9883"),
+        ("[http]\nbind = '127.0.0.1:1883'\n", 2, "http.bind = 127.0.0.1:1883 again"),
         ("listener = []\n", 0, "no listener is left"),
         ("[[listener]]\nbind = '192.0.2.1:1883'\n", 1, "tidegate passwd -c"),
         ("[uplink]\nbackends = ['mysql']\n", 2, "mysql comes with a later release"),

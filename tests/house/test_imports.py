@@ -33,17 +33,27 @@ LIBRARIES = {
     "store": {"sqlite_utils"},
     "gateway/app.py": {"uvloop"},
     "gateway/cli.py": {"click"},
+    "gateway/cli_doctor.py": {"click"},
+    "gateway/cli_parts.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},
     "gateway/demo_screen.py": {"rich"},
+    "gateway/watch.py": {"rich"},
+    "gateway/web.py": {"microdot"},
     "uplink/to_redis.py": {"redis"},
 }
 """A driver only in its backend's own file."""
 
 IMPURE = {"asyncio", "socket", "time", "sqlite3"}
 HEAVY = (
-    *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis"),
-    *("tidegate.uplink.child", "tidegate.gateway.demo", "tidegate.store.export"),
+    *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "microdot"),
+    *(
+        "tidegate.gateway.web",
+        "tidegate.gateway.doctor",
+        "tidegate.uplink.child",
+        "tidegate.gateway.demo",
+        "tidegate.store.export",
+    ),
 )
 
 

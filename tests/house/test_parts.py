@@ -203,7 +203,9 @@ def test_the_configuration_is_laid_out_once(tmp_path: Path) -> None:
 
 STATUS: dict[str, Any] = {
     "version": "1.2.3", "name": "barn-7", "gateway": "5c0f", "epoch": 2, "uptime": 7300.0, "listeners": ["127.0.0.1:1883"],
-    "clients": {"connected": 3, "sessions": 4, "subscriptions": 5, "refused": {"not_authorized": 6}},
+    "http": "off",
+    "clients": {"connected": 3, "sessions": 4, "subscriptions": 5, "refused": {"not_authorized": 6},
+                "protocol_errors": 2},
     "messages": {"received": 100, "sent": 50, "stored": 90},
     "store": {"state": "ok", "durability": "full", "bytes": 1 << 20, "bytes_written": 3 << 19, "commits": 7,
               "disk_budget": 1 << 30},
@@ -217,7 +219,7 @@ STATUS: dict[str, Any] = {
 def test_the_status_shows_everything_with_its_unit() -> None:
     assert render(STATUS).splitlines() == [
         "barn-7  tidegate 1.2.3  up 2 h  gateway 5c0f epoch 2",
-        "listening   127.0.0.1:1883",
+        "listening   127.0.0.1:1883; http off",
         "clients     3 connected, 4 sessions, 5 subscriptions",
         "messages    100 received, 90 entries stored, 50 sent",
         "store       ok, durability full, 1 MiB of 1 GiB, 1.5 MiB written in 7 commits",
@@ -225,7 +227,7 @@ def test_the_status_shows_everything_with_its_unit() -> None:
         "            Connection refused",
         "            start it",
         "dropped     9 disk_budget",
-        "refused     6 not_authorized",
+        "refused     6 not_authorized, 2 protocol_errors",
     ]
 
 

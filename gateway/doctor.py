@@ -1,0 +1,246 @@
+"""`tidegate doctor`: what a person who cannot look into the gateway needs to know, each with what to do about it.
+
+Here stand the questions to the configuration and to the running gateway; `doctor_machine` asks the machine. A warning is
+something that may be wanted or may pass; a problem loses messages, keeps devices out or stops the gateway.
+
+Invariant: nothing is changed (one small file beside the log is written, synced and taken away), and no check can stop another.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .config import Config
+from .config_keys import WILDCARDS, is_loopback
+from .control import NoAnswer, NoRight, NotRunning, ask
+from .doctor_machine import LOOK_AS, OK, PROBLEM, WARNING, Finding, check_clock, check_data, check_secrets, check_sqlite
+from .status import duration, printable
+
+__all__ = ["PROBLEM", "Finding", "examine", "examine_machine", "render"]
+
+REACH = 2.0
+"""Seconds that a listener has to take a connection."""
+SHOWN = 5
+"""Refused clients that are named."""
+ADVICE = {
+    "not_authorized": "give the device a user name and a password: tidegate passwd FILE USER",
+    "bad_user_name_or_password": "set the password again (tidegate passwd FILE USER), reload, and give it to the device",
+    "server_busy": "raise limits.max_connections, or find who opens so many connections",
+    "client_identifier_not_valid": "give the device a client id, or let it connect with a clean session",
+    "bad_authentication_method": "extended authentication is not supported: use user name and password",
+}
+FAULT_ADVICE = (
+    "the client does not speak MQTT 3.1.1 or 5.0 properly, uses TLS, or the packet was larger than limits.max_packet_size"
+)
+_MARKS = {OK: "ok", WARNING: "WARNING", PROBLEM: "PROBLEM"}
+
+
+def examine(config: Config) -> list[Finding]:
+    """Everything, in the order in which a person should read it."""
+    live: list[Finding] = []
+    try:
+        status = ask(config.data / "control.sock", {"command": "status"})
+        refused = ask(config.data / "control.sock", {"command": "refused"})
+    except NoRight as error:
+        running = Finding(WARNING, "gateway", str(error), LOOK_AS)
+    except NoAnswer as error:
+        running = Finding(PROBLEM, "gateway", str(error), "look into its log (journalctl -u tidegate), restart it")
+    except NotRunning as error:
+        running = Finding(WARNING, "gateway", str(error), "start it (systemctl start tidegate), then look again")
+        live = _each(lambda: _free_ports(config))
+    else:
+        running = _running(status)
+        live = _each(
+            lambda: _listeners(status),
+            lambda: _restart(status, config),
+            lambda: _http(status),
+            lambda: _pools(status),
+            lambda: _refused(refused),
+        )
+    machine = _each(lambda: check_data(config), lambda: check_secrets(config))
+    return [running, *live, *_each(lambda: _reach(config)), *machine, *examine_machine()]
+
+
+def examine_machine() -> list[Finding]:
+    """What can be said without a configuration."""
+    return _each(check_clock, check_sqlite)
+
+
+def render(findings: list[Finding]) -> str:
+    """For people: a line each, and under it what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.level]:<9}{finding.check:<14}{printable(finding.text)}")
+        lines += [f"{'':<23}{printable(finding.advice)}"] if finding.advice else []
+    count = Counter(finding.level for finding in findings)
+    lines.append(f"problems: {count[PROBLEM]}, warnings: {count[WARNING]}")
+    return "\n".join(lines)
+
+
+def _each(*checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check()
+        except OSError as error:
+            found.append(Finding(WARNING, "doctor", f"could not look: {error}", LOOK_AS))
+    return found
+
+
+# -- the running gateway ---------------------------------------------------------------------------------------------
+
+
+def _running(status: dict[str, Any]) -> Finding:
+    text = f"tidegate {status['version']} runs since {duration(status['uptime'])} as {status['name']}"
+    state = status["store"]["state"]
+    if state == "ok":
+        return Finding(OK, "gateway", text)
+    return Finding(
+        PROBLEM, "gateway", f"{text}; the store refuses to write: {state}",
+        "acknowledgements are withheld until the disk works again: make room, or see below and `dmesg`",
+    )  # fmt: skip
+
+
+def _listeners(status: dict[str, Any]) -> Iterable[Finding]:
+    for address in status["listeners"]:
+        host, port = _split(address)
+        try:
+            socket.create_connection((WILDCARDS.get(host, host), port), REACH).close()
+        except OSError as error:
+            advice = "look into the gateway's log (journalctl -u tidegate), restart it; a firewall on this machine?"
+            yield Finding(PROBLEM, "listener", f"{address} takes no connection: {error}", advice)
+        else:
+            yield Finding(OK, "listener", f"{address} takes connections")
+
+
+def _restart(status: dict[str, Any], config: Config) -> Iterable[Finding]:
+    """Listeners are read at the start only: the change that does nothing."""
+    runs = sorted(status["listeners"])
+    wanted = sorted(f"{listener.host}:{listener.port}" for listener in config.listeners)
+    if runs != wanted:
+        text = f"the running gateway listens on {', '.join(runs)}, the configuration says {', '.join(wanted)}"
+        yield Finding(WARNING, "restart", text, "systemctl restart tidegate, unless it was started with --listen")
+
+
+def _http(status: dict[str, Any]) -> Iterable[Finding]:
+    address = status["http"]
+    if address == "off":
+        return
+    if address.startswith("cannot"):
+        yield Finding(WARNING, "http", address, "choose another address under [http] in gateway.toml, and restart")
+        return
+    host, port = _split(address)
+    connection = http.client.HTTPConnection(WILDCARDS.get(host, host), port, timeout=REACH)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        text = answer.read(4096).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        yield Finding(PROBLEM, "http", f"{address} does not answer: {error}", "is another program on this port?")
+    else:
+        ready = answer.status == 200
+        yield Finding(OK if ready else PROBLEM, "http", f"{address}/readyz says: {text}", "" if ready else "see its words")
+    finally:
+        connection.close()
+
+
+def _pools(status: dict[str, Any]) -> Iterable[Finding]:
+    for pool in status["pools"]:
+        text = f"{pool['name']} is {pool['state']}, {pool['waiting']} waiting"
+        if pool["error"]:
+            text += f": {pool['error']}"
+        if pool["state"] == "misconfigured":
+            yield Finding(PROBLEM, "far end", text, pool["hint"] or "tidegate check; then systemctl reload tidegate")
+        elif pool["state"] in ("connected", "starting"):
+            yield Finding(OK, "far end", text)
+        else:
+            yield Finding(WARNING, "far end", text, pool["hint"] or "nothing is lost: what waits is sent when it is back")
+        if pool["refused"]:
+            text = f"{pool['name']} has refused {pool['refused']} records for good"
+            yield Finding(WARNING, "far end", text, "they are kept in quarantine with the reason, in uplink.db")
+
+
+def _refused(answer: dict[str, Any]) -> Iterable[Finding]:
+    """Refusals that are the same but for the time and port are one line; the latest first."""
+    groups: dict[tuple[str, str, str, str], int] = {}
+    for refusal in reversed(answer["refusals"]):
+        host = refusal["peer"].rpartition(":")[0]
+        key = (host, refusal["client_id"], refusal["username"], refusal["reason"])
+        groups[key] = groups.get(key, 0) + 1
+    for (host, client_id, username, reason), count in list(groups.items())[:SHOWN]:
+        who = " ".join([*([f"client {client_id}"] if client_id else []), *([f"user {username}"] if username else [])])
+        text = f"{who or 'somebody'} from {host}, {f'{count} times' if count > 1 else 'once'}: {reason}"
+        yield Finding(WARNING, "refused", text, ADVICE.get(reason, FAULT_ADVICE))
+    more = len(groups) - SHOWN
+    if more > 0 or answer["fell_out"]:
+        text = f"{max(more, 0)} more clients, and {answer['fell_out']} refusals before the last {len(answer['refusals'])}"
+        yield Finding(WARNING, "refused", text, "tidegate status --refused")
+    if not groups:
+        yield Finding(OK, "refused", "nobody was refused since the gateway started")
+
+
+# -- the configuration -----------------------------------------------------------------------------------------------
+
+
+def _free_ports(config: Config) -> Iterable[Finding]:
+    """No gateway runs: could it listen?"""
+    for host, port in [listener.address for listener in config.listeners] + ([config.http] if config.http else []):
+        where = f"{host}:{port}"
+        try:
+            _try_listen(host, port)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            advice = f"find who has it: ss -ltnp 'sport = :{port}' (mosquitto?); stop that, or choose another port"
+            why = "is used by another program" if taken else f"cannot be listened on: {os.strerror(error.errno or 0)}"
+            yield Finding(PROBLEM, "listener", f"{where} {why}", advice if taken else "correct the address in gateway.toml")
+        else:
+            yield Finding(OK, "listener", f"{where} is free")
+
+
+def _try_listen(host: str, port: int) -> None:
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        with socket.socket(family, kind) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(1)
+
+
+def _reach(config: Config) -> Iterable[Finding]:
+    """Whether devices in the network can connect, as configured."""
+    for warning in config.warnings:
+        yield Finding(WARNING, "access", warning, "if that is meant, nothing; else change gateway.toml and restart")
+    outside = [listener for listener in config.listeners if not is_loopback(listener.host)]
+    if not outside:
+        passwd = config.password_file or config.conf_dir / "passwd"
+        make = "" if config.password_file else f"tidegate passwd -c {passwd} USER, set access.password_file, and "
+        yield Finding(
+            WARNING, "network", "only this machine can connect: every listener is on loopback",
+            f"to let devices in: {make}set bind = \"0.0.0.0:1883\" under [[listener]] in gateway.toml, restart",
+        )  # fmt: skip
+        return
+    for listener in outside:
+        where = f"{_own_address() or 'this machine'}:{listener.port}" if listener.host in WILDCARDS else str(listener)
+        yield Finding(OK, "network", f"devices can connect to {where}, if no firewall is in between")
+
+
+def _own_address() -> str:
+    """The address that this machine has towards others; nothing is sent. Empty without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))
+        except OSError:
+            return ""
+        return str(sock.getsockname()[0])
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

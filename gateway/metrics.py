@@ -1,0 +1,147 @@
+"""What `tidegate status` shows, in Prometheus' text format.
+
+One table: a metric's name, type, help and how its samples are taken from the status. Names follow Prometheus' rules: base units
+(seconds, bytes), `_total` on what only grows, no label whose values a stranger chooses (client ids, topics, error texts): those
+would grow the monitoring system without bound.
+
+Invariant: a pure function of the status; every metric has its HELP and TYPE, with samples or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Status = Mapping[str, Any]
+Sample = tuple[Mapping[str, str], float]
+
+
+class Metric(NamedTuple):
+    """One name; `samples` takes (labels, value) from the status."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Callable[[Status], Iterable[Sample]]
+
+
+def _value(*path: str) -> Callable[[Status], Iterable[Sample]]:
+    """One sample without labels: the number at this place of the status."""
+
+    def samples(status: Status) -> Iterable[Sample]:
+        found: Any = status
+        for key in path:
+            found = found[key]
+        yield {}, found
+
+    return samples
+
+
+def _by(label: str, *path: str) -> Callable[[Status], Iterable[Sample]]:
+    """A sample for each key of the table at this place."""
+
+    def samples(status: Status) -> Iterable[Sample]:
+        found: Any = status
+        for key in path:
+            found = found[key]
+        for name, count in found.items():
+            yield {label: name}, count
+
+    return samples
+
+
+def _pools(key: str) -> Callable[[Status], Iterable[Sample]]:
+    """A sample for each pool that knows this number."""
+
+    def samples(status: Status) -> Iterable[Sample]:
+        for pool in status["pools"]:
+            if pool.get(key) is not None:
+                yield {"pool": pool["name"]}, pool[key]
+
+    return samples
+
+
+def _info(status: Status) -> Iterable[Sample]:
+    yield (
+        {
+            "version": status["version"],
+            "name": status["name"],
+            "gateway": status["gateway"],
+            "durability": status["store"]["durability"],
+            "backends": ",".join(status["backends"]),
+        },
+        1,
+    )
+
+
+def _listeners(status: Status) -> Iterable[Sample]:
+    for address in status["listeners"]:
+        yield {"address": address}, 1
+
+
+def _store_ok(status: Status) -> Iterable[Sample]:
+    yield {}, status["store"]["state"] == "ok"
+
+
+def _pool_states(status: Status) -> Iterable[Sample]:
+    for pool in status["pools"]:
+        yield {"pool": pool["name"], "state": pool["state"]}, 1
+
+
+METRICS = (
+    Metric("tidegate_info", "gauge", "The gateway: version, name, id, durability and backends; always 1.", _info),
+    Metric("tidegate_epoch", "gauge", "Epoch of the log.", _value("epoch")),
+    Metric("tidegate_uptime_seconds", "gauge", "Seconds since the gateway started.", _value("uptime")),
+    Metric("tidegate_listener", "gauge", "Addresses that the gateway was told to listen on; always 1.", _listeners),
+    Metric("tidegate_clients_connected", "gauge", "Open MQTT connections.", _value("clients", "connected")),
+    Metric("tidegate_sessions", "gauge", "Sessions, connected or asleep.", _value("clients", "sessions")),
+    Metric("tidegate_subscriptions", "gauge", "Subscriptions of all sessions.", _value("clients", "subscriptions")),
+    Metric("tidegate_connects_refused_total", "counter", "CONNECTs refused, by reason.", _by("reason", "clients", "refused")),
+    Metric(
+        "tidegate_protocol_errors_total", "counter", "Connections ended because what they sent was no MQTT.",
+        _value("clients", "protocol_errors"),
+    ),
+    Metric("tidegate_messages_received_total", "counter", "PUBLISH packets received.", _value("messages", "received")),
+    Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
+    Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),
+    Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _by("reason", "dropped")),
+    Metric("tidegate_store_ok", "gauge", "1 if the disk takes what is written, 0 if acknowledgements are withheld.", _store_ok),
+    Metric("tidegate_store_bytes", "gauge", "Bytes of the log on disk.", _value("store", "bytes")),
+    Metric("tidegate_store_budget_bytes", "gauge", "Bytes that the log may take.", _value("store", "disk_budget")),
+    Metric("tidegate_store_last_seq", "gauge", "Number of the last entry.", _value("store", "last_seq")),
+    Metric("tidegate_store_written_bytes_total", "counter", "Bytes handed to the disk.", _value("store", "bytes_written")),
+    Metric("tidegate_store_commits_total", "counter", "Commits of the log.", _value("store", "commits")),
+    Metric("tidegate_pool_state", "gauge", "State of each far end; 1 for the one it is in.", _pool_states),
+    Metric("tidegate_pool_cursor", "gauge", "Number of the last entry a far end is done with.", _pools("cursor")),
+    Metric("tidegate_pool_waiting", "gauge", "Entries that wait for a far end.", _pools("waiting")),
+    Metric("tidegate_pool_oldest_age_seconds", "gauge", "Age of the oldest waiting entry.", _pools("oldest_age")),
+    Metric("tidegate_pool_rate", "gauge", "Entries a far end takes per second.", _pools("rate")),
+    Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits, at this rate.", _pools("drain")),
+    Metric("tidegate_pool_delivered_total", "counter", "Entries a far end has taken.", _pools("delivered")),
+    Metric("tidegate_pool_refused_total", "counter", "Records a far end refused for good.", _pools("refused")),
+)  # fmt: skip
+
+
+def exposition(status: Status) -> str:
+    """The whole page."""
+    lines: list[str] = []
+    for metric in METRICS:
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        lines += [f"{metric.name}{_labels(labels)} {_number(value)}" for labels, value in metric.samples(status)]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    return repr(float(value)) if isinstance(value, float) else str(int(value))
