@@ -365,7 +365,7 @@ class Broker:
                 return
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
-                self.report(f"{client.peer}: {event.error}", str(event.error))
+                self.report(f"{client.peer}: {event.error}", f"{client.peer.rpartition(':')[0]} {event.error.reason.name}")
                 self.connecting.note_fault(client, event.error)
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)
