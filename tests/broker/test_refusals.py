@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel, SubAck, Will
+from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.routing import Want
 from tidegate.store.entry import PUBLISH
@@ -117,3 +118,21 @@ def test_what_is_retained_after_the_subscribe_comes_once(world: World) -> None:
     world.settle()
     assert device.take(SubAck)
     assert [message[3] for message in device.messages()] == [b"x"]
+
+
+@pytest.mark.parametrize("largest", [2, 14])
+def test_a_connack_above_the_clients_packet_size_is_not_sent(world: World, largest: int) -> None:
+    watcher = world.device("w")
+    watcher.subscribe("gone", 0)
+    will = Will("gone", b"x", 0, False, {})
+    device = world.device("d", 5, will=will, properties={Property.MAXIMUM_PACKET_SIZE: largest})
+    assert device.got == []
+    assert device.closed
+    assert watcher.messages() == []
+
+
+def test_two_hundred_slashes_make_a_topic(world: World) -> None:
+    device = world.device("d")
+    device.subscribe("/" * 200, 0)
+    device.publish("/" * 200, b"deep", 0)
+    assert [message[3] for message in device.messages()] == [b"deep"]

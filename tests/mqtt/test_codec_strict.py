@@ -195,6 +195,7 @@ ACKS = [
     Bad("PUBCOMP too long, 3.1.1", 4, S, "7004 0001 0000"),
 ]
 
+TOO_DEEP = "82cf01 0001 00 00c9" + "2f" * 201 + "00"
 SUBSCRIBE = [
     Bad("no filter [MQTT-3.8.3-2]", 4, S, "8202 0001", P),
     Bad("no filter, 5.0 [MQTT-3.8.3-2]", 5, S, "8203 0001 00", P),
@@ -209,6 +210,7 @@ SUBSCRIBE = [
     Bad("+ behind a letter [MQTT-4.7.1-2]", 5, S, "8208 0001 00 0002 612b 00"),
     Bad("a share without a filter [MQTT-4.8.2-2]", 5, S, "820e 0001 00 0008 2473686172652f67 00"),
     Bad("203 levels", 4, S, f"82cf01 0001 00ca {'2f' * 202} 00", MalformedPacket, R.TOPIC_FILTER_INVALID),
+    Bad("more levels than we take, 3.14.2.1", 5, S, TOO_DEEP, MalformedPacket, R.TOPIC_FILTER_INVALID),
     Bad("QoS 3, 3.8.3.1", 4, S, "8206 0001 0001 61 03"),
     Bad("QoS 3, 5.0, 3.8.3.1", 5, S, "8207 0001 00 0001 61 03"),
     Bad("reserved options [MQTT-3.8.3-5]", 5, S, "8207 0001 00 0001 61 40"),
