@@ -66,6 +66,8 @@ def check_first_byte(first_byte: int, version: int) -> None:
             raise malformed("PUBLISH: QoS 3")  # [MQTT-3.3.1-4]
         if flags & 14 == 8:
             raise malformed("PUBLISH: DUP with QoS 0")  # [MQTT-3.3.1-2]
+    elif version == 3 and kind in FLAGS_TWO and flags == 10:
+        return  # 3.1 sent these again with the DUP flag (its 3.6, 3.8, 3.10)
     elif flags != (2 if kind in FLAGS_TWO else 0):
         raise malformed(f"{PACKET_NAMES[kind]}: the flags of the first byte are {flags:04b}")  # [MQTT-2.1.3-1]
 

@@ -136,3 +136,13 @@ def test_two_hundred_slashes_make_a_topic(world: World) -> None:
     device.subscribe("/" * 200, 0)
     device.publish("/" * 200, b"deep", 0)
     assert [message[3] for message in device.messages()] == [b"deep"]
+
+
+def test_mqtt_3_1_may_send_a_pubrel_again_with_the_dup_flag_and_3_1_1_may_not(world: World) -> None:
+    old = world.device("old", version=3)
+    old.publish("t", b"x", 2)
+    old.send_bytes(bytes.fromhex("6a020001"))
+    assert old.take(PubComp) == PubComp(1)
+    new = world.device("new", version=4)
+    new.send_bytes(bytes.fromhex("6a020001"))
+    assert new.closed
