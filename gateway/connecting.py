@@ -117,6 +117,9 @@ class Connecting:
         self._log_connected(session, new=before is None)
         present = before is not None and packet.version > 3  # a reserved byte in 3.1
         answer = self._connack(client, packet, present, assigned, expiry)
+        if client.maximum_packet_size and len(answer) > client.maximum_packet_size:  # [MQTT-3.1.2-24]
+            self._close(client)
+            return
         if durable:
             client.held = []
             broker.when_durable(self._connected, client, session, answer)

@@ -151,8 +151,29 @@ def test_a_client_that_cannot_be_told_a_shorter_keep_alive_is_refused(path: Path
     assert world.device("new", 5, keep_alive=keep_alive).take(ConnAck).properties[Property.SERVER_KEEP_ALIVE] == 60
 
 
-def test_mqtt_3_1_may_set_dup_on_its_pubrel(world: World) -> None:
-    device = world.device("old", 3)
-    device.publish("t", b"x", 2, packet_id=1)
-    device.send_bytes(b"\x6a\x02\x00\x01")
-    assert device.take(PubComp) == PubComp(1)
+@pytest.mark.parametrize("largest", [2, 14])
+def test_a_connack_above_the_clients_packet_size_is_not_sent(world: World, largest: int) -> None:
+    watcher = world.device("w")
+    watcher.subscribe("gone", 0)
+    will = Will("gone", b"x", 0, False, {})
+    device = world.device("d", 5, will=will, properties={Property.MAXIMUM_PACKET_SIZE: largest})
+    assert device.got == []
+    assert device.closed
+    assert watcher.messages() == []
+
+
+def test_two_hundred_slashes_make_a_topic(world: World) -> None:
+    device = world.device("d")
+    device.subscribe("/" * 200, 0)
+    device.publish("/" * 200, b"deep", 0)
+    assert [message[3] for message in device.messages()] == [b"deep"]
+
+
+def test_mqtt_3_1_may_send_a_pubrel_again_with_the_dup_flag_and_3_1_1_may_not(world: World) -> None:
+    old = world.device("old", version=3)
+    old.publish("t", b"x", 2)
+    old.send_bytes(bytes.fromhex("6a020001"))
+    assert old.take(PubComp) == PubComp(1)
+    new = world.device("new", version=4)
+    new.send_bytes(bytes.fromhex("6a020001"))
+    assert new.closed
