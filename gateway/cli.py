@@ -16,17 +16,11 @@ from typing import Any
 
 import click
 
-from . import __version__
-from .config import Config, ConfigError, find_config, load
-
-
-class _Place(click.Path):
-    """A path that is not empty: a shell variable that is not set must not mean the directory one happens to be in."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty: give a path, or leave the option out for the default", parameter, context)
-        return super().convert(value, parameter, context)
+from . import __version__, cli_store
+from .cli_parts import CONFIG, DATA
+from .cli_parts import Failure as _Failure
+from .cli_parts import load_config as _load
+from .config import ConfigError, find_config, load
 
 
 class _Commands(click.Group):
@@ -56,8 +50,6 @@ def _output_failed() -> bool:
 
 VIEWS = ("mqtt_client", "mqtt_sub", "mqtt_msg", "mqtt_retain", "mqtt_acked")
 SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
-CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
-DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -253,32 +245,12 @@ def version() -> None:
     click.echo(f"tidegate {__version__}")
 
 
-class _Failure(click.ClickException):
-    """One sentence for the user and an exit code: 1 it could not be done, 2 it was asked for wrongly."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self._code = code
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]
-        return self._code
-
-    def show(self, file: Any = None) -> None:
-        for line in self.message.splitlines():
-            click.echo(f"tidegate: {line}", err=True)
-
-
 def _count(things: list[str], name: str) -> str:
     return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
-def _load(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> Config:
-    try:
-        return load(config_file or find_config(os.environ), data, listen)
-    except ConfigError as error:
-        raise _Failure(str(error), 2) from None
-
+for command in (cli_store.backup, cli_store.restore, cli_store.salvage):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="tidegate")
