@@ -127,16 +127,14 @@ def _mark_unclean(part: Path) -> None:
 
 
 def _copy(source: sqlite3.Connection, part: Path, between: Between) -> None:
-    done = before = 0
+    copied = 0
 
     def step(_: int, remaining: int, total: int) -> None:
-        nonlocal done, before
-        at = total - remaining
-        done += at - before if at >= before else at
-        before = at
-        if done > PATIENCE * total + STEP_PAGES:
+        nonlocal copied
+        copied += STEP_PAGES
+        if copied > PATIENCE * (total + STEP_PAGES):
             raise StoreError("the log could not be copied: it had to begin again and again; is its disk well?")
-        between(at, total)
+        between(total - remaining, total)
 
     with closing(sqlite3.connect(part, isolation_level=None)) as target:
         target.execute("PRAGMA journal_mode = OFF")

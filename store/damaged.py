@@ -76,6 +76,8 @@ class Damaged:
         self.lost: dict[str, list[tuple[int, int]]] = {}
         self.open_end: set[str] = set()
         """Tables whose last row is not known: the last range that is lost may end anywhere."""
+        self.open_start: set[str] = set()
+        """Tables whose first row is not known."""
         self._scratch: Path | None = None
         try:
             self._db = _open(path)
@@ -108,8 +110,15 @@ class Damaged:
         last = self._end(table, "DESC")
         if low is None and last is None and self._is_empty(table):
             return
-        start = max(1, self._first_readable(table) - TAIL) if low is None else low
-        high = hint if last is None else last
+        if low is None:
+            self.open_start.add(table.name)
+            first = self._first_readable(table)
+            if not first:  # not a path leads into it
+                self.open_end.add(table.name)
+                self.lost[table.name] = [(max(1, hint - self.pages * ROWS_A_PAGE), max(1, hint))]
+                return
+            low = max(1, first - TAIL)
+        start, high = low, hint if last is None else last
         found = high
         while True:
             for row in self._scan(table, start, high if last is not None else high + TAIL, sane):
@@ -193,11 +202,11 @@ class Damaged:
         return int(found[0]) if found else None
 
     def _first_readable(self, table: Table) -> int:
-        """A number from which on rows can be read, below which none were seen to be; 1 if there is none."""
+        """A number from which on rows can be read, below which none were seen to be; 0 if there is none."""
         step = 1
         while not self._reads_at(table, step):
             if step > 1 << 40:
-                return 1
+                return 0
             step *= 2
         low, high = step // 2, step
         while high - low > 1:

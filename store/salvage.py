@@ -20,9 +20,10 @@ from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
-from .damaged import ROWS_A_PAGE, Damaged, Row, Table, tables_of
+from .damaged import ROWS_A_PAGE, TAIL, Damaged, Row, Table, tables_of
 from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
+from .leaves import entries_of
 from .msgid import gateway_code
 from .schema import LOG, Format, StoreError, open_writer
 from .store import epoch_step, this_boot
@@ -135,11 +136,15 @@ class _Rescue:
         for name in FIRST:
             if name == "entry":
                 self._learn()
-            self._copy_table(tables.pop(name))
+            self._copy_table(tables[name])
+        if lost := self._lost_entries():
+            rows = entries_of(self._from.path, lost, lambda row: self._is_entry(tables["entry"], row))
+            self._insert_rows(tables["entry"], rows)
         if self._one("SELECT (SELECT count(*) FROM run) + (SELECT count(*) FROM entry)") == (0,):
             raise StoreError(_nothing(self._from.path, "neither its runs nor its entries"))
-        for table in tables.values():
-            self._copy_table(table)
+        for name, table in tables.items():
+            if name not in FIRST:
+                self._copy_table(table)
 
     def _learn(self) -> None:
         """What an entry can hold."""
@@ -172,6 +177,9 @@ class _Rescue:
             rows = self._from.rows_without_rowid(
                 table, [client for (client,) in self._db.execute("SELECT client FROM session")]
             )
+        self._insert_rows(table, rows)
+
+    def _insert_rows(self, table: Table, rows: Iterator[Row]) -> None:
         marks = ",".join("?" * len(table.columns))
         self._insert(f"INSERT OR IGNORE INTO {table.name} ({', '.join(table.columns)}) VALUES ({marks})", rows, table.name)
 
@@ -187,6 +195,9 @@ class _Rescue:
 
     def _known_top(self) -> int:
         return max(self._one(sql)[0] or 0 for sql in _TOPS)
+
+    def _is_entry(self, table: Table, row: Row) -> bool:
+        return len(row) == len(table.columns) and table.fits(row) and self._sane_entry(row)
 
     def _sane_entry(self, row: Row) -> bool:
         seq, at, _, run, kind, client, topic = row[:7]
@@ -211,9 +222,9 @@ class _Rescue:
                 text = "some are lost"
             else:
                 count = sum(last - first + 1 for first, last in lost)
-                number = "seq" if table.name == "entry" else "number"
-                end = ", and what came after it" if table.name in self._from.open_end else ""
-                text = f"at most {count} lost: {number} {_say(lost)}{end}" if lost else "none lost"
+                open_end = table.name in self._from.open_end - {"entry"}
+                text = f"lost: {'seq' if table.name == 'entry' else 'number'} {_say(lost)}"
+                text = f"{text} and what came after it" if open_end else f"at most {count} {text}" if lost else "none lost"
             if saved or lost is not None:
                 self.report.append(f"{table.name}: {saved} rows saved, {text}")
 
@@ -238,8 +249,11 @@ class _Rescue:
 
         A range whose end is unknown reaches as far as the file could have held entries.
         """
-        lost = [*self._from.lost.get("entry", ())]
-        (top,) = self._one("SELECT ifnull(max(seq), 0) FROM entry")
+        top, bottom = self._one("SELECT ifnull(max(seq), 0), ifnull(min(seq), 0) FROM entry")
+        lost = [missing for ends in self._from.lost.get("entry", ()) for missing in self._missing(*ends)]
+        if lost and bottom and "entry" in self._from.open_start:
+            before = [(max(1, bottom - TAIL), bottom - 1)] if bottom > 1 else []
+            lost = before + [ends for ends in lost if ends[0] > bottom]
         if lost and "entry" in self._from.open_end and lost[-1][1] > top:
             first, last = lost[-1]
             lost[-1] = (first, max(last, first + self._from.pages * ROWS_A_PAGE))
@@ -251,6 +265,16 @@ class _Rescue:
             else:
                 merged.append((first, last))
         return merged
+
+    def _missing(self, first: int, last: int) -> list[tuple[int, int]]:
+        """What is not there of a range."""
+        found = self._db.execute("SELECT seq FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last))
+        missing = []
+        for (seq,) in found:
+            if seq > first:
+                missing.append((first, seq - 1))
+            first = seq + 1
+        return [*missing, (first, last)] if first <= last else missing
 
     def _holes(self, top: int) -> list[tuple[int, int]]:
         """Numbers between the entries that the trim has not taken: it takes the oldest, and says what it took from the middle.

@@ -33,6 +33,8 @@ LIBRARIES = {
     "store": {"sqlite_utils"},
     "gateway/app.py": {"uvloop"},
     "gateway/cli.py": {"click"},
+    "gateway/cli_parts.py": {"click"},
+    "gateway/cli_store.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},
     "gateway/demo_screen.py": {"rich"},
@@ -44,6 +46,7 @@ IMPURE = {"asyncio", "socket", "time", "sqlite3"}
 HEAVY = (
     *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis"),
     *("tidegate.uplink.child", "tidegate.gateway.demo", "tidegate.store.export"),
+    *("tidegate.store.salvage", "tidegate.store.damaged"),
 )
 
 
