@@ -10,6 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from .exchange import own_like
 from .schema import StoreError
 
 
@@ -22,6 +23,7 @@ def hold(data: Path) -> int:
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = os.open(data / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        own_like(data, data / "broker.lock")
     except OSError as error:
         raise StoreError(
             f"cannot write in the data directory {data}: {error.strerror}; give this user the right to, or choose another"

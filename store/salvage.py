@@ -24,7 +24,7 @@ from .damaged import ROWS_A_PAGE, TAIL, Damaged, Row, Table, tables_of
 from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
 from .leaves import entries_of
-from .msgid import gateway_code
+from .msgid import TIME_WIDTH, gateway_code
 from .schema import LOG, Format, StoreError, open_writer
 from .store import epoch_step, this_boot
 
@@ -35,6 +35,8 @@ FIRST = ("meta", "run", "session", "retained", "position", "cursor", "client", "
 """What says how far the log went and what may stand in it is read before it."""
 NAMES = (("client", "clientid"), ("topic", "name"))
 YEAR = 365 * 86_400_000
+SET_CLOCK = 1_600_000_000_000
+"""ms: a clock that shows less was never set."""
 UNKNOWN_EPOCHS = 20_000
 """Epochs passed over when rows of `run` are lost: more than the unclean starts can have begun that nobody knows of."""
 _TOPS = (
@@ -153,6 +155,8 @@ class _Rescue:
                 self._insert(f"INSERT OR IGNORE INTO {table} (id, {column}) VALUES (?,?)", self._from.names(table, column))
         (latest,) = self._one("SELECT max(max(started_at), max(alive_at)) FROM run")
         self._latest = max(self._now, latest or 0) + YEAR
+        if self._latest < SET_CLOCK:  # neither our clock nor theirs tells what is too late
+            self._latest = 62**TIME_WIDTH
         lost = self._from.lost
         self._runs = None if "run" in lost else {number for (number,) in self._db.execute("SELECT id FROM run")}
         self._names = [

@@ -170,9 +170,11 @@ def test_root_restores_for_the_user_of_the_gateway(tmp_path: Path) -> None:
         gateway.stop()
     assert tidegate("backup", "--data", gateway.data, tmp_path / "backup.db").returncode == 0
     os.chown(gateway.data, 12345, 12345)
+    (gateway.data / "broker.lock").unlink()
     assert tidegate("restore", "--data", gateway.data, tmp_path / "backup.db").returncode == 0
-    found = (gateway.data / "log.db").stat()
-    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 12345, 0o640)
+    for name in ("log.db", "broker.lock"):
+        found = (gateway.data / name).stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 12345, 0o640)
 
 
 def test_a_damaged_log_refuses_to_start_names_salvage_and_starts_after_it(tmp_path: Path) -> None:
