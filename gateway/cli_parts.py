@@ -23,8 +23,9 @@ class _Place(click.Path):
         return super().convert(value, parameter, context)
 
 
-CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path), help="gateway.toml to use.")
-DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False), help="Directory of the log.")
+# Without a look at the rights: each command says itself, and better, what it could not read.
+CONFIG = click.option("--config", "-c", "config_file", type=_Place(path_type=Path, readable=False), help="gateway.toml to use.")
+DATA = click.option("--data", type=_Place(path_type=Path, file_okay=False, readable=False), help="Directory of the log.")
 
 
 class Failure(click.ClickException):
