@@ -83,8 +83,12 @@ class Damaged:
             self._db = _open(path)
         except sqlite3.Error:
             self._scratch = path.with_name(f"{path.name}.scratch")
-            _copy_with_first_page(path, self._scratch)
-            self._db = _open(self._scratch)
+            try:
+                _copy_with_first_page(path, self._scratch)
+                self._db = _open(self._scratch)
+            except BaseException:
+                remove_scratch(self._scratch)
+                raise
         self.pages = max(path.stat().st_size // 4096, self._pragma("page_count"))
         self.version = self._pragma("user_version") if self._scratch is None else 0
 
@@ -118,7 +122,7 @@ class Damaged:
                 self.lost[table.name] = [(max(1, hint - self.pages * ROWS_A_PAGE), max(1, hint))]
                 return
             low = max(1, first - TAIL)
-        start, high = low, hint if last is None else last
+        start, high = low, max(low, hint) if last is None else last
         found = high
         while True:
             for row in self._scan(table, start, high if last is not None else high + TAIL, sane):

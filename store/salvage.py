@@ -258,9 +258,9 @@ class _Rescue:
         if lost and bottom and "entry" in self._from.open_start:
             before = [(max(1, bottom - TAIL), bottom - 1)] if bottom > 1 else []
             lost = before + [ends for ends in lost if ends[0] > bottom]
-        if lost and "entry" in self._from.open_end and lost[-1][1] > top:
-            first, last = lost[-1]
-            lost[-1] = (first, max(last, first + self._from.pages * ROWS_A_PAGE))
+        if "entry" in self._from.open_end:
+            first, last = lost.pop() if lost and lost[-1][1] > top else (top + 1, top + 1)
+            lost.append((first, max(last, first + self._from.pages * ROWS_A_PAGE)))
         lost += self._holes(max([top, self._known_top(), *(last for _, last in lost)]))
         merged: list[tuple[int, int]] = []
         for first, last in sorted(lost):

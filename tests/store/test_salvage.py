@@ -171,6 +171,24 @@ def test_what_is_only_in_the_write_ahead_log_is_saved(path: Path) -> None:
     assert Path(f"{aside(path)}-wal").read_bytes() == kept["-wal"]
 
 
+def test_an_end_that_is_lost_far_beyond_what_is_known_otherwise(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE entry SET seq = seq + 1000000 WHERE seq > 11")
+        db.execute("UPDATE meta SET value = 11 WHERE key = 'seq'")
+        db.execute("UPDATE session SET cursor = 11")
+        db.execute("DELETE FROM entry WHERE seq = 11")
+        db.execute("DELETE FROM retained")
+        db.commit()
+        db.execute("VACUUM")
+    damage(path, lambda content: content[: int(len(content) * 0.9)])
+    run(path)
+    there, gaps = seqs(path)
+    assert len(there) > len(WHOLE) * 0.75
+    assert there == list(range(1_001_001, 1_001_001 + len(there)))
+    assert gaps[-1][0] == there[-1] + 1, "also where a page beside the tree had one row more"
+    assert gaps[-1][1] >= 1_000_000 + COUNT + 1
+
+
 def test_a_trimmed_log_has_no_gap_where_it_was_trimmed(path: Path) -> None:
     damage(path, overwritten(1_000_000, 4096))
     run(path)
