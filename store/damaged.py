@@ -24,8 +24,6 @@ Row = tuple[Any, ...]
 Sane = Callable[[Row], bool]
 TAIL = 20_000
 """Numbers beyond the last known one that are tried where the end of a table cannot be read, or before the first."""
-ROWS_A_PAGE = 128
-"""No page holds more entries."""
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes, str)}
 
 
@@ -89,7 +87,7 @@ class Damaged:
             except BaseException:
                 remove_scratch(self._scratch)
                 raise
-        self.pages = max(path.stat().st_size // 4096, self._pragma("page_count"))
+        self.pages = max(path.stat().st_size // 4096, self._pragma("page_count"), _pages_once(path))
         self.version = self._pragma("user_version") if self._scratch is None else 0
 
     def close(self) -> None:
@@ -119,7 +117,7 @@ class Damaged:
             first = self._first_readable(table)
             if not first:  # not a path leads into it
                 self.open_end.add(table.name)
-                self.lost[table.name] = [(max(1, hint - self.pages * ROWS_A_PAGE), max(1, hint))]
+                self.lost[table.name] = [(1, max(1, hint))]
                 return
             low = max(1, first - TAIL)
         start, high = low, max(low, hint) if last is None else last
@@ -256,6 +254,13 @@ def _open(path: Path) -> sqlite3.Connection:
         return reader
     finally:
         writer.close()
+
+
+def _pages_once(path: Path) -> int:
+    """How many pages the file had by its header, before it was cut short; 0 if that cannot be."""
+    with path.open("rb") as file:
+        pages = int.from_bytes(file.read(32)[28:], "big")
+    return pages if pages < 1 << 24 else 0
 
 
 def _look(connection: sqlite3.Connection) -> None:

@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
-from .damaged import ROWS_A_PAGE, TAIL, Damaged, Row, Table, tables_of
+from .damaged import TAIL, Damaged, Row, Table, tables_of
 from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
 from .leaves import entries_of
@@ -31,6 +31,8 @@ from .store import epoch_step, this_boot
 Progress = Callable[[str, int], None]
 """Called with a table's name and how many of its rows were saved."""
 CHUNK = 500
+ROWS_A_PAGE = 128
+"""No page holds more entries."""
 FIRST = ("meta", "run", "session", "retained", "position", "cursor", "client", "topic", "entry")
 """What says how far the log went and what may stand in it is read before it."""
 NAMES = (("client", "clientid"), ("topic", "name"))

@@ -132,7 +132,7 @@ def test_bytes_overwritten_in_the_middle(path: Path, start: int) -> None:
     next_start(path, before).close(NOW)
 
 
-@pytest.mark.parametrize("part", [0.5, 0.9])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
 def test_a_file_that_was_cut_short(path: Path, part: float) -> None:
     before = identity(path)
     damage(path, lambda content: content[: int(len(content) * part)])
