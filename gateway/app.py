@@ -9,21 +9,21 @@ Invariant: one broker per data directory (a lock file of its own), and after a c
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import os
 import signal
+import sqlite3
 import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from tidegate.store.catchup import CatchUp
+from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
-from tidegate.store.schema import StoreError
+from tidegate.store.schema import StoreError, explain
 from tidegate.store.store import Store
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
@@ -34,6 +34,7 @@ from .config import Config, Listener
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
+from .online_backup import OnlineBackup
 from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
@@ -84,11 +85,14 @@ class App:
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)  # heard at the first await, when all is built
         config = self._config
-        lock = _lock(config.data)
+        lock = hold(config.data)
         wall, mono = _clock()
         self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono)
         try:
-            self._build(wall, mono)
+            try:
+                self._build(wall, mono)
+            except sqlite3.Error as error:
+                raise StoreError(explain(self._store.path, error)) from error
             try:
                 addresses = [address for listener in config.listeners for address in self._listen(listener)]
             except StartError:
@@ -109,6 +113,7 @@ class App:
         self._clock_offset = wall - mono
         post = self._loop.call_soon_threadsafe
         self._committer = Worker("committer", post, store.rest)
+        self._backup = OnlineBackup(store, self._committer, post)
         self._reader: Worker | None = None
         self._catch_up: CatchUp | None = None
         self._runs: dict[int, tuple[str, int]] = {
@@ -359,6 +364,8 @@ class App:
             return self._status()
         if request.get("command") == "refused":
             return self.broker.connecting.refusals.as_dict()
+        if request.get("command") == "backup":
+            return self._backup.answer(request)
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _status(self) -> dict[str, Any]:
@@ -369,23 +376,6 @@ class App:
 def _clock() -> tuple[int, int]:
     """(wall clock, CLOCK_BOOTTIME) in ms."""
     return time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-def _lock(data: Path) -> int:
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(data / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise StartError(
-            f"cannot write in the data directory {data}: {error.strerror}; give this user the right to, or choose another"
-            f" with --data DIR"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise StartError(f"another tidegate is running on {data}: stop it first, or choose another --data DIR") from None
-    return lock
 
 
 _report = Reporter()

@@ -18,6 +18,7 @@ from pathlib import Path
 from . import msgid
 from .entry import PUBLISH, QOS_MASK, RETAIN
 
+LOG_NAME = "log.db"
 Migration = Callable[[sqlite3.Connection], None]
 
 
@@ -51,7 +52,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """Open for reading only; hold no transaction longer than 20 ms."""
     try:
         connection = sqlite3.connect(
-            f"file:{_uri(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
+            f"file:{uri_path(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
         )
         connection.execute("PRAGMA query_only = 1")
     except sqlite3.Error as error:
@@ -62,8 +63,12 @@ def open_reader(path: Path) -> sqlite3.Connection:
 def explain(path: Path, error: sqlite3.Error) -> str:
     """One sentence for a person about an SQLite error on this file."""
     name = getattr(error, "sqlite_errorname", "") or ""
+    salvage = f"`tidegate salvage --data {path.parent}` moves it aside and saves what can be read"
     if name.startswith("SQLITE_NOTADB"):
-        return f"{path} is not a database: move it aside or choose another data directory; nothing was changed"
+        otherwise = f" (if it was one: {salvage})" if path.name == LOG_NAME else ""
+        return f"{path} is not a database: move it aside or choose another data directory{otherwise}; nothing was changed"
+    if name.startswith("SQLITE_CORRUPT") and path.name == LOG_NAME:
+        return f"{path} is damaged ({error}): {salvage}; nothing was changed"
     if name.startswith("SQLITE_CORRUPT"):
         return f"{path} is damaged ({error}): keep a copy of it and of {path.name}-wal; nothing was changed"
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
@@ -73,7 +78,7 @@ def explain(path: Path, error: sqlite3.Error) -> str:
     return f"{path}: {error}"
 
 
-def _uri(path: Path) -> str:
+def uri_path(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
@@ -89,14 +94,14 @@ def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connecti
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA cache_size = -4096")
         _migrate(connection, form)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """A file that was just made survives a power cut only if its name does."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .entry import DISCONNECTED
+from .exchange import refuse_half
 from .log import Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
@@ -77,6 +78,7 @@ class Store:
 
         `node` empty: the host's name and four characters of our id. `wall` and `mono` in ms.
         """
+        refuse_half(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         try:
             return cls(path, connection, _begin_run(connection, node, wall, mono))
@@ -207,7 +209,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     """Write the row of this run: the gateway's id (a copied card gets a new one) and the epoch it works in."""
     db.execute("BEGIN IMMEDIATE")
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta").fetchall())
-    machine = _machine()
+    machine = this_machine()
     gateway = meta.get("gateway", "")
     if not gateway or meta.get("machine", machine) != machine:
         gateway = uuid.uuid4().hex[:16]
@@ -222,11 +224,11 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     elif clean and last[0] == gateway:
         epoch = last[1]
     else:
-        epoch = last[1] + _epoch_step(wall, mono)
+        epoch = last[1] + epoch_step(wall, mono)
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",
-        (gateway, gateway_code(gateway), epoch, node, _boot(), wall - mono, next_seq, wall, wall),
+        (gateway, gateway_code(gateway), epoch, node, this_boot(), wall - mono, next_seq, wall, wall),
     ).fetchone()
     if not clean:
         next_seq = _log_ghosts(db, run, next_seq, max(at, last[3]), mono + max(at, last[3]) - wall)
@@ -236,9 +238,9 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
 
 
-def _epoch_step(wall: int, mono: int) -> int:
+def epoch_step(wall: int, mono: int) -> int:
     """1 to 1000, another one at each start: two lives that begin with the same lost or restored log must not share an epoch."""
-    return 1 + int.from_bytes(hashlib.sha256(f"{_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
+    return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
@@ -250,7 +252,7 @@ def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) 
     return seq
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """What tells this machine from another one with a copy of its card."""
     for source in (
         "/sys/firmware/devicetree/base/serial-number",
@@ -267,7 +269,7 @@ def _machine() -> str:
     return "unknown"
 
 
-def _boot() -> str:
+def this_boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

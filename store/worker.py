@@ -35,6 +35,24 @@ class Worker:
         self._jobs.put(None)
         self._thread.join()
 
+    def serve(self, pause: float = 0.0) -> bool:
+        """From within a long job: do what was submitted meanwhile, waiting `pause` seconds for it at most.
+
+        False when this thread is to end, so that the long job had better.
+        """
+        for _ in range(max(1, self._jobs.qsize())):
+            try:
+                item = self._jobs.get(pause > 0, pause or None)
+            except queue.Empty:
+                break
+            if item is None:
+                self._jobs.put(None)
+                return False
+            job, done = item
+            self._post(done, self._try(job))
+            pause = 0.0
+        return True
+
     def _run(self) -> None:
         rested = True
         while True:

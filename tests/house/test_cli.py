@@ -65,7 +65,21 @@ def test_version_and_help_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "check", "status", "doctor", "export", "passwd", "service", "demo", "version"):
+    commands = (
+        "run",
+        "check",
+        "status",
+        "doctor",
+        "export",
+        "backup",
+        "restore",
+        "salvage",
+        "passwd",
+        "service",
+        "demo",
+        "version",
+    )
+    for command in commands:
         assert f"  {command} " in done.stdout
 
 
@@ -238,7 +252,7 @@ def test_a_damaged_log(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:100] + b"\xa5" * (len(content) - 100))
     damaged = path.read_bytes()
-    run_refused(tmp_path, 1, f"{path} is damaged", "keep a copy", data=gateway.data)
+    run_refused(tmp_path, 1, f"{path} is damaged", f"`tidegate salvage --data {gateway.data}`", data=gateway.data)
     assert path.read_bytes() == damaged
 
 

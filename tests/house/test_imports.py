@@ -35,6 +35,7 @@ LIBRARIES = {
     "gateway/cli.py": {"click"},
     "gateway/cli_doctor.py": {"click"},
     "gateway/cli_parts.py": {"click"},
+    "gateway/cli_store.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},
     "gateway/demo_screen.py": {"rich"},
@@ -54,6 +55,7 @@ HEAVY = (
         "tidegate.gateway.demo",
         "tidegate.store.export",
     ),
+    *("tidegate.store.salvage", "tidegate.store.damaged"),
 )
 
 
