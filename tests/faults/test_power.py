@@ -76,6 +76,7 @@ def test_shutdowns_that_hit_a_running_flush_lose_nothing_acknowledged_before(tmp
     """A flush that the shutdown overtakes may report success, so what is acknowledged after it began does not count."""
     moments = _moments()
     senders = _senders()
+    too_late: set[bytes] = set()
     with disk.directory() as directory:
         image, mount = directory / "image", directory / "mount"
         disk.make(image)
@@ -83,13 +84,14 @@ def test_shutdowns_that_hit_a_running_flush_lose_nothing_acknowledged_before(tmp
         for number in range(1, SHUTDOWNS + 1):
             with disk.mounted(image, mount), gateway:
                 _load(senders, gateway, moments)
-                noted = {sender.payload(number) for sender in senders for number in sender.acknowledged}
+                before = _acknowledged(senders) - too_late
                 disk.shut_down(mount)
                 gateway.kill()
                 for sender in senders:
                     sender.lose()
+                too_late |= _acknowledged(senders) - before
             with disk.mounted(image, mount):
-                assert noted & set(_missing(mount / "data", senders)) == set(), f"cut {number}"
+                assert before & set(_missing(mount / "data", senders)) == set(), f"cut {number}"
 
 
 def test_copies_of_the_disk_lose_messages_when_fsync_does_nothing(tmp_path: Path) -> None:
@@ -179,8 +181,11 @@ def _missing(data: Path, senders: Sequence[Sender]) -> list[bytes]:
             if log.execute("SELECT 1 FROM sqlite_schema WHERE name = 'entry'").fetchone():
                 rows = log.execute("SELECT payload FROM entry WHERE kind = ?", (PUBLISH,))
                 stored = {payload for (payload,) in rows}
-    acknowledged = {sender.payload(number) for sender in senders for number in sender.acknowledged}
-    return sorted(acknowledged - stored)
+    return sorted(_acknowledged(senders) - stored)
+
+
+def _acknowledged(senders: Sequence[Sender]) -> set[bytes]:
+    return {sender.payload(number) for sender in senders for number in sender.acknowledged}
 
 
 def _check_restart(directory: Path, data: Path, senders: Sequence[Sender]) -> None:
