@@ -339,6 +339,10 @@ class App:
         if request.get("command") == "status":
             self._tick_clock()
             return self._snapshot.status()
+        if request.get("command") == "wake":
+            if self._supervisor is not None:
+                self._supervisor.wake()
+            return {"woken": self._supervisor is not None}
         return {"error": f"unknown command {request.get('command')!r}"}
 
 
