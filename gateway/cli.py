@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_dead import dead
 from .config import Config, ConfigError, find_config, load
 
 
@@ -278,6 +279,9 @@ def _load(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) 
         return load(config_file or find_config(os.environ), data, listen)
     except ConfigError as error:
         raise _Failure(str(error), 2) from None
+
+
+main.add_command(dead)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "check", "status", "export", "passwd", "service", "demo", "version"):
+    for command in ("run", "check", "status", "export", "dead", "passwd", "service", "demo", "version"):
         assert f"  {command} " in done.stdout
 
 
