@@ -323,7 +323,8 @@ def read_dead(data: Path) -> list[Dead]:
     columns = "id, pool, gateway, epoch, seq, number, msgid, target, reason, original, at"
     old = _read(data, "SELECT 1 FROM pragma_user_version WHERE user_version < 2")
     new = "NULL, 0" if old else "edited, attempt IS NOT NULL"
-    return [Dead(*row[:-1], bool(row[-1])) for row in _read(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")]
+    rows = _read(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")
+    return [Dead(*row)._replace(due=bool(row[-1])) for row in rows]
 
 
 def saved_wants(data: Path) -> dict[str, list[Want]]:

@@ -30,12 +30,14 @@ def leave(data: Path, action: str, ids: list[int], edited: str = "") -> Path:
     """Put a request down, synced: `retry`, `drop`, or `edit` with the new bytes in base64. Raises OSError."""
     directory = data / DIRECTORY
     directory.mkdir(mode=0o770, exist_ok=True)
+    _give(directory, data)
     name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
     unfinished = directory / f"{name}.tmp"
     with unfinished.open("w", encoding="ascii") as file:
         json.dump({"action": action, "ids": ids, "edited": edited}, file)
         file.flush()
         os.fsync(file.fileno())
+    _give(unfinished, data)
     path = unfinished.rename(directory / f"{name}.json")
     _sync(directory)
     return path
@@ -76,6 +78,13 @@ def take_up_alone(data: Path) -> bool:
         finally:
             progress.close()
     return True
+
+
+def _give(path: Path, data: Path) -> None:
+    """What root asks for must be readable and removable by the gateway's user."""
+    if os.geteuid() == 0:
+        owner = data.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _sync(directory: Path) -> None:

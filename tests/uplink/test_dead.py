@@ -168,6 +168,13 @@ def test_a_request_that_a_kill_left_lying_is_not_done_twice(rig: Rig, far: Any) 
     assert not far.exists("list")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask in the name of another user")
+def test_what_root_asks_for_belongs_to_the_gateway_s_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65_534, 65_534)
+    path = leave(tmp_path, "retry", [1])
+    assert [(place.stat().st_uid, place.stat().st_gid) for place in (path, path.parent)] == [(65_534, 65_534)] * 2
+
+
 def test_what_is_no_request_is_put_aside(rig: Rig) -> None:
     (rig.data / "dead").mkdir()
     (rig.data / "dead" / "0.json").write_text("[")
