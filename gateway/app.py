@@ -366,6 +366,10 @@ class App:
             return self.broker.connecting.refusals.as_dict()
         if request.get("command") == "backup":
             return self._backup.answer(request)
+        if request.get("command") == "wake":
+            if self._supervisor is not None:
+                self._supervisor.wake()
+            return {"woken": self._supervisor is not None}
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _status(self) -> dict[str, Any]:

@@ -85,6 +85,10 @@ class Link(Protocol):
         """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
         ...
 
+    def repack(self, data: bytes) -> Packed:
+        """A write as the quarantine keeps it, ready to be sent again."""
+        ...
+
     def fileno(self) -> int:
         """What becomes readable when the far end goes away while nothing is asked; -1 if nothing does."""
         ...

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -34,6 +34,7 @@ from .backend import Backend
 from .plan import Plan
 from .pools import Pool
 from .progress import Progress, Standing
+from .requests import take_up
 from .rule import RuleFile, load_all, wants
 from .worker import Wait, Worker
 
@@ -82,7 +83,7 @@ def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
         pause = min(pause * 2, MAX_PAUSE)
     for thread in threads:
         thread.start()
-    ended_by_broker = stop.wait(0, threads)
+    ended_by_broker = stop.wait(0, threads, news=lambda: _take_up(data, progress))
     for thread in threads:
         thread.halt()
     deadline = time.monotonic() + (0.5 if ended_by_broker else STOP_WAIT)
@@ -96,10 +97,18 @@ def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
     return 0
 
 
+def _take_up(data: Path, progress: Progress) -> None:
+    try:
+        take_up(data, progress)
+    except StoreError as error:
+        _say(f"{error}; what was asked of the quarantine is kept and done later")
+
+
 def _begin(data: Path, conf: Path, backends: Sequence[str]) -> tuple[Progress, list[PoolThread]]:
     """Open `uplink.db` and make a thread for each pool that can work. Raises StoreError when the file cannot be used."""
     progress = Progress(data)
     try:
+        take_up(data, progress)
         return progress, _make_threads(data, conf, backends, progress)
     except (StoreError, sqlite3.Error) as error:
         progress.close()
@@ -210,8 +219,14 @@ class _Stop:
         # A reload concerns the broker, which starts a new child; a stray signal must not end this one.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def wait(self, pipe: int, threads: Sequence[PoolThread], seconds: float | None = None) -> bool | None:
-        """Pass every wake-up on to the threads; True: the broker is gone, False: told to stop, None: the time is over."""
+    def wait(
+        self,
+        pipe: int,
+        threads: Sequence[PoolThread],
+        seconds: float | None = None,
+        news: Callable[[], None] = lambda: None,
+    ) -> bool | None:
+        """Do `news` and wake the threads, each time; True: the broker is gone, False: told to stop, None: the time is over."""
         end = None if seconds is None else time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
@@ -224,6 +239,7 @@ class _Stop:
                     return True
                 if not ready:
                     return None
+                news()
                 for thread in threads:
                     thread.wake()
 

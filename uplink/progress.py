@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import secrets
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from typing import NamedTuple
 from tidegate.store.entry import Want
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import Format, StoreError, explain, is_ours, open_reader, open_writer
+
+from .retry import Due
 
 MAX_QUARANTINE = 50_000
 """Rows kept; the oldest go first and are counted."""
@@ -48,7 +51,21 @@ def _schema_1(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-UPLINK = Format(0x54475531, "uplink.db", (_schema_1,))
+def _schema_2(connection: sqlite3.Connection) -> None:
+    """A row can be sent again (`attempt`: its mark's name at the far end) and changed before; no id is ever used again."""
+    connection.execute("ALTER TABLE quarantine RENAME TO quarantine_1")
+    connection.execute(
+        "CREATE TABLE quarantine (id INTEGER PRIMARY KEY AUTOINCREMENT, pool TEXT NOT NULL, gateway TEXT NOT NULL,"
+        " epoch INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, msgid TEXT NOT NULL, target TEXT NOT NULL,"
+        " reason TEXT NOT NULL, original BLOB NOT NULL, at INTEGER NOT NULL, attempt INTEGER, edited BLOB,"
+        " UNIQUE (pool, gateway, epoch, seq, number))"
+    )
+    connection.execute("INSERT INTO quarantine SELECT *, NULL, NULL FROM quarantine_1")
+    connection.execute("DROP TABLE quarantine_1")
+    connection.execute("CREATE INDEX quarantine_due ON quarantine (pool, id) WHERE attempt IS NOT NULL")
+
+
+UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2))
 """`uplink.db`: application_id "TGU1"."""
 
 
@@ -78,6 +95,24 @@ class Quarantined(NamedTuple):
     target: str
     reason: str
     original: bytes
+
+
+class Dead(NamedTuple):
+    """A quarantined row as a person sees it; `edited` is sent instead of `original`, `due` tells that it waits for that."""
+
+    id: int
+    pool: str
+    gateway: str
+    epoch: int
+    seq: int
+    number: int
+    msgid: str
+    target: str
+    reason: str
+    original: bytes
+    at: int
+    edited: bytes | None
+    due: bool
 
 
 class PoolStatus(NamedTuple):
@@ -170,6 +205,64 @@ class Progress:
         self._checkpoint()
         return new
 
+    def due(self, pool: str) -> Due | None:
+        """The oldest row of the pool that waits to be sent again."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT id, gateway, attempt, target, coalesce(edited, original) FROM quarantine"
+                " WHERE pool = ? AND attempt IS NOT NULL ORDER BY id LIMIT 1",
+                (pool,),
+            ).fetchone()
+        return Due(*row) if row else None
+
+    def sent(self, due: Due) -> None:
+        """The far end has it: it leaves the quarantine, synced."""
+        with self._transaction("FULL"):
+            self._db.execute("DELETE FROM quarantine WHERE id = ? AND attempt = ?", (due.id, due.attempt))
+            self._add("dead_sent", self._db.execute("SELECT changes()").fetchone()[0])
+        self._checkpoint()
+
+    def refused_again(self, due: Due, reason: str, at: int) -> None:
+        """It stays, with the new reason, and waits for a person."""
+        with self._transaction("FULL"):
+            self._db.execute(
+                "UPDATE quarantine SET attempt = NULL, reason = ?, at = ? WHERE id = ? AND attempt = ?",
+                (reason, at, due.id, due.attempt),
+            )
+        self._checkpoint()
+
+    def apply(self, name: str, action: str, ids: Collection[int], edited: bytes) -> None:
+        """Do what the request `name` asks, once. Raises ValueError for an unknown action, StoreError."""
+        with self._transaction("FULL"):
+            if self._db.execute("SELECT 1 FROM meta WHERE key = ?", (f"dead.{name}",)).fetchone():
+                return
+            self._db.execute("INSERT INTO meta VALUES (?, 1)", (f"dead.{name}",))
+            for number in ids:
+                self._apply_to(number, action, edited)
+
+    def forget(self, name: str) -> None:
+        """The request's file is gone: it cannot come twice."""
+        with self._transaction():
+            self._db.execute("DELETE FROM meta WHERE key = ?", (f"dead.{name}",))
+
+    def _apply_to(self, number: int, action: str, edited: bytes) -> None:
+        free = "WHERE id = ? AND attempt IS NULL AND original != x''"
+        if action == "drop":
+            self._db.execute("DELETE FROM quarantine WHERE id = ? AND attempt IS NULL", (number,))
+            self._add("dead_dropped", self._db.execute("SELECT changes()").fetchone()[0])
+        elif action == "retry":
+            self._db.execute(f"UPDATE quarantine SET attempt = ? {free}", (secrets.randbits(62), number))
+        elif action == "edit":
+            self._db.execute(f"UPDATE quarantine SET attempt = ?, edited = ? {free}", (secrets.randbits(62), edited, number))
+        else:
+            raise ValueError(action)
+
+    def _add(self, key: str, count: int) -> None:
+        self._db.execute(
+            "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = value + ?2",
+            (key, count),
+        )
+
     def save_wants(self, backend: str, wants: Iterable[Want]) -> None:
         """Remember what a good file wanted, for the day when nobody can read it."""
         text = json.dumps([list(want) for want in wants])
@@ -197,10 +290,7 @@ class Progress:
             self._db.execute(
                 "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine ORDER BY id LIMIT ?)", (count - MAX_QUARANTINE,)
             )
-            self._db.execute(
-                "INSERT INTO meta VALUES ('quarantine_dropped', ?1) ON CONFLICT (key) DO UPDATE SET value = value + ?1",
-                (count - MAX_QUARANTINE,),
-            )
+            self._add("quarantine_dropped", count - MAX_QUARANTINE)
 
     def _checkpoint(self) -> None:
         """Nobody else checkpoints this file; a busy reader only delays it."""
@@ -226,6 +316,15 @@ def read_pools(data: Path) -> list[PoolStatus]:
 def cursors(data: Path) -> dict[str, int]:
     """Pool (`redis.pool1`) -> the last entry it is done with."""
     return {name: cursor for name, cursor in _read(data, "SELECT name, cursor FROM pool")}
+
+
+def read_dead(data: Path) -> list[Dead]:
+    """The quarantine, oldest first."""
+    columns = "id, pool, gateway, epoch, seq, number, msgid, target, reason, original, at"
+    old = _read(data, "SELECT 1 FROM pragma_user_version WHERE user_version < 2")
+    new = "NULL, 0" if old else "edited, attempt IS NOT NULL"
+    rows = _read(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")
+    return [Dead(*row)._replace(due=bool(row[-1])) for row in rows]
 
 
 def saved_wants(data: Path) -> dict[str, list[Want]]:

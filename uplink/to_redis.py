@@ -32,10 +32,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from .backend import Batch, Mark, Refusal
+from .backend import Batch, Mark, Packed, Refusal
 from .errors import Misconfigured, NotConnected, Rejected
 from .pools import Pool
-from .redis_actions import actions, gap_action, pack
+from .redis_actions import actions, gap_action, pack, unpack
 from .redis_multi import write_in_transaction
 from .redis_script import ENVIRONMENT, RIGHTS, SHA, SOURCE
 
@@ -108,6 +108,9 @@ class RedisLink:
                 self.warning = _NO_SCRIPTS
                 return write_in_transaction(self._exchange, ledger, refused, batch, _is_ours)
         return _read_reply(reply, batch)
+
+    def repack(self, data: bytes) -> Packed:
+        return Packed(data, len(unpack(Packed(data, 0))))
 
     def fileno(self) -> int:
         return int(self._connection._sock.fileno())

@@ -21,6 +21,7 @@ from .backend import Batch, Link, Mark, Operation, Refusal
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
+from .retry import Due, send_again, settle_again
 
 FIRST_BATCH = 100
 MAX_BATCH = 1000
@@ -58,6 +59,9 @@ class Book(Protocol):
     def marks(self, pool: str) -> dict[tuple[str, int], int]: ...
     def save(self, pool: str, standing: Standing, marks: dict[tuple[str, int], int], at: int) -> None: ...
     def quarantine(self, pool: str, rows: Sequence[Quarantined], at: int) -> int: ...
+    def due(self, pool: str) -> Due | None: ...
+    def sent(self, due: Due) -> None: ...
+    def refused_again(self, due: Due, reason: str, at: int) -> None: ...
 
 
 class Clock(Protocol):
@@ -100,6 +104,7 @@ class Worker:
         self._saved_at = float("-inf")
         self._said: dict[str, float] = {}
         self._told_lost = False
+        self._retry_after = float("-inf")
         self._rate_since = clock.monotonic()
         self._rate_count = 0
         self._hold_before_lost_tail()
@@ -111,7 +116,12 @@ class Worker:
             if self._link is None:
                 self._connect()
                 return GO_ON
-            return self._carry(self._link)
+            due = self._book.due(self._pool)
+            if due is not None and self._clock.monotonic() >= self._retry_after:
+                self._send_again(self._link, due)
+                return GO_ON
+            wait = self._carry(self._link)
+            return wait if due is None or wait.seconds is not None else Wait(MAX_BACK_OFF, True)
         except NotConnected as error:
             return self._lost(str(error))
         except Misconfigured as error:
@@ -228,6 +238,22 @@ class Worker:
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
         self._adapt(len(entries), self._clock.monotonic() - started)
+
+    def _send_again(self, link: Link, due: Due) -> None:
+        """A record from quarantine, because a person asked for it; what waits in the log follows."""
+        refusal = send_again(link, due)
+        try:
+            if refusal is None:
+                self._book.sent(due)
+            else:
+                self._book.refused_again(due, refusal.reason, self._clock.wall())
+                settle_again(link, due, refusal)
+        except StoreError as error:
+            # The far end knows it: asked again later, nothing arrives twice.
+            self._retry_after = self._clock.monotonic() + MAX_BACK_OFF
+            self._say_rarely("retry", f"cannot save what became of a retried record: {error}")
+            return
+        self._say_rarely("retry", f"retried record {due.id}: {refusal.reason if refusal else 'arrived'}")
 
     def _look_again(self, link: Link, gateway: str) -> None:
         """Our own late tail, or an answer we did not get: the far end knows better how far we are."""

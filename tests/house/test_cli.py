@@ -74,6 +74,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
         "backup",
         "restore",
         "salvage",
+        "dead",
         "passwd",
         "service",
         "demo",

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, field
 
-from tidegate.uplink.backend import Batch, Mark, Refusal
+from tidegate.uplink.backend import Batch, Mark, Packed, Refusal
 from tidegate.uplink.errors import Misconfigured, NotConnected, Rejected
 
 
@@ -120,6 +120,9 @@ class FarLink:
 
     def write(self, batch: Batch) -> list[Refusal] | None:
         return self._far.write(batch)
+
+    def repack(self, data: bytes) -> Packed:
+        return Packed(data, 1)
 
     def fileno(self) -> int:
         return -1
