@@ -261,6 +261,8 @@ class App:
         def committed(result: Any) -> None:
             self._tick_clock()
             done(result)
+            if self._store.checkpoint_fault:
+                _report(self._store.checkpoint_fault, "checkpoint")
             if result is None and self._supervisor is not None:
                 self._supervisor.wake()
 
