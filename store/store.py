@@ -180,7 +180,7 @@ class Store:
             self.checkpoint_busy += done is not None and done[0]
 
     def _checkpoint(self, mode: str) -> tuple[int, int, int] | None:
-        """(busy, frames, moved); None if the disk refuses: what is committed stands, told as failed it would be written twice."""
+        """(busy, frames, moved); None if the disk refuses. The batch stands: told as failed, it would be written twice."""
         try:
             done: tuple[int, int, int] = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:

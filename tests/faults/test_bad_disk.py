@@ -1,8 +1,8 @@
 """A disk that fails under load and works again: read-only, errors on write and on flush, the last byte taken, a database file
 that takes no checkpoint.
 
-Demanded each time: no acknowledgement of QoS 1 or 2 while nothing can be made durable, QoS 0 and pings as ever, `status` and log
-say it in words, recovery without a restart, and nothing acknowledged missing, for the subscriber and after kill -9 on disk.
+Demanded each time: no acknowledgement of QoS 1 or 2 while nothing can be made durable, QoS 0 and pings as ever, `status` and
+log say it in words, recovery without a restart, and nothing acknowledged missing, for the subscriber and after kill -9 on disk.
 """
 
 from __future__ import annotations
