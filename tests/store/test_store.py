@@ -317,10 +317,10 @@ def test_what_a_dead_run_left_in_the_wal_is_moved_into_the_database(path: Path) 
     store, log = open_store(path)
     publish(log, "t", 3)
     store.apply(log.take())
-    store.abandon()
     copy = path.with_name("copy.db")
     again, _ = open_store(path)
     shutil.copy(path, copy)
     with sqlite3.connect(copy) as moved:
         assert moved.execute("SELECT count(*) FROM mqtt_msg").fetchone() == (3,)
     again.abandon()
+    store.abandon()  # not before: the last to close would have moved it
