@@ -302,6 +302,8 @@ class App:
         def committed(result: Any) -> None:
             self._tick_clock()
             done(result)
+            if self._store.checkpoint_fault:
+                _report(self._store.checkpoint_fault, "checkpoint")
             if result is None:
                 self._trimming.committed(batch.size)
                 if self._supervisor is not None:

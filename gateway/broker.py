@@ -23,6 +23,7 @@ from tidegate.store.entry import (
 )
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
+from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
@@ -305,8 +306,8 @@ class Broker:
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
         if not self.store_fault:
-            self.report(f"the store refuses to write: {error}; acknowledgements of QoS 1 and 2 are withheld")
-        self.store_fault = str(error)
+            self.report(f"the store refuses to write: {disk_fault(error)}; acknowledgements of QoS 1 and 2 are withheld")
+        self.store_fault = disk_fault(error)
         self._failures += 1
         if self._failures > GIVE_UP_RETRIES:
             for client in [c for c in (*batch.acks, *self._paused) if c in self.clients]:

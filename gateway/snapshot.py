@@ -56,7 +56,7 @@ class Snapshot:
                 "stored": broker.stored,
             },
             "store": {
-                "state": broker.store_fault or "ok",
+                "state": broker.store_fault or store.checkpoint_fault or "ok",
                 "durability": config.durability,
                 "bytes": store.file_bytes(),
                 "last_seq": delivery.live,

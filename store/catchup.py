@@ -4,6 +4,9 @@
 gathers a whole piece of the log into one row of joined columns, which is cut up again here. A piece is bounded in rows, in
 payload bytes and in the stretch of log looked through, which also bounds how long the read transaction lasts.
 
+Sessions that went away together come back to the same place: the last few pieces are kept, for them to share one reading. A
+piece is never out of date, because entries do not change; one that could be longer by now is only followed by another.
+
 Invariant: the rows are in order of seq and complete up to `through`.
 """
 
@@ -22,6 +25,7 @@ ROWS = 4_000
 BYTES = 1 << 20
 STRETCH = 50_000
 MAX_TOPICS_IN_QUERY = 500
+SHARED = 3
 
 
 Stored = tuple[int, bytes, int, bytes, bytes, int, int, int]
@@ -60,13 +64,22 @@ class CatchUp:
         self._db = open_reader(path)
         self._names: dict[int, bytes] = {}
         self._plain = -1
+        self._shared: dict[tuple[int, tuple[str, ...]], Piece] = {}
 
     def close(self) -> None:
         self._db.close()
 
     def read(self, first: int, live: int, filters: Sequence[str]) -> Piece:
         """Messages with QoS > 0 from seq `first` through `live` at most, whose topic is matched by one of `filters`."""
-        last = min(first + STRETCH - 1, live)
+        key = first, tuple(filters)
+        piece = self._shared.get(key)
+        if piece is None:
+            while len(self._shared) >= SHARED:
+                del self._shared[next(iter(self._shared))]
+            piece = self._shared[key] = self._read(first, min(first + STRETCH - 1, live), filters)
+        return piece
+
+    def _read(self, first: int, last: int, filters: Sequence[str]) -> Piece:
         self._db.execute("BEGIN")
         try:
             choice = self._topic_choice(filters)

@@ -78,6 +78,23 @@ def explain(path: Path, error: sqlite3.Error) -> str:
     return f"{path}: {error}"
 
 
+def disk_fault(error: BaseException) -> str:
+    """Why the disk refuses, and what a person can do."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    for start, hint in _DISK_FAULTS.items():
+        if name.startswith(start):
+            return f"{error} ({hint})"
+    return str(error)
+
+
+_DISK_FAULTS = {
+    "SQLITE_FULL": "make room on it",
+    "SQLITE_READONLY": "the file system is read-only: see dmesg",
+    "SQLITE_IOERR_FSYNC": "the disk did not confirm what was written: see dmesg, the card may be dying",
+    "SQLITE_IOERR": "reading or writing failed, or the file system became read-only: see dmesg",
+}
+
+
 def uri_path(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 

@@ -4,6 +4,10 @@
 statements, because every statement step gives the interpreter lock away and has to win it back. `rest` and the WAL bound
 decide when to checkpoint. All methods but `open` run in the committer's thread.
 
+A commit whose fsync failed is written again and not only synced again: the kernel may have let go of the pages. SQLite does
+so when the batch is applied again, because what it did not confirm it overwrites; what a dead run left unconfirmed in the WAL
+is moved into the database when the file is opened.
+
 Invariant: `apply` either commits the whole batch and numbers its names, or changes nothing and raises.
 """
 
@@ -26,7 +30,7 @@ from .exchange import refuse_half
 from .log import Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
-from .schema import LOG, StoreError, explain, open_writer
+from .schema import LOG, StoreError, disk_fault, explain, open_writer
 
 WAL_LIMIT = 8 << 20
 WAL_COMMIT = 12_288
@@ -61,13 +65,14 @@ class Identity:
 
 
 class Store:
-    """See the module; `commits` and `checkpoint_busy` are counters for `status`."""
+    """See the module; `commits`, `checkpoint_busy` and `checkpoint_fault` (why the last one failed) are for `status`."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, identity: Identity) -> None:
         self.path = path
         self.identity = identity
         self.commits = 0
         self.checkpoint_busy = 0
+        self.checkpoint_fault = ""
         self._db = connection
         self._unmoved = 0
         self._dirty = False
@@ -81,7 +86,11 @@ class Store:
         refuse_half(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         try:
-            return cls(path, connection, _begin_run(connection, node, wall, mono))
+            identity = _begin_run(connection, node, wall, mono)
+            if not identity.clean:
+                # Recovery reads the WAL through the kernel's cache, which may hold frames that no fsync brought to the disk.
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return cls(path, connection, identity)
         except sqlite3.Error as error:
             connection.close()
             raise StoreError(explain(path, error)) from error
@@ -127,8 +136,7 @@ class Store:
     def rest(self) -> None:
         """Called when nothing was committed for a while: move the WAL into the database."""
         if self._dirty:
-            self._dirty = False
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._dirty = self._checkpoint("PASSIVE") is None
 
     def close(self, wall: int) -> None:
         """End the run cleanly: the next start keeps the epoch."""
@@ -170,10 +178,20 @@ class Store:
         if self._unmoved < WAL_LIMIT // 2:
             return
         self._unmoved = 0
-        _, frames, _ = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if frames * PAGE > WAL_LIMIT:
-            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            self.checkpoint_busy += busy
+        done = self._checkpoint("PASSIVE")
+        if done is not None and done[1] * PAGE > WAL_LIMIT:
+            done = self._checkpoint("RESTART")
+            self.checkpoint_busy += done is not None and done[0]
+
+    def _checkpoint(self, mode: str) -> tuple[int, int, int] | None:
+        """(busy, frames, moved); None if the disk refuses. The batch stands: told as failed, it would be written twice."""
+        try:
+            done: tuple[int, int, int] = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as error:
+            self.checkpoint_fault = f"the write-ahead log cannot be moved into {self.path.name}: {disk_fault(error)}"
+            return None
+        self.checkpoint_fault = ""
+        return done
 
 
 def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:

@@ -295,3 +295,32 @@ def test_retained_topics_are_found_as_a_subscription_would_match_them() -> None:
     for topic in topics:
         assert tree.remove(topic) and not tree.remove(topic)
     assert len(tree) == 0 and list(tree.find("#")) == []
+
+
+def test_sessions_at_the_same_place_share_one_reading(path: Path) -> None:
+    store, log = open_store(path)
+    publish(log, "t", 3)
+    store.apply(log.take())
+    catch_up = CatchUp(path)
+    piece = catch_up.read(1, 3, ["t"])
+    publish(log, "t", 2)
+    store.apply(log.take())
+    assert catch_up.read(1, 5, ["t"]) is piece
+    assert [message[0] for message in catch_up.read(piece.through + 1, 5, ["t"]).messages] == [4, 5]
+    assert catch_up.read(1, 5, ["other"]).messages == []
+    catch_up.close()
+    store.abandon()
+
+
+def test_what_a_dead_run_left_in_the_wal_is_moved_into_the_database(path: Path) -> None:
+    """No fsync may have brought it to the disk; read back through the kernel's cache it must be written anew."""
+    store, log = open_store(path)
+    publish(log, "t", 3)
+    store.apply(log.take())
+    copy = path.with_name("copy.db")
+    again, _ = open_store(path)
+    shutil.copy(path, copy)
+    with sqlite3.connect(copy) as moved:
+        assert moved.execute("SELECT count(*) FROM mqtt_msg").fetchone() == (3,)
+    again.abandon()
+    store.abandon()  # not before: the last to close would have moved it

@@ -1,0 +1,223 @@
+"""Whether the cost of a message stays the same however much waits, and what many sessions, topics and subscriptions cost.
+
+    python bench/growth.py [--large]        up to 10^6 waiting rows, with --large 10^7
+
+Rows: the store itself is filled in batches of 500, the real gateway is started on it and drains it into a real redis-server.
+Sessions, topics and subscriptions: the broker's core with a real database, without sockets. No peer is measured; what counts
+is that a column stays flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import brokers
+from redis import Redis
+from tidegate.gateway.connecting import Limits
+from tidegate.gateway.routing import Topic
+from tidegate.store.entry import PUBLISH
+from tidegate.store.log import Log, Name
+from tidegate.store.store import Store
+from tidegate.store.topic import FilterTree
+from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan, Trim
+
+from tests.broker.world import Device, World
+
+BATCH = 500
+TRIMMED = 50_000
+"""Rows that a trim is measured with, of however many there are."""
+DEADLINE = 600.0
+TOPIC = "bench/000"
+SESSIONS = (10, 100, 1_000)
+MANY = 100_000
+WAITING = 2_000
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--large", action="store_true", help="10^7 rows as well: some GB and many minutes")
+    options = parser.parse_args()
+    print("| waiting rows | ingest, µs each | start-up, ms | drain into Redis, µs each | trim, µs each |")
+    print("|---:|---:|---:|---:|---:|")
+    for count in [10**exponent for exponent in range(3, 8 if options.large else 7)]:
+        print(f"| {count:,} | " + " | ".join(f"{value:,.1f}" for value in rows(count)) + " |", flush=True)
+    print("\n| sessions that sleep | rows a message | µs a message | return of all, ms a session | requests to read |")
+    print("|---:|---:|---:|---:|---:|")
+    for count in SESSIONS:
+        print(f"| {count:,} | " + " | ".join(f"{value:,.1f}" for value in sessions(count)) + " |", flush=True)
+    print(f"\n| {MANY:,} | put, µs each | found, µs each | memory, B each |\n|---|---:|---:|---:|")
+    for name, figures in (("topics", topics()), ("subscriptions with wildcards", subscriptions())):
+        print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in figures) + " |", flush=True)
+    return 0
+
+
+def rows(count: int) -> tuple[float, float, float, float]:
+    """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting."""
+    port = brokers.free_port()
+    with brokers.Broker(brokers.Tidegate(True, port)) as broker:
+        broker.stop()  # the pool has its cursor
+        path = broker.directory / "data" / "log.db"
+        ingest = _fill(path, count)
+        start_up = broker.start()
+        drain = _drain(port, count)
+        broker.stop(signal.SIGTERM)
+        return ingest * 1e6, start_up * 1e3, drain * 1e6, _trim(path, min(count, TRIMMED)) * 1e6
+
+
+def _fill(path: Path, count: int) -> float:
+    """Seconds per message of the last tenth."""
+    store, log = _open(path)
+    client, topic = Name("filler"), Topic(TOPIC.encode(), TOPIC)
+    late, took = 0, 0.0
+    for start in range(0, count, BATCH):
+        for number in range(start, min(start + BATCH, count)):
+            log.append(PUBLISH, client, topic, 1, b"%064d" % number)
+        began = time.perf_counter()
+        store.apply(log.take())
+        if start >= count * 9 // 10 - BATCH:
+            late += BATCH
+            took += time.perf_counter() - began
+    store.close(log.at)
+    return took / late
+
+
+def _drain(port: int, count: int) -> float:
+    with brokers.redis(port), closing(Redis(port=port)) as far:
+        end = time.perf_counter() + DEADLINE
+        key = f"mqtt:msg:{TOPIC}"
+        while not (first := int(far.zcard(key))):
+            assert time.perf_counter() < end, "nothing is drained"
+            time.sleep(0.001)
+        began = time.perf_counter()
+        while int(far.zcard(key)) < count:
+            assert time.perf_counter() < end, f"{far.zcard(key)} of {count} drained"
+            time.sleep(0.001)
+        return (time.perf_counter() - began) / max(1, count - first) if count > first else 0.0
+
+
+def _trim(path: Path, count: int) -> float:
+    store, log = _open(path)
+    first = store.connection.execute("SELECT min(seq) FROM entry").fetchone()[0]
+    began = time.perf_counter()
+    while isinstance(plan := Trim(1 << 40, -1000).plan(store.connection, log.at + 1, first + count), Plan):
+        log.change(KEEP_SEQ, log.next_seq - 1)
+        log.change(REMOVE, plan.last)
+        store.apply(log.take())
+    took = time.perf_counter() - began
+    store.abandon()
+    return took / count
+
+
+def _open(path: Path) -> tuple[Store, Log]:
+    wall = time.time_ns() // 1_000_000
+    store = Store.open(path, "bench", "full", wall, 0)
+    log = Log(store.identity.next_seq, store.identity.last_at, store.identity.run)
+    log.tick(wall, 0)
+    return store, log
+
+
+def sessions(count: int) -> tuple[float, float, float, float]:
+    """Messages stored while `count` sessions sleep, and their return: each gets all of them."""
+    with tempfile.TemporaryDirectory() as name:
+        world = World(Path(name) / "log.db", Limits(max_inflight=WAITING, max_connections=2 * count))
+        for number in range(count):
+            device = Device(world, f"sleeper-{number}", clean=False)
+            device.subscribe("bench/#")
+            device.disconnect()
+        sender = Device(world, "sender", clean=False)
+        before = world.broker.log.next_seq
+        world.auto = False
+        began = time.perf_counter()
+        for number in range(WAITING):
+            sender.publish(f"bench/{number % 50}", b"%064d" % number, packet_id=number + 1)
+        world.settle()
+        message = (time.perf_counter() - began) / WAITING
+        stored = (world.broker.log.next_seq - before) / WAITING
+        world.broker.delivery._tail.clear()  # an hour later the tail's memory was given back
+        began = time.perf_counter()
+        devices = [Device(world, f"sleeper-{number}", clean=False) for number in range(count)]
+        reads = 0
+        while world.commits or world.reads:
+            reads += len(world.reads)
+            world.settle()
+        took = (time.perf_counter() - began) / count
+        assert all(len(device.messages()) == WAITING for device in devices), "not everything was delivered"
+        world.kill()
+        return stored, message * 1e6, took * 1e3, float(reads)
+
+
+def topics() -> tuple[float, float, float]:
+    """Messages to so many topics: the first to each, another to each, memory of the process."""
+    with tempfile.TemporaryDirectory() as name:
+        world = World(Path(name) / "log.db")
+        keeper = Device(world, "keeper", clean=False)
+        keeper.subscribe("#")
+        keeper.disconnect()
+        world.auto = False
+        sender = Device(world, "sender")
+        world.settle()
+        texts = [f"site/{number % 100}/device/{number}" for number in range(MANY)]
+
+        def publish_all() -> None:
+            for start in range(0, MANY, BATCH):
+                for number, text in enumerate(texts[start : start + BATCH], 1):
+                    sender.publish(text, b"x", packet_id=number)
+                world.settle()
+                sender.got.clear()
+
+        before = _memory()
+        first = _timed(publish_all)
+        each = (_memory() - before) / MANY
+        second = _timed(publish_all)
+        world.kill()
+        return first / MANY * 1e6, second / MANY * 1e6, each
+
+
+def subscriptions() -> tuple[float, float, float]:
+    """A tree of so many filters with wildcards: put, look up, memory."""
+    filters = [f"site/{n % 100}/+/{n}/#" if n % 2 else f"site/+/device/{n}" for n in range(MANY)]
+    before = _memory()
+    tree: FilterTree[int, int] = FilterTree()
+
+    def put_all() -> None:
+        for number, text in enumerate(filters):
+            tree.put(text, number, number)
+
+    put = _timed(put_all)
+    each = (_memory() - before) / MANY
+    looked_up = range(0, MANY, 10)
+
+    def find_some() -> None:
+        for number in looked_up:
+            assert [key for key, _ in tree.find(f"site/{number % 100}/device/{number}")], number
+
+    return put / MANY * 1e6, _timed(find_some) / len(looked_up) * 1e6, each
+
+
+def _timed(act: Callable[[], None]) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def _memory() -> float:
+    """Resident bytes of this process."""
+    gc.collect()
+    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
