@@ -55,7 +55,10 @@ def test_a_full_disk_is_alive_and_not_ready_and_every_way_of_asking_says_so(tmp_
     with Gateway(directory, data=small_disk / "data", toml=f'[http]\nbind = "127.0.0.1:{port}"\n') as gateway:
         assert _fill(MqttClient(gateway.port, "filler")) < ENOUGH
         ready = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
-        assert (ready.status_code, ready.text) == (503, "the store refuses to write: database or disk is full (make room on it)\n")
+        assert (ready.status_code, ready.text) == (
+            503,
+            "the store refuses to write: database or disk is full (make room on it)\n",
+        )
         assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
         assert "\ntidegate_store_ok 0\n" in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
         doctor = [sys.executable, "-m", "tidegate.gateway.cli", "doctor", "--config", str(directory / "gateway.toml")]
