@@ -121,6 +121,6 @@ def refuse_emptied(path: Path) -> None:
     beside = [file for file in (Path(f"{path}-wal"), path.with_name("uplink.db")) if file.exists() and file.stat().st_size]
     if beside:
         raise StoreError(
-            f"{path} has 0 bytes, but {beside[0].name} beside it says that there was a log: its content was lost. `tidegate restore`"
-            f" a backup, or move {path} aside to begin a new log; nothing was changed"
+            f"{path} has 0 bytes, but {beside[0].name} beside it says that there was a log: its content was lost."
+            f" `tidegate restore` a backup, or move {path} aside to begin a new log; nothing was changed"
         )
