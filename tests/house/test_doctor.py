@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 from tidegate.gateway.access import password_line
-from tidegate.gateway.doctor_machine import BUILT, Mount, file_system, judge_clock, mount_of
+from tidegate.gateway.doctor_machine import Mount, file_system, judge_clock, mount_of
+from tidegate.store.clock import BUILT
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
@@ -355,9 +356,9 @@ def test_what_is_said_of_a_file_system(mount: Mount, delay: float, level: str) -
 @pytest.mark.parametrize(
     ("now", "synchronised", "rtc", "level", "word"),
     [
-        (BUILT + 1, True, True, "ok", "synchronised"),
-        (BUILT + 1, True, False, "ok", "no clock chip"),
-        (BUILT + 1, False, True, "warning", "not synchronised"),
+        (BUILT / 1000 + 1, True, True, "ok", "synchronised"),
+        (BUILT / 1000 + 1, True, False, "ok", "no clock chip"),
+        (BUILT / 1000 + 1, False, True, "warning", "not synchronised"),
         (12.0, False, False, "problem", "never set"),
     ],
 )

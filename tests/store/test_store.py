@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tidegate.store.catchup import CatchUp
+from tidegate.store.clock import CONFIRMED
 from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, PUBLISH, RETAIN
 from tidegate.store.log import Log, Name
 from tidegate.store.msgid import WIDTH, message_id
@@ -27,10 +28,11 @@ class TopicName(Name):
 
 
 def open_store(path: Path, wall: int = NOW) -> tuple[Store, Log]:
-    store = Store.open(path, "barn-7", "full", wall, 5_000)
+    mono = 5_000 + wall - NOW
+    store = Store.open(path, "barn-7", "full", wall, mono)
     identity = store.identity
-    log = Log(identity.next_seq, identity.last_at, identity.run)
-    log.tick(wall, 5_000)
+    log = Log(identity.next_seq, identity.last_at, identity.run, identity.clock)
+    log.tick(mono)
     return store, log
 
 
@@ -115,7 +117,8 @@ def test_every_size_of_batch_is_stored_whole_and_in_order(path: Path, count: int
 def test_the_clock_never_goes_back_in_the_log(path: Path) -> None:
     store, log = open_store(path)
     publish(log, "t")
-    log.tick(NOW - 600_000, 6_000)
+    log.step(NOW - 600_000 - 6_000, CONFIRMED)
+    log.tick(6_000)
     publish(log, "t")
     store.apply(log.take())
     first, second = LogReader(path).read(0, 5)[0]
@@ -202,8 +205,8 @@ def test_trim_by_age_takes_only_what_everyone_is_done_with_and_keeps_retained(pa
     publish(log, "t", 9)
     store.apply(log.take())
     trim = Trim(budget=1 << 30, max_age=1000)
-    assert trim.plan(store.connection, NOW, 10) is None, "nothing is old yet"
-    plan = trim.plan(store.connection, NOW + 5000, 4)
+    assert trim.plan(store.connection, log.clock.at(5_000), 10) is None, "nothing is old yet"
+    plan = trim.plan(store.connection, log.clock.at(10_000), 4)
     assert isinstance(plan, Plan) and plan.gap is None
     log.change(REMOVE, plan.last, plan.floor)
     store.apply(log.take())
@@ -218,7 +221,7 @@ def test_above_the_budget_the_oldest_goes_and_a_gap_record_says_what(path: Path)
     for _ in range(400):
         log.append(PUBLISH, client, topic, 1, b"x" * 1000)
     store.apply(log.take())
-    plan = Trim(budget=64_000, max_age=10**12).plan(store.connection, NOW, 100)
+    plan = Trim(budget=64_000, max_age=10**12).plan(store.connection, log.clock.at(5_000), 100)
     assert isinstance(plan, Plan) and plan.gap is not None
     assert (plan.gap["first_seq"], plan.gap["last_seq"], plan.gap["count"]) == (101, 400, 300)
     log.change(REMOVE, plan.last, plan.floor)
@@ -273,7 +276,7 @@ def test_a_step_above_the_budget_takes_no_more_than_is_too_much(path: Path) -> N
     for _ in range(200):
         log.append(PUBLISH, client, topic, 1, bytes(100_000))
     store.apply(log.take())
-    plan = Trim(32 << 20, 10**12).plan(store.connection, NOW, 0)
+    plan = Trim(32 << 20, 10**12).plan(store.connection, log.clock.at(5_000), 0)
     assert isinstance(plan, Plan)
     assert 20 < plan.last < 80, "16 MiB of 20 MB stay, less a tenth"
     store.close(NOW)
