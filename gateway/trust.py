@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from tidegate.store.clock import BELIEVED, BUILT, CONFIRMED, UNKNOWN, Clock
 
@@ -28,17 +29,30 @@ STAMP = Path("/run/systemd/timesync/synchronized")
 RTCS = Path("/sys/class/rtc")
 
 
+class Witness(Protocol):
+    """Who may confirm the clock."""
+
+    def confirms(self, clock: Clock, wall: int, mono: int) -> str:
+        """Why the clock is to be trusted, empty if there is no reason to."""
+        ...
+
+    def is_coming(self) -> bool:
+        """Whether somebody is still at it."""
+        ...
+
+
 class Evidence:
     """What the machine says about its clock."""
 
-    def __init__(self, stamp: Path = STAMP, rtcs: Path = RTCS) -> None:
+    def __init__(self, stamp: Path, rtcs: Path, kernel: Callable[[], bool]) -> None:
         self._stamp = stamp
         self._rtcs = rtcs
+        self._kernel_says_so = kernel
         self._used = 0
 
     def confirms(self, clock: Clock, wall: int, mono: int) -> str:
         """Why the clock is to be trusted, empty if there is no reason to."""
-        if kernel_says_synchronised():
+        if self._kernel_says_so():
             return "the kernel says that it is synchronised"
         touched = self._touched()
         if touched and touched != self._used:  # once for each: it says nothing about who set the clock afterwards
@@ -64,7 +78,7 @@ class Evidence:
 class Trust:
     """`mode`: auto, always or never; `wait` (ms from the start) is how long far ends wait for a clock that is not plausible."""
 
-    def __init__(self, mode: str, wait: int, evidence: Any = None) -> None:
+    def __init__(self, mode: str, wait: int, evidence: Witness | None = None) -> None:
         self.state = ""
         """trusted; held: trusted, and set since by somebody whom nothing confirms; plausible; estimated."""
         self.why = ""
@@ -72,7 +86,7 @@ class Trust:
         """CLOCK_BOOTTIME (ms) at which the state began."""
         self._mode = mode
         self._wait = wait
-        self._evidence = evidence or Evidence()
+        self._evidence = evidence or Evidence(STAMP, RTCS, kernel_says_synchronised)
         self._deadline: int | None = None
 
     def judge(self, clock: Clock, wall: int, mono: int) -> tuple[int, int]:
@@ -103,7 +117,7 @@ class Trust:
             return 'clock.trust = "always"'
         if self._mode == "never" or wall < BUILT:
             return ""
-        return str(self._evidence.confirms(clock, wall, mono))
+        return self._evidence.confirms(clock, wall, mono)
 
     def _unconfirmed(self, clock: Clock, wall: int, mono: int, offset: int) -> tuple[int, int]:
         assert self._deadline is not None
