@@ -104,19 +104,18 @@ def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge)
     runs = {run: Boot(name == boot and offset is not None, offset, level) for run, name, offset, level in rows}
     before = list(runs.values()) or [Boot(False, None, UNKNOWN)]
     last = next((run for run in reversed(before) if run.is_ours), before[-1])
-    known = _last_known(db)
     if last.is_ours and last.offset is not None:
         (since,) = db.execute("SELECT min(started_at) FROM run WHERE boot = ? AND clock_offset IS NOT NULL", (boot,)).fetchone()
-        offset = last.offset if last.level == CONFIRMED else max(last.offset, known - mono)
         clock = Clock(boot, last.offset, last.level, since, runs=runs)
-        _carry_out(db, clock.take(offset, last.level))
     else:
+        known = _last_known(db)
         # Of the time since then only what this boot has lasted is certain.
         offset = max(known, BUILT)
         clock = Clock(boot, offset, UNKNOWN, mono + offset, is_new=not known, runs=runs)
     changes = clock.take(*judge(clock, wall, mono))
     if last.is_ours or not last.level == clock.level == CONFIRMED:
-        _carry_out(db, changes)
+        for sql, parameters in changes:
+            db.execute(sql, parameters)
     return clock
 
 
@@ -133,8 +132,3 @@ def _last_known(db: sqlite3.Connection) -> int:
     (alive,) = db.execute("SELECT ifnull(max(alive_at), 0) FROM (SELECT alive_at FROM run ORDER BY id DESC LIMIT 1)").fetchone()
     row = db.execute(f"SELECT {WHEN} FROM entry e LEFT JOIN run r ON r.id = e.run ORDER BY e.seq DESC LIMIT 1").fetchone()
     return max(int(alive), int(row[0]) if row else 0)
-
-
-def _carry_out(db: sqlite3.Connection, changes: list[Change]) -> None:
-    for sql, parameters in changes:
-        db.execute(sql, parameters)

@@ -196,6 +196,7 @@ def test_a_session_lives_as_long_as_it_was_promised(path: Path) -> None:
     world = restart(world, path, "first", confirmed, NOW + MONTH + 600_000)
     for level, wall in ((BELIEVED, NOW), (CONFIRMED, NOW + 3 * MONTH), (CONFIRMED, NOW + 2 * MONTH)):
         learn(world, wall, level)
+        publish(world, b"x")
     world = restart(world, path, "first")
     world.wait(3_590)
     assert world.broker.sessions.get("s") is not None
