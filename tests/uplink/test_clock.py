@@ -14,6 +14,7 @@ from typing import Any
 
 from tidegate.store.entry import PUBLISH
 from tidegate.store.reader import LogReader
+from tidegate.uplink.progress import read_dead
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
@@ -137,6 +138,18 @@ def test_far_ends_wait_for_the_clock_no_longer_than_they_are_told_to(tmp_path: P
             assert times == sorted(times)
             assert times[-1] >= int(last), "an estimate is never before the last known time"
             gateway.stop()
+
+
+def test_what_is_refused_meanwhile_has_the_gateways_time(tmp_path: Path) -> None:
+    clock = WrongClock(tmp_path)
+    with RedisServer(tmp_path) as server, server.client() as far, gateway_on(tmp_path, server, clock) as gateway:
+        far.set("mqtt:msg:t", "not a sorted set")
+        Publisher().publish(gateway, 1)
+        clock.set_to(600)
+        Publisher().publish(gateway, 1)
+        wait_until(lambda: len(read_dead(gateway.data)) == 2, DEADLINE, gateway.log)
+        assert all(abs(dead.at / 1000 - time.time()) < DEADLINE for dead in read_dead(gateway.data))
+        gateway.stop()
 
 
 def forget_the_boot(gateway: Gateway) -> None:
