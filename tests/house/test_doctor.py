@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -73,6 +74,7 @@ def test_a_healthy_gateway(tmp_path: Path) -> None:
         assert found.one("listener") == ("ok", f"127.0.0.1:{gateway.port} takes connections | ")
         assert found.one("http") == ("ok", f"127.0.0.1:{port}/readyz says: ok | ")
         assert found.one("refused")[0] == "ok"
+        assert re.search(r"UTC, (not )?trusted \(\w+ since", found.one("time")[1])
         level, text = found.one("network")
         assert level == "warning"
         assert "only this machine can connect" in text

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tidegate.store.catchup import CatchUp
-from tidegate.store.clock import CONFIRMED
+from tidegate.store.clock import BELIEVED, CONFIRMED
 from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, PUBLISH, RETAIN
 from tidegate.store.log import Log, Name
 from tidegate.store.msgid import WIDTH, message_id
@@ -186,9 +187,15 @@ def test_a_newer_file_is_refused_with_words(path: Path) -> None:
         open_writer(path, LOG)
 
 
-def test_files_of_the_first_release_open_unchanged(tmp_path: Path) -> None:
+def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
     """The upgrade test of version 1: its file, as shipped beside this test, is read by this program."""
     shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
+    with closing(open_writer(tmp_path / "log.db", LOG)) as moved:
+        assert moved.execute("PRAGMA user_version").fetchone() == (2,)
+        levels = moved.execute("SELECT clock, clock_offset FROM run").fetchall()
+        assert levels == [(BELIEVED, 1_763_999_995_000)], "how far its clock was known was not told then"
+        moved.execute("UPDATE run SET clock_offset = clock_offset + 86400000, boot = 'another'")
+        assert moved.execute("SELECT DISTINCT arrived FROM mqtt_msg").fetchall() == [("2025-11-25 16:00:00",)]
     store, _ = open_store(tmp_path / "log.db")
     entries, _ = LogReader(tmp_path / "log.db").read(0, 10)
     assert [(e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [
