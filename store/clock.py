@@ -101,6 +101,8 @@ def believe(_: Clock, wall: int, mono: int) -> tuple[int, int]:
 def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge) -> Clock:
     """The clock of a run that begins, in the transaction of its beginning; what earlier runs wrote is put right."""
     rows = db.execute("SELECT id, boot, clock_offset, clock FROM run ORDER BY id").fetchall()
+    if _went_back(db, boot, mono):
+        boot = f"{boot} {uuid.uuid4().hex}"
     runs = {run: Boot(name == boot and offset is not None, offset, level) for run, name, offset, level in rows}
     before = list(runs.values()) or [Boot(False, None, UNKNOWN)]
     last = next((run for run in reversed(before) if run.is_ours), before[-1])
@@ -120,11 +122,23 @@ def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge)
 
 
 def this_boot() -> str:
-    """What tells this start of the machine from others."""
+    """What tells this boot clock from others: the start of the machine, and what a container has shifted it by."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return uuid.uuid4().hex  # nothing to compare with: as if the machine had started anew
+    try:
+        shifts = Path("/proc/self/timens_offsets").read_text().split()
+    except OSError:
+        return boot
+    seconds, nanoseconds = shifts[shifts.index("boottime") + 1 :][:2]
+    return boot if seconds == nanoseconds == "0" else f"{boot} {seconds}.{nanoseconds}"
+
+
+def _went_back(db: sqlite3.Connection, boot: str, mono: int) -> bool:
+    """A snapshot of a running machine was started again, beside a disk that went on: its boot clock is another one now."""
+    row = db.execute("SELECT e.mono, r.boot FROM entry e JOIN run r ON r.id = e.run ORDER BY e.seq DESC LIMIT 1").fetchone()
+    return row is not None and row[1] == boot and row[0] > mono
 
 
 def _last_known(db: sqlite3.Connection) -> int:

@@ -38,11 +38,11 @@ class Run(NamedTuple):
 class LogReader:
     """A cursor's eye on `log.db`; one per thread.
 
-    `waits` for the clock of this boot of the machine, if one is named: rows of it are not read before their time is known,
-    because what a far end has got cannot be put right (how long at most is the broker's to say).
+    `waits` for the clock: rows of this boot of the machine are not read before their time is known, because what a far end has
+    got cannot be put right (how long at most is the broker's to say).
     """
 
-    def __init__(self, path: Path, waits: str = "") -> None:
+    def __init__(self, path: Path, waits: bool = False) -> None:
         self._db = open_reader(path)
         self._waits = waits
         self._clients: dict[int, str] = {}
@@ -87,13 +87,14 @@ class LogReader:
     def _read(self, after: int, limit: int, kinds: Collection[int] | None) -> tuple[list[Entry], int]:
         rows: list[tuple[int, int, int, int, int, int | None, int | None, int | None, bytes | None, bytes | None]] = []
         size = 0
+        boot = self.run().boot if self._waits else ""
         cursor = self._db.execute(
             "SELECT seq, at, mono, run, kind, client, topic, flags, payload, properties FROM entry"
             " WHERE seq > ? ORDER BY seq LIMIT ?",
             (after, limit),
         )
         for row in cursor:
-            if self._waits and self._run(row[3]).clock == UNKNOWN and self._run(row[3]).boot == self._waits:
+            if boot and self._run(row[3]).clock == UNKNOWN and self._run(row[3]).boot == boot:
                 break
             rows.append(row)
             size += len(row[8] or b"")

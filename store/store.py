@@ -253,13 +253,13 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, clock, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING id",
         (
-            *(gateway, gateway_code(gateway), epoch, node, boot, clock.offset, clock.level),
+            *(gateway, gateway_code(gateway), epoch, node, clock.boot, clock.offset, clock.level),
             *(next_seq, mono + clock.offset, mono + clock.offset),
         ),
     ).fetchone()
     if not clean:
         alive = max(at, last[3])
-        next_seq = _log_ghosts(db, run, next_seq, alive, max(1, alive - clock.offset) if last[4] == boot else 0)
+        next_seq = _log_ghosts(db, run, next_seq, alive, max(1, alive - clock.offset) if last[4] == clock.boot else 0)
     for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")

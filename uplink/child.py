@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
-from tidegate.store.clock import this_boot
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import StoreError, explain
 
@@ -172,7 +171,7 @@ class PoolThread(threading.Thread):
             self._end_process("stopped by a fault in the program")
 
     def _run(self) -> None:
-        log = LogReader(self._data / "log.db", waits=this_boot())
+        log = LogReader(self._data / "log.db", waits=True)
         worker = self._worker(log)
         while not self._halted.is_set():
             self._rest(worker.step(), worker.fileno)
