@@ -88,8 +88,6 @@ class App:
         lock = hold(config.data)
         wall, mono = _clock()
         self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono, self._trust.judge)
-        if self._trust.state != "trusted":
-            _report(f"the time is {self._trust.state}: {self._trust.why}")
         try:
             try:
                 self._build(mono)
@@ -209,6 +207,8 @@ class App:
         web = await self._listen_http()
         http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
         _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
+        if self._trust.state != "trusted":
+            _report(f"the time is {self._trust.state}: {self._trust.why}")
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
             _report(
