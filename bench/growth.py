@@ -89,7 +89,7 @@ def _fill(path: Path, count: int) -> float:
         if start >= count * 9 // 10 - BATCH:
             late += BATCH
             took += time.perf_counter() - began
-    store.close(log.at)
+    store.close(log.now)
     return took / late
 
 
@@ -111,9 +111,9 @@ def _trim(path: Path, count: int) -> float:
     store, log = _open(path)
     first = store.connection.execute("SELECT min(seq) FROM entry").fetchone()[0]
     began = time.perf_counter()
-    while isinstance(plan := Trim(1 << 40, -1000).plan(store.connection, log.at + 1, first + count), Plan):
+    while isinstance(plan := Trim(1 << 40, -1000).plan(store.connection, log.clock.at(log.mono + 1), first + count), Plan):
         log.change(KEEP_SEQ, log.next_seq - 1)
-        log.change(REMOVE, plan.last)
+        log.change(REMOVE, plan.last, plan.floor)
         store.apply(log.take())
     took = time.perf_counter() - began
     store.abandon()
@@ -121,10 +121,10 @@ def _trim(path: Path, count: int) -> float:
 
 
 def _open(path: Path) -> tuple[Store, Log]:
-    wall = time.time_ns() // 1_000_000
-    store = Store.open(path, "bench", "full", wall, 0)
-    log = Log(store.identity.next_seq, store.identity.last_at, store.identity.run)
-    log.tick(wall, 0)
+    wall, mono = time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    store = Store.open(path, "bench", "full", wall, mono)
+    log = Log(store.identity.next_seq, store.identity.last_at, store.identity.run, store.identity.clock)
+    log.tick(mono)
     return store, log
 
 

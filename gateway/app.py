@@ -39,12 +39,11 @@ from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
 from .trimming import Trimming, lowest_cursor
+from .trust import Trust
 
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
 ALIVE_PAUSE = 60.0
-CLOCK_STEP = 500
-"""ms: what a wall clock may drift or jump before the time of this run's entries is corrected."""
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
@@ -78,6 +77,7 @@ class App:
         self._supervisor: Any = None
         self._next_alive = self._started + ALIVE_PAUSE
         self._health = Health(self._started)
+        self._trust = Trust(config.clock_trust, int(config.clock_wait * 1000))
 
     async def main(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -87,16 +87,16 @@ class App:
         config = self._config
         lock = hold(config.data)
         wall, mono = _clock()
-        self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono)
+        self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono, self._trust.judge)
         try:
             try:
-                self._build(wall, mono)
+                self._build(mono)
             except sqlite3.Error as error:
                 raise StoreError(explain(self._store.path, error)) from error
             try:
                 addresses = [address for listener in config.listeners for address in self._listen(listener)]
             except StartError:
-                self._store.close(wall)  # nothing happened in this run
+                self._store.close(self.broker.log.now)  # nothing happened in this run
                 raise
             await self._serve(addresses)
         finally:
@@ -105,12 +105,11 @@ class App:
 
     # -- building --------------------------------------------------------------------------------------------------
 
-    def _build(self, wall: int, mono: int) -> None:
+    def _build(self, mono: int) -> None:
         config, store = self._config, self._store
         identity = store.identity
-        log = Log(identity.next_seq, identity.last_at, identity.run)
-        log.tick(wall, mono)
-        self._clock_offset = wall - mono
+        log = Log(identity.next_seq, identity.last_at, identity.run, identity.clock)
+        log.tick(mono)
         post = self._loop.call_soon_threadsafe
         self._committer = Worker("committer", post, store.rest)
         self._backup = OnlineBackup(store, self._committer, post)
@@ -203,11 +202,13 @@ class App:
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
             await self._supervisor.start()
-        self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started)
+        self._snapshot = Snapshot(self._config, self._store, self.broker, self._trust, self._pools, self._started)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
         _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
+        if self._trust.state != "trusted":
+            _report(f"the time is {self._trust.state}: {self._trust.why}")
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
             _report(
@@ -231,12 +232,13 @@ class App:
         while True:
             await asyncio.sleep(1.0)
             self._tick_clock()
+            self._judge_clock()
             self.broker.tick()
             if self.broker.now >= next_sys and self._config.sys_interval:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
-            self._note_time()
+            self._note_alive()
             self._committer.submit(lambda: None, self._committer_answers)
 
     def _committer_answers(self, _: None) -> None:
@@ -254,16 +256,19 @@ class App:
             faults.append(f"the store refuses to write: {self.broker.store_fault}")
         return faults
 
-    def _note_time(self) -> None:
-        """Keep in the store what the clock really is, and, while somebody is connected, when we were last alive."""
-        wall, mono = _clock()
-        log = self.broker.log
-        if abs(wall - mono - self._clock_offset) > CLOCK_STEP:
-            self._clock_offset = wall - mono
-            log.change("UPDATE run SET clock_offset = ? WHERE id = ?", self._clock_offset, log.run)
+    def _judge_clock(self) -> None:
+        """Keep in the store what time it really is, as soon as that is known better."""
+        log, state = self.broker.log, self._trust.state
+        log.step(*self._trust.judge(log.clock, *_clock()))
+        if self._trust.state != state:
+            _report(f"the time is {self._trust.state} from now on: {self._trust.why}", "clock")
+
+    def _note_alive(self) -> None:
+        """While somebody is connected, keep in the store when we were last alive."""
         if self.broker.clients and self.broker.now >= self._next_alive:
             self._next_alive = self.broker.now + ALIVE_PAUSE
-            log.change("UPDATE run SET alive_at = ? WHERE id = ?", log.at, log.run)
+            log = self.broker.log
+            log.change("UPDATE run SET alive_at = ? WHERE id = ?", log.now, log.run)
 
     async def _stop(self) -> None:
         deadline = time.monotonic() + STOP_DEADLINE
@@ -278,7 +283,7 @@ class App:
         if self._reader is not None:
             await asyncio.to_thread(self._reader.stop)
         if clean:
-            self._store.close(_clock()[0])
+            self._store.close(self.broker.log.now)
         else:
             self._store.abandon()
 
@@ -296,7 +301,7 @@ class App:
 
     def _tick_clock(self) -> None:
         self.broker.now = time.monotonic()
-        self.broker.log.tick(*_clock())
+        self.broker.log.tick(_boottime())
 
     def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
         def committed(result: Any) -> None:
@@ -356,7 +361,7 @@ class App:
         from tidegate.uplink.progress import read_pools
 
         try:
-            return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
+            return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data)]
         except StoreError as error:
             unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]
@@ -381,7 +386,11 @@ class App:
 
 def _clock() -> tuple[int, int]:
     """(wall clock, CLOCK_BOOTTIME) in ms."""
-    return time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    return time.time_ns() // 1_000_000, _boottime()
+
+
+def _boottime() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 _report = Reporter()

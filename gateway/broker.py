@@ -257,7 +257,7 @@ class Broker:
             self.sys_values[text] = payload
             topic = self.router.topics[text.encode()]
             self.router.route(topic, PUBLISH)
-            self.delivery.fan_out(topic, 0, 0, payload, b"", None, 0, 0)
+            self.delivery.fan_out(topic, 0, 0, payload, b"", None, 0, 0, 0)
         self.delivery.flush()
 
     # -- commits ---------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ class Broker:
         if retain:
             waits |= self._set_retained(topic, seq, payload)
         if not (qos and seq) and topic.targets:
-            self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.run)
+            self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
 
     def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:

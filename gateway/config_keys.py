@@ -133,12 +133,16 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_keep_alive": Key(_number(1, 65_535), 65_535),
         "session_expiry": Key(_expiry, "never"),
     },
+    "clock": {
+        "trust": Key(_choice("auto", "always", "never"), "auto"),
+        "wait": Key(_time(0, 86_400, 'a time from "0s" to "24h"'), "10m"),
+    },
     "log": {"sys_interval": Key(_number(0, 86_400), 10)},
     "http": {"bind": Key(lambda value: split_address(_text(value), "127.0.0.1:9883"), "")},
     "uplink": {"backends": Key(_backends, ["sqlite"])},
 }
 LISTENER_KEYS: dict[str, Callable[[Any], Any]] = {"bind": lambda value: split_address(_text(value)), "allow_anonymous": _flag}
-LATER_KEYS = {"access.acl_file", "clock.trust"}
+LATER_KEYS = {"access.acl_file"}
 """Names that are settled and come with a later release: refused with these words, never passed over in silence."""
 DEFAULT_BIND = "127.0.0.1:1883"
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}

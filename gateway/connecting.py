@@ -143,14 +143,14 @@ class Connecting:
     def _refuse(self, client: Client, packet: Connect, reason: ReasonCode) -> None:
         name = reason.name.lower()
         self.refused[name] = self.refused.get(name, 0) + 1
-        self.refusals.note(self._broker.log.at, client.peer, packet.client_id, packet.username, name)
+        self.refusals.note(self._broker.log.now, client.peer, packet.client_id, packet.username, name)
         self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
         self._close(client)
 
     def note_fault(self, client: Client, error: object) -> None:
         """What the client sent was no MQTT: it is disconnected for it."""
         client_id = client.session.name.text if client.session is not None else ""
-        self.refusals.note(self._broker.log.at, client.peer, client_id, client.username, f"protocol error: {error}")
+        self.refusals.note(self._broker.log.now, client.peer, client_id, client.username, f"protocol error: {error}")
 
     def _expiry(self, packet: Connect) -> int:
         """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""
@@ -201,8 +201,8 @@ class Connecting:
             broker.log.append(CONNECTED, name)
             broker.log.change(
                 "UPDATE client SET state = 1, online_at = ?, offline_at = NULL, created = ifnull(created, ?) WHERE id = ?",
-                broker.log.at,
-                broker.log.at,
+                broker.log.now,
+                broker.log.now,
                 name,
             )
         if new and broker.router.wanted(SESSION_CREATED):
@@ -253,7 +253,7 @@ class Connecting:
             return
         if broker.router.wanted(DISCONNECTED):
             broker.log.append(DISCONNECTED, session.name)
-            broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.at, session.name)
+            broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.now, session.name)
         will = client.will if with_will else None
         if session.expiry:
             broker.sessions.sleep(session, broker.delivery.live, broker.now)

@@ -66,7 +66,7 @@ class Delivery(Outlet):
             if topic.generation != generation:
                 router.route(topic, PUBLISH)
             if topic.targets:
-                self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[3])
+                self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3])
         if batch.rows:
             self.live = batch.rows[-1][0]
             self._tail.append(batch)
@@ -83,7 +83,7 @@ class Delivery(Outlet):
             self._tail_bytes = 0
 
     def fan_out(
-        self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, run: int
+        self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, mono: int, run: int
     ) -> None:
         """Push one message to its route. `seq` 0: it has no place in the log (QoS 0, or nobody stores it)."""
         packets: dict[int, tuple[bytes, bytes]] = {}
@@ -113,7 +113,7 @@ class Delivery(Outlet):
             v5 = client.version == 5
             key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
             if identifiers or expiring:
-                parts = self._variant(topic, key, payload, self._properties(properties, identifiers, at))
+                parts = self._variant(topic, key, payload, self._properties(properties, identifiers, at, mono, run))
             else:
                 found = packets.get(key)
                 parts = found or packets.setdefault(key, self._variant(topic, key, payload, properties))
@@ -175,7 +175,7 @@ class Delivery(Outlet):
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
-        properties = self._properties(message[4], target.identifiers if target else (), message[6])
+        properties = self._properties(message[4], target.identifiers if target else (), *message[6:])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)
@@ -225,7 +225,7 @@ class Delivery(Outlet):
         while taken < len(backlog) and room > 0 and size <= TURN_BYTES:
             message = backlog[taken]
             taken += 1
-            seq, raw, flags, payload, properties, _, _, _ = message
+            seq, raw, flags, payload, properties, _, _, _, _ = message
             kind = (raw, flags | (DUP if seq < session.suspect else 0), len(payload))
             head = plans[kind] if kind in plans else plans.setdefault(kind, self._plain_head(session, client, seq, *kind))
             if head is None or properties or session.handled:
@@ -302,7 +302,7 @@ class Delivery(Outlet):
                 if topic not in matched:
                     matched[topic] = self._router.match(session, topic) is not None
                 if matched[topic]:
-                    messages.append((row[0], topic.raw, row[7], row[8], row[9] or b"", row[5], row[1], row[3]))
+                    messages.append((row[0], topic.raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
             session.next_seq = max(session.next_seq, batch.first_seq + len(batch.rows))
             if len(messages) >= ROWS:
                 break
@@ -349,7 +349,7 @@ class Delivery(Outlet):
 
     def _send_late(self, session: Session, client: Client, message: Stored) -> None:
         """Send one message of the log to a session that was behind, if it is still for it."""
-        seq, raw, flags, payload, properties, sender, at, run = message
+        seq, raw, flags, payload, properties, sender, at, mono, run = message
         topic = self._router.topics[raw]
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
@@ -363,13 +363,13 @@ class Delivery(Outlet):
         if session.handled and seq in session.handled:
             del session.handled[seq]
             return
-        if b"\x02" in properties and self._expired(properties, at):
+        if b"\x02" in properties and self._expired(properties, at, mono, run):
             self.dropped["expired"] += 1
             return
         v5 = client.version == 5
         key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
         if v5 and (identifiers or properties):
-            properties = self._properties(properties, identifiers, at)
+            properties = self._properties(properties, identifiers, at, mono, run)
         head, tail = self._variant(topic, key, payload, properties)
         if self._too_large(client, head, tail):
             return
@@ -423,10 +423,10 @@ class Delivery(Outlet):
             if qos and session.room() <= 0:
                 break
             taken += 1
-            if b"\x02" in message[4] and self._expired(message[4], message[6]):
+            if b"\x02" in message[4] and self._expired(message[4], *message[6:]):
                 continue
             v5 = client.version == 5
-            properties = self._properties(message[4], target.identifiers, message[6]) if v5 else b""
+            properties = self._properties(message[4], target.identifiers, *message[6:]) if v5 else b""
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):

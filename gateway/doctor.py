@@ -19,8 +19,19 @@ from typing import Any
 from .config import Config
 from .config_keys import WILDCARDS, is_loopback
 from .control import NoAnswer, NoRight, NotRunning, ask
-from .doctor_machine import LOOK_AS, OK, PROBLEM, WARNING, Finding, check_clock, check_data, check_secrets, check_sqlite
-from .status import duration, printable
+from .doctor_machine import (
+    CLOCK_ADVICE,
+    LOOK_AS,
+    OK,
+    PROBLEM,
+    WARNING,
+    Finding,
+    check_clock,
+    check_data,
+    check_secrets,
+    check_sqlite,
+)
+from .status import clock, duration, printable
 
 __all__ = ["PROBLEM", "Finding", "examine", "examine_machine", "render"]
 
@@ -59,6 +70,7 @@ def examine(config: Config) -> list[Finding]:
         live = _each(
             lambda: _listeners(status),
             lambda: _restart(status, config),
+            lambda: _clock(status),
             lambda: _http(status),
             lambda: _pools(status),
             lambda: _refused(refused),
@@ -126,6 +138,13 @@ def _restart(status: dict[str, Any], config: Config) -> Iterable[Finding]:
     if runs != wanted:
         text = f"the running gateway listens on {', '.join(runs)}, the configuration says {', '.join(wanted)}"
         yield Finding(WARNING, "restart", text, "systemctl restart tidegate, unless it was started with --listen")
+
+
+def _clock(status: dict[str, Any]) -> Iterable[Finding]:
+    told = status["clock"]
+    level = OK if told["state"] == "trusted" else WARNING if told["state"] in ("plausible", "held") else PROBLEM
+    advice = f'{CLOCK_ADVICE}; if the clock is right, clock.trust = "always"' if level != OK else ""
+    yield Finding(level, "time", clock(told), advice)
 
 
 def _http(status: dict[str, Any]) -> Iterable[Finding]:

@@ -7,7 +7,6 @@ Invariant: a finding that is not `ok` says what to do.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import sqlite3
@@ -18,8 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from tidegate.store.clock import BUILT
+
 from .config import Config
 from .status import size
+from .trust import STAMP, clock_chips, kernel_says_synchronised, moment
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 LOOK_AS = "run this as root or as the gateway's user"
@@ -40,8 +42,6 @@ SYNCS = 7
 SLOW, FAST = 0.05, 5e-6
 """Seconds of a sync: above, devices feel it; below, it cannot have reached anything."""
 SAFE_SQLITE = (3, 51, 3)
-BUILT = 1_735_689_600
-"""2025-01-01: a clock before that was never set."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs")
 _SIMPLE = ("vfat", "exfat", "ntfs", "ntfs3", "fuseblk")
@@ -215,40 +215,21 @@ def check_secrets(config: Config) -> Iterable[Finding]:
 # -- clock and SQLite ------------------------------------------------------------------------------------------------
 
 
-class _Timex(ctypes.Structure):
-    """The beginning of the kernel's `struct timex`, with room for the rest."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        *((name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")),
-        ("status", ctypes.c_int),
-        ("rest", ctypes.c_byte * 256),
-    )
-
-
-_UNSYNCHRONISED = 0x40
-"""STA_UNSYNC"""
-
-
-def kernel_says_synchronised() -> bool:
-    """As `timedatectl` does: adjtimex without changing anything."""
-    timex = _Timex()
-    return ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) >= 0 and not timex.status & _UNSYNCHRONISED
+CLOCK_ADVICE = "let systemd-timesyncd or chrony reach a time server (timedatectl); without a network, a clock chip (RTC)"
 
 
 def check_clock() -> Iterable[Finding]:
-    now, has_rtc = time.time(), any(Path("/sys/class/rtc").glob("rtc*"))
-    stamp = Path("/run/systemd/timesync/synchronized")
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    yield judge_clock(now, kernel_says_synchronised() or stamp.exists(), has_rtc, when)
+    now = time.time()
+    when = moment(int(now * 1000))
+    yield judge_clock(now, kernel_says_synchronised() or STAMP.exists(), bool(clock_chips()), when)
 
 
 def judge_clock(now: float, synchronised: bool, has_rtc: bool, when: str) -> Finding:
     rtc = (
         "a clock chip keeps time without power" if has_rtc else "no clock chip: after a power cut the time is unknown at first"
     )
-    advice = "let systemd-timesyncd or chrony reach a time server (timedatectl); without a network, a clock chip (RTC)"
-    if now < BUILT:
+    advice = CLOCK_ADVICE
+    if now * 1000 < BUILT:
         return Finding(PROBLEM, "clock", f"it is {when} here: the clock was never set", f"{advice}; or: date -s")
     if synchronised:
         return Finding(OK, "clock", f"synchronised, {when}; {rtc}")

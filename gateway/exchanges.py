@@ -123,7 +123,7 @@ class Exchanges:
             return
         for message in got.messages:
             topic = self._broker.router.topics[message[1]]
-            self._append_acked(session, topic, self._broker.message_id(message[0], message[6], message[7]))
+            self._append_acked(session, topic, self._broker.message_id(message[0], message[6], message[8]))
         self._broker.turn_over()
 
     def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:

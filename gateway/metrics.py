@@ -85,6 +85,10 @@ def _store_ok(status: Status) -> Iterable[Sample]:
     yield {}, status["store"]["state"] == "ok"
 
 
+def _clock_states(status: Status) -> Iterable[Sample]:
+    yield {"state": status["clock"]["state"]}, status["clock"]["since"]
+
+
 def _pool_states(status: Status) -> Iterable[Sample]:
     for pool in status["pools"]:
         yield {"pool": pool["name"], "state": pool["state"]}, 1
@@ -113,6 +117,9 @@ METRICS = (
     Metric("tidegate_store_last_seq", "gauge", "Number of the last entry.", _value("store", "last_seq")),
     Metric("tidegate_store_written_bytes_total", "counter", "Bytes handed to the disk.", _value("store", "bytes_written")),
     Metric("tidegate_store_commits_total", "counter", "Commits of the log.", _value("store", "commits")),
+    Metric("tidegate_clock_trusted", "gauge", "1 if the time is confirmed, 0 if it is not.", _value("clock", "trusted")),
+    Metric("tidegate_clock_seconds", "gauge", "Unix time as far as the gateway knows it.", _value("clock", "time")),
+    Metric("tidegate_clock_state_since_seconds", "gauge", "Unix time at which the clock's state began.", _clock_states),
     Metric("tidegate_pool_state", "gauge", "State of each far end; 1 for the one it is in.", _pool_states),
     Metric("tidegate_pool_cursor", "gauge", "Number of the last entry a far end is done with.", _pools("cursor")),
     Metric("tidegate_pool_waiting", "gauge", "Entries that wait for a far end.", _pools("waiting")),

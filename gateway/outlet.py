@@ -142,11 +142,11 @@ class Outlet:
         first = 0x30 | qos << 1 | (1 if key & 32 else 0)
         return bytes((first,)) + write_varint(length) + topic.prefix, tail
 
-    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int) -> bytes:
+    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int, mono: int, run: int) -> bytes:
         """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
         if b"\x02" in properties:
             found = decode_block(properties, 0, len(properties), "PUBLISH")
-            if (left := _left(found, self._log.at - at)) is not None:
+            if (left := _left(found, self._log.age(at, mono, run))) is not None:
                 found[Property.MESSAGE_EXPIRY_INTERVAL] = left
             properties = encode_block(found)
         return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
@@ -178,9 +178,9 @@ class Outlet:
             self._log.change(SET_DELIVERY, delivery_state(session, seq, packet_id, RELEASED), session.name, seq, packet_id)
         self._log.batch.acks.setdefault(client, []).append(PUBREL | packet_id)
 
-    def _expired(self, properties: bytes, at: int) -> bool:
+    def _expired(self, properties: bytes, at: int, mono: int, run: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")
-        return _left(found, self._log.at - at) == 0
+        return _left(found, self._log.age(at, mono, run)) == 0
 
 
 def _bytes_of(packet: Ack) -> bytes:

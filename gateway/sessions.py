@@ -49,6 +49,7 @@ class Sessions:
         """Read every session back; they are asleep. `clean`: the last run was stopped properly.
 
         `now` is monotonic seconds: what is left of an expiry runs by it, so that no step of the wall clock ends a session.
+        What passed since the last run counts as far as it is certain (`store.clock`).
         """
         row = db.execute("SELECT value FROM meta WHERE key = 'suspect'").fetchone()
         suspect = int(row[0]) if clean and row else 0 if clean else self._log.next_seq
@@ -60,8 +61,8 @@ class Sessions:
             session = Session(Name(clientid, number), expiry, created, cursor + 1)
             session.persistent = True
             if expires_at is None and expiry != NEVER:
-                expires_at = self._log.at + expiry * 1000  # it was connected when we were killed
-            session.expires_at = None if expires_at is None else now + max(0, expires_at - self._log.at) / 1000
+                expires_at = self._log.now + expiry * 1000  # it was connected when we were killed
+            session.expires_at = None if expires_at is None else now + max(0, expires_at - self._log.now) / 1000
             session.behind = True
             session.suspect = suspect
             by_number[number] = self._by_id[clientid] = session
@@ -90,7 +91,7 @@ class Sessions:
     def create(self, name: Name, expiry: int) -> Session:
         """A new session; with a row when it outlives its connection."""
         log = self._log
-        session = Session(name, expiry, log.at, log.next_seq)
+        session = Session(name, expiry, log.now, log.next_seq)
         self._by_id[name.text] = session
         if session.persistent:
             log.change(
@@ -127,7 +128,7 @@ class Sessions:
         session.dirty = True
         if session.expiry != NEVER:
             session.expires_at = now + session.expiry
-            wall = self._log.at + session.expiry * 1000
+            wall = self._log.now + session.expiry * 1000
             self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", wall, session.name)
         if session.subscriptions:
             self._router.presence_changed()

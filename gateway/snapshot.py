@@ -10,22 +10,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tidegate.store.clock import CONFIRMED
 from tidegate.store.store import Store
 
 from . import __version__
 from .broker import Broker
 from .config import Config
+from .trust import Trust
 
 
 class Snapshot:
     """Gathers figures from the broker, the store and the uplink's own file."""
 
     def __init__(
-        self, config: Config, store: Store, broker: Broker, pools: Callable[[], list[dict[str, Any]]], started: float
+        self,
+        config: Config,
+        store: Store,
+        broker: Broker,
+        trust: Trust,
+        pools: Callable[[], list[dict[str, Any]]],
+        started: float,
     ) -> None:
         self._config = config
         self._store = store
         self._broker = broker
+        self._trust = trust
         self._pools = pools
         self._started = started
         self.http = "off"
@@ -64,9 +73,20 @@ class Snapshot:
                 "commits": store.commits,
                 "disk_budget": config.disk_budget,
             },
+            "clock": self._clock(),
             "backends": list(config.backends),
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
+        }
+
+    def _clock(self) -> dict[str, Any]:
+        log, trust = self._broker.log, self._trust
+        return {
+            "trusted": log.clock.level == CONFIRMED,
+            "state": trust.state,
+            "why": trust.why,
+            "since": (trust.since + log.clock.offset) / 1000,
+            "time": log.now / 1000,
         }
 
     def sys_values(self) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ Invariant: pure functions of the answer; every number carries its unit, and what
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -22,6 +22,7 @@ def render(status: dict[str, Any]) -> str:
         f"store       {store['state']}, durability {store['durability']},"
         f" {size(store['bytes'])} of {size(store['disk_budget'])},"
         f" {size(store['bytes_written'])} written in {store['commits']} commits",
+        f"clock       {clock(status['clock'])}",
     ]
     for pool in status["pools"]:
         lines += _pool(pool)
@@ -35,6 +36,13 @@ def render(status: dict[str, Any]) -> str:
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
     return "\n".join(lines)
+
+
+def clock(told: dict[str, Any]) -> str:
+    """Whether the time is trusted, since when, and why."""
+    now, since = (f"{datetime.fromtimestamp(told[key], UTC):%Y-%m-%d %H:%M:%S}" for key in ("time", "since"))
+    trusted = "trusted" if told["trusted"] else "not trusted"
+    return f"{now} UTC, {trusted} ({told['state']} since {since}): {told['why']}"
 
 
 def _pool(pool: dict[str, Any]) -> list[str]:

@@ -64,7 +64,8 @@ class Trimming:
             self.start()
 
     def _step(self) -> None:
-        trim, now, floor = self.trim, self._broker.log.at, self._floor()
+        log = self._broker.log
+        trim, now, floor = self.trim, log.clock.at(log.mono), self._floor()
         self._submit(lambda: trim.plan(self._db, now, floor), self._carry_out)
 
     def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:

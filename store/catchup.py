@@ -28,8 +28,11 @@ MAX_TOPICS_IN_QUERY = 500
 SHARED = 3
 
 
-Stored = tuple[int, bytes, int, bytes, bytes, int, int, int]
-"""A message read back: (seq, raw topic, flags, payload, properties, client, at, run). A plain tuple: made by the thousand."""
+Stored = tuple[int, bytes, int, bytes, bytes, int, int, int, int]
+"""A message read back: (seq, raw topic, flags, payload, properties, client, at, mono, run). A plain tuple, for speed.
+
+`mono` is read only with properties, where an expiry may be; else it is 0.
+"""
 
 
 class Piece(NamedTuple):
@@ -52,7 +55,8 @@ _SIZE = "length(payload) + 2 * ifnull(length(properties), 0)"
 _COLUMNS = (
     "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
     " group_concat(client), group_concat(at), group_concat(run), CAST(group_concat(payload, '') AS BLOB),"
-    " CASE WHEN count(properties) > 0 THEN group_concat(ifnull(hex(properties), '')) END"
+    " CASE WHEN count(properties) > 0 THEN group_concat(ifnull(hex(properties), '')) END,"
+    " CASE WHEN count(properties) > 0 THEN group_concat(mono) END"
 )
 """Joining the payloads as text and casting back keeps every byte, NUL included."""
 
@@ -130,10 +134,11 @@ class CatchUp:
             self._plain = -1
             cut = [payloads[end - size : end] for end, size in zip(accumulate(length), length, strict=True)]
         properties = [b""] * count if row[9] is None else [bytes.fromhex(text) for text in row[9].split(",")]
+        mono = [0] * count if row[10] is None else _numbers(row[10], count)
         topic = row[2].split(",")
         known = {text: self._names.get(int(text)) or self._name(int(text)) for text in set(topic)}
         names = [known[text] for text in topic]
-        return list(zip(seq, names, flags, cut, properties, client, at, run, strict=True))
+        return list(zip(seq, names, flags, cut, properties, client, at, mono, run, strict=True))
 
     def _topic_choice(self, filters: Sequence[str]) -> str:
         """A condition that lets SQLite pass over other topics; none when too many match."""

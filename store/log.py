@@ -5,6 +5,8 @@ must be said once it is durable. It is committed whole or not at all, so a state
 that caused it. Names (client ids, topics) are interned to integers by the committer; a row or a change may hold a `Name`
 whose number is not known yet, and the number is set only after its commit.
 
+Time is CLOCK_BOOTTIME plus the offset of the clock (`store.clock`).
+
 Invariant: seq rises by one with every entry and `at` never goes back.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .clock import Clock
     from .names import Unused
 
 Row = tuple[Any, ...]
@@ -58,20 +61,35 @@ class Batch:
 
 
 class Log:
-    """Numbers entries and gathers them into `batch`; `take` hands it over and begins the next."""
+    """Numbers entries and gathers them into `batch`; `take` hands it over and begins the next.
 
-    def __init__(self, next_seq: int, at: int, run: int) -> None:
+    `at` (ms) goes into ids and never goes back; `now` is the time of day as far as it is known, which may.
+    """
+
+    def __init__(self, next_seq: int, at: int, run: int, clock: Clock) -> None:
         self.next_seq = next_seq
         self.run = run
-        self.at = at
+        self.at = self.now = at
         self.mono = 0
+        self.clock = clock
         self.batch = Batch(next_seq)
 
-    def tick(self, wall: int, mono: int) -> None:
-        """The time (ms) of what is appended next; a clock that went back is not followed."""
-        if wall > self.at:
-            self.at = wall
+    def tick(self, mono: int) -> None:
+        """CLOCK_BOOTTIME (ms) of what is appended next."""
         self.mono = mono
+        self.now = now = mono + self.clock.offset
+        if now > self.at:
+            self.at = now
+
+    def step(self, offset: int, level: int) -> None:
+        """The clock is known better: what was written with the old offset is put right with the next commit."""
+        for sql, parameters in self.clock.take(offset, level):
+            self.change(sql, *parameters)
+        self.tick(self.mono)
+
+    def age(self, at: int, mono: int, run: int) -> int:
+        """ms since a row was written, as far as they have certainly passed."""
+        return max(0, self.mono - self.clock.born(at, mono, run))
 
     def append(
         self,

@@ -12,12 +12,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from .clock import UNKNOWN
 from .entry import QOS_MASK, RETAIN, Entry
 from .msgid import message_id
-from .schema import open_reader
+from .schema import WHEN, open_reader
 
 MAX_CACHED_NAMES = 20_000
 READ_BYTES = 1 << 20
+_RUN = "gateway, code, epoch, node, clock_offset, boot, clock FROM run"
 
 
 class Run(NamedTuple):
@@ -28,13 +30,21 @@ class Run(NamedTuple):
     epoch: int
     node: str
     clock_offset: int | None
+    boot: str
+    clock: int
+    """Level of the clock (`store.clock`)."""
 
 
 class LogReader:
-    """A cursor's eye on `log.db`; one per thread."""
+    """A cursor's eye on `log.db`; one per thread.
 
-    def __init__(self, path: Path) -> None:
+    `waits` for the clock: rows of this boot of the machine are not read before their time is known, because what a far end has
+    got cannot be put right (how long at most is the broker's to say).
+    """
+
+    def __init__(self, path: Path, waits: bool = False) -> None:
         self._db = open_reader(path)
+        self._waits = waits
         self._clients: dict[int, str] = {}
         self._topics: dict[int, str] = {}
         self._runs: dict[int, Run] = {}
@@ -49,16 +59,17 @@ class LogReader:
 
     def run(self) -> Run:
         """The newest run: this gateway's id, epoch and node name as of now."""
-        row = self._db.execute("SELECT gateway, code, epoch, node, clock_offset FROM run ORDER BY id DESC LIMIT 1").fetchone()
-        return Run(*row)
+        return Run(*self._db.execute(f"SELECT {_RUN} ORDER BY id DESC LIMIT 1").fetchone())
 
     def births(self) -> list[tuple[str, int, int]]:
         """(gateway, epoch, first seq) of every run, oldest first: which entries an epoch can hold."""
         return self._db.execute("SELECT gateway, epoch, first_seq FROM run ORDER BY id").fetchall()
 
     def at(self, seq: int) -> int | None:
-        """`at` (ms) of the first entry after `seq`, None when there is none: the age of what waits."""
-        row = self._db.execute("SELECT at FROM entry WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
+        """Time (ms) of the first entry after `seq`, None when there is none: the age of what waits."""
+        row = self._db.execute(
+            f"SELECT {WHEN} FROM entry e LEFT JOIN run r ON r.id = e.run WHERE e.seq > ? ORDER BY e.seq LIMIT 1", (seq,)
+        ).fetchone()
         return row[0] if row else None
 
     def read(self, after: int, limit: int, kinds: Collection[int] | None = None) -> tuple[list[Entry], int]:
@@ -76,12 +87,15 @@ class LogReader:
     def _read(self, after: int, limit: int, kinds: Collection[int] | None) -> tuple[list[Entry], int]:
         rows: list[tuple[int, int, int, int, int, int | None, int | None, int | None, bytes | None, bytes | None]] = []
         size = 0
+        boot = self.run().boot if self._waits else ""
         cursor = self._db.execute(
             "SELECT seq, at, mono, run, kind, client, topic, flags, payload, properties FROM entry"
             " WHERE seq > ? ORDER BY seq LIMIT ?",
             (after, limit),
         )
         for row in cursor:
+            if boot and self._run(row[3]).clock == UNKNOWN and self._run(row[3]).boot == boot:
+                break
             rows.append(row)
             size += len(row[8] or b"")
             if size > READ_BYTES:
@@ -105,12 +119,12 @@ class LogReader:
         payload: bytes | None,
         properties: bytes | None,
     ) -> Entry:
-        run = self._runs.get(run_id) or self._load_run(run_id)
+        run = self._run(run_id)
         bits = flags or 0
         return Entry(
             seq,
             at,
-            at if run.clock_offset is None else mono + run.clock_offset,
+            mono + run.clock_offset if mono and run.clock_offset is not None else at,
             kind,
             self._name(self._clients, "SELECT clientid FROM client WHERE id = ?", client),
             self._name(self._topics, "SELECT name FROM topic WHERE id = ?", topic),
@@ -123,8 +137,11 @@ class LogReader:
             message_id(at, run.code, run.epoch, seq),
         )
 
-    def _load_run(self, run_id: int) -> Run:
-        row = self._db.execute("SELECT gateway, code, epoch, node, clock_offset FROM run WHERE id = ?", (run_id,)).fetchone()
+    def _run(self, run_id: int) -> Run:
+        run = self._runs.get(run_id)
+        if run is not None:
+            return run
+        row = self._db.execute(f"SELECT {_RUN} WHERE id = ?", (run_id,)).fetchone()
         run = self._runs[run_id] = Run(*row)
         return run
 

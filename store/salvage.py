@@ -20,13 +20,14 @@ from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
+from .clock import this_boot
 from .damaged import TAIL, Damaged, Row, Table, tables_of
 from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
 from .leaves import entries_of
 from .msgid import TIME_WIDTH, gateway_code
 from .schema import LOG, Format, StoreError, open_writer
-from .store import epoch_step, this_boot
+from .store import epoch_step
 
 Progress = Callable[[str, int], None]
 """Called with a table's name and how many of its rows were saved."""

@@ -167,6 +167,8 @@ def _log_1(connection: sqlite3.Connection) -> None:
 
 
 _MSGID = msgid.sql_expression("e.at", "r.code", "r.epoch", "e.seq")
+WHEN = "CASE WHEN e.mono THEN ifnull(e.mono + r.clock_offset, e.at) ELSE e.at END"
+"""Time (ms) of the row `e` of the run `r`, as it is known by now."""
 _UTC = "strftime('%Y-%m-%d %H:%M:%S', {} / 1000, 'unixepoch')"
 
 _LOG_1 = f"""
@@ -224,5 +226,16 @@ CREATE VIEW mqtt_acked AS
   FROM position p JOIN client c ON c.id = p.client JOIN topic t ON t.id = p.topic;
 """
 
-LOG = Format(0x54474C31, "log.db", (_log_1,))
+
+def _log_2(connection: sqlite3.Connection) -> None:
+    """Of each run how far its clock was known (`store.clock`); the views tell times as they are known by now."""
+    connection.execute("ALTER TABLE run ADD COLUMN clock INTEGER NOT NULL DEFAULT 1")
+    for view, old in connection.execute(
+        "SELECT name, sql FROM sqlite_schema WHERE name IN ('mqtt_msg', 'mqtt_retain')"
+    ).fetchall():
+        connection.execute(f"DROP VIEW {view}")
+        connection.execute(old.replace(_UTC.format("e.at"), _UTC.format(WHEN)))
+
+
+LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))
 """`log.db`: application_id "TGL1"."""

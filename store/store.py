@@ -25,6 +25,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from .clock import Clock, Judge, begin, believe, this_boot
 from .entry import DISCONNECTED
 from .exchange import refuse_emptied, refuse_half
 from .log import Batch, Name, Row
@@ -52,7 +53,7 @@ SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who writes: `(gateway, epoch, seq)` is a message's name outside."""
+    """Who writes, and by which clock: `(gateway, epoch, seq)` is a message's name outside."""
 
     gateway: str
     node: str
@@ -62,6 +63,7 @@ class Identity:
     next_seq: int
     last_at: int
     clean: bool
+    clock: Clock
 
 
 class Store:
@@ -78,16 +80,19 @@ class Store:
         self._dirty = False
 
     @classmethod
-    def open(cls, path: Path, node: str, durability: str, wall: int, mono: int) -> Store:
+    def open(
+        cls, path: Path, node: str, durability: str, wall: int, mono: int, judge: Judge = believe, boot: str = ""
+    ) -> Store:
         """Open or make the file and begin a run. Raises StoreError.
 
-        `node` empty: the host's name and four characters of our id. `wall` and `mono` in ms.
+        `node` empty: the host's name and four characters of our id. `wall` and `mono` in ms; `judge` says how far `wall` is
+        to be believed. `boot` empty: this machine's.
         """
         refuse_half(path)
         refuse_emptied(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         try:
-            identity = _begin_run(connection, node, wall, mono)
+            identity = _begin_run(connection, node, wall, mono, judge, boot or this_boot())
             if not identity.clean:
                 # Recovery reads the WAL through the kernel's cache, which may hold frames that no fsync brought to the disk.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -224,7 +229,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Identity:
+def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: Judge, boot: str) -> Identity:
     """Write the row of this run: the gateway's id (a copied card gets a new one) and the epoch it works in."""
     db.execute("BEGIN IMMEDIATE")
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta").fetchall())
@@ -233,7 +238,8 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     if not gateway or meta.get("machine", machine) != machine:
         gateway = uuid.uuid4().hex[:16]
     node = node or f"{os.uname().nodename}-{gateway[:4]}"
-    last = db.execute("SELECT gateway, epoch, clean, alive_at FROM run ORDER BY id DESC LIMIT 1").fetchone()
+    clock = begin(db, boot, wall, mono, judge)
+    last = db.execute("SELECT gateway, epoch, clean, alive_at, boot FROM run ORDER BY id DESC LIMIT 1").fetchone()
     clean = last is None or bool(last[2])
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
@@ -245,16 +251,20 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     else:
         epoch = last[1] + epoch_step(wall, mono)
     (run,) = db.execute(
-        "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
-        " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",
-        (gateway, gateway_code(gateway), epoch, node, this_boot(), wall - mono, next_seq, wall, wall),
+        "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, clock, first_seq, started_at, alive_at)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING id",
+        (
+            *(gateway, gateway_code(gateway), epoch, node, clock.boot, clock.offset, clock.level),
+            *(next_seq, mono + clock.offset, mono + clock.offset),
+        ),
     ).fetchone()
     if not clean:
-        next_seq = _log_ghosts(db, run, next_seq, max(at, last[3]), mono + max(at, last[3]) - wall)
+        alive = max(at, last[3])
+        next_seq = _log_ghosts(db, run, next_seq, alive, max(1, alive - clock.offset) if last[4] == clock.boot else 0)
     for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")
-    return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
+    return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean, clock)
 
 
 def epoch_step(wall: int, mono: int) -> int:
@@ -263,7 +273,10 @@ def epoch_step(wall: int, mono: int) -> int:
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
-    """After an unclean stop whoever was online is logged as gone, at the time we were last known to live."""
+    """After an unclean stop whoever was online is logged as gone, at the time we were last known to live.
+
+    `mono` 0: that was before the machine started, so `at` alone tells when, whatever becomes known of this boot's clock.
+    """
     for (client,) in db.execute("SELECT id FROM client WHERE state = 1 ORDER BY id").fetchall():
         db.execute(_INSERTS[1], (seq, at, mono, run, DISCONNECTED, client, None, 0, None, None))
         seq += 1
@@ -286,10 +299,3 @@ def this_machine() -> str:
         if text:
             return f"{os.path.basename(source)}:{text}"
     return "unknown"
-
-
-def this_boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"

@@ -5,6 +5,8 @@ By age goes only what every consumer is done with. Above the budget the oldest g
 time; the removal and its gap record then ride in the log's next batch, one transaction. What a retained pointer names stays,
 and a gap record until everyone has had it.
 
+A row's age is what has certainly passed since it was written (`store.clock`), so no wrong clock makes it old.
+
 Invariant: after a plan that asks for nothing the budget holds, or there is nothing left that may be dropped.
 """
 
@@ -13,8 +15,10 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from .clock import CONFIRMED, Moment
 from .entry import GAP, PUBLISH
 from .names import Names, Unused
+from .schema import WHEN
 
 _MAY_GO = f"(kind <> {GAP} OR seq <= ?) AND seq NOT IN (SELECT seq FROM retained)"
 REMOVE = f"DELETE FROM entry WHERE seq <= ? AND {_MAY_GO}"
@@ -37,6 +41,15 @@ _STEP = (
     f"SELECT seq, at, kind, {ROW_ON_DISK} + length(payload) + ifnull(length(properties), 0) AS size FROM entry"
     f" WHERE {_MAY_GO} ORDER BY seq LIMIT ?)) WHERE "
 )
+_YOUNG = (
+    "SELECT e.seq FROM (SELECT seq, at, mono, run FROM entry"
+    f" WHERE seq <= ? AND {_MAY_GO} ORDER BY seq LIMIT {STEP}) e LEFT JOIN run r ON r.id = e.run"
+    " WHERE NOT CASE WHEN r.boot = ? AND r.clock_offset IS NOT NULL THEN e.mono < ?"
+    f" WHEN ? AND r.clock = {CONFIRMED} AND r.clock_offset IS NOT NULL"
+    f" THEN {WHEN} < ?"
+    " ELSE 0 < ? END ORDER BY e.seq LIMIT 1"
+)
+"""The first row that may not go by age; the same reckoning as `Clock.born`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +77,21 @@ class Trim:
         """Whether the budget asks for a removal now; cheap."""
         return _size(db)[2] > self._budget * HIGH
 
-    def plan(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | Unused | None:
+    def plan(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | Unused | None:
         """The next step. `floor`: all at or below it is done with by everyone. Raises sqlite3.Error."""
         self._names_first = not self._names_first  # neither starves the other
         if self._names_first:
             return self._names.step(db) or self._removal(db, now, floor)
         return self._removal(db, now, floor) or self._names.step(db)
 
-    def _removal(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | None:
+    def _removal(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | None:
         pages, free, used = _size(db)
         self._cutting = used > self._budget * (LOW if self._cutting else HIGH)
         bound: tuple[int, ...]
         if self._cutting:
             limit, condition, bound = STEP_ABOVE, "before < ?", (used - int(self._budget * LOW),)
         else:
-            limit, condition, bound = STEP, "at < ? AND seq <= ?", (now - self._max_age, floor)
+            limit, condition, bound = STEP, "seq < ? AND seq <= ?", (self._first_young(db, now, floor), floor)
         row = db.execute(_STEP + condition, (*[floor] * 6, limit, *bound)).fetchone()
         if row[0] is None:
             if free > 256 and free > pages // 10:
@@ -89,6 +102,12 @@ class Trim:
             return Plan(last, floor, None)
         times: dict[str, int | str] = {"first_seq": first_seq, "last_seq": last_seq, "first_at": first_at, "last_at": last_at}
         return Plan(last, floor, times | {"topic": "#", "reason": "disk_budget", "count": count})
+
+    def _first_young(self, db: sqlite3.Connection, now: Moment, floor: int) -> int:
+        oldest = now.mono - self._max_age
+        bound = (floor, floor, now.boot, oldest, now.confirmed, now.wall - self._max_age, oldest)
+        row = db.execute(_YOUNG, bound).fetchone()
+        return row[0] if row else floor + 1
 
 
 def _size(db: sqlite3.Connection) -> tuple[int, int, int]:

@@ -45,14 +45,17 @@ FIRST_PAUSE, MAX_PAUSE = 0.2, 30.0
 EXIT_FAILED, EXIT_LOCKED = 1, 3
 
 
-class SystemClock:
-    """The real one."""
+class GatewayClock:
+    """Lengths of time are the machine's; the time of day is the gateway's, which knows it better than the wall clock."""
+
+    def __init__(self, log: LogReader) -> None:
+        self._log = log
 
     def monotonic(self) -> float:
         return time.monotonic()
 
     def wall(self) -> int:
-        return time.time_ns() // 1_000_000
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 + (self._log.run().clock_offset or 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,7 +171,7 @@ class PoolThread(threading.Thread):
             self._end_process("stopped by a fault in the program")
 
     def _run(self) -> None:
-        log = LogReader(self._data / "log.db")
+        log = LogReader(self._data / "log.db", waits=True)
         worker = self._worker(log)
         while not self._halted.is_set():
             self._rest(worker.step(), worker.fileno)
@@ -201,7 +204,7 @@ class PoolThread(threading.Thread):
             lambda: backend.connect(self._far_end),
             log,
             self._progress,
-            SystemClock(),
+            GatewayClock(log),
             lambda text: _say(f"{name}: {text}"),
             random.Random(),
         )
@@ -264,7 +267,7 @@ def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> 
         name,
         standing._replace(state="misconfigured", error=error, hint=hint, rate=0.0),
         {},
-        SystemClock().wall(),
+        time.time_ns() // 1_000_000,
     )
     _say(f"{name}: misconfigured, its events are kept; {hint}")
 

@@ -17,6 +17,7 @@ from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck
 from tidegate.gateway.trimming import Trimming
 from tidegate.store.catchup import CatchUp
+from tidegate.store.clock import Moment
 from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH, Entry, Want
 from tidegate.store.names import Unused
 from tidegate.store.reader import LogReader
@@ -33,7 +34,7 @@ class Found(Trim):
 
     found = False
 
-    def plan(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | Unused | None:
+    def plan(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | Unused | None:
         plan = super().plan(db, now, floor)
         self.found = isinstance(plan, Unused) and bool(plan.topics or plan.clients)
         return plan
@@ -87,7 +88,7 @@ class Committing(World):
     def forget_all(self) -> None:
         """Everything in the log grows old and goes, and the names with it."""
         self.settle()
-        self.broker.log.tick(self.broker.log.at + 2 * AGE, 0)
+        self.elapse(2 * AGE)
         self.trimming.start()
         self.settle()
 
@@ -145,7 +146,7 @@ def test_what_a_new_client_said_before_its_connack_has_its_topic(tmp_path: Path)
     for text in ("unused", "highest"):
         first.publish(text, b"x")
         world.settle()
-    world.broker.log.tick(world.broker.log.at + 2 * AGE, 0)
+    world.elapse(2 * AGE)
     world.trimming.start()
     world.until_names_are_handed_out()
     first.publish("highest", b"y")
@@ -266,7 +267,7 @@ def _something(
     if what > 0.97:
         world.broker.router.topics.clear()
     elif what > 0.9:
-        world.broker.log.tick(world.broker.log.at + AGE // 2, 0)
+        world.elapse(AGE // 2)
     elif what > 0.8:
         world.trimming.start()
     for _ in range(chance.randrange(6)):

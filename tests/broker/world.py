@@ -25,6 +25,7 @@ from tidegate.gateway.mqtt.packets import (
 )
 from tidegate.gateway.session import Client
 from tidegate.store.catchup import CatchUp
+from tidegate.store.clock import Judge, believe
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.store import Store
@@ -43,12 +44,20 @@ class World:
     """One gateway life on `path`; a second World on the same path is the restart."""
 
     def __init__(
-        self, path: Path, limits: Limits | None = None, durability: str = "full", wall: int = NOW, mono: int = 1000
+        self,
+        path: Path,
+        limits: Limits | None = None,
+        durability: str = "full",
+        wall: int = NOW,
+        mono: int = 1000,
+        judge: Judge = believe,
+        boot: str = "",
     ) -> None:
-        self.store = Store.open(path, "barn", "normal", wall, mono)
+        self.mono = mono
+        self.store = Store.open(path, "barn", "normal", wall, mono, judge, boot)
         identity = self.store.identity
-        log = Log(identity.next_seq, identity.last_at, identity.run)
-        log.tick(wall, mono)
+        log = Log(identity.next_seq, identity.last_at, identity.run, identity.clock)
+        log.tick(mono)
         self.commits: list[tuple[Batch, Callable[[Any], None]]] = []
         self.reads: list[tuple[Callable[[Any], Any], Callable[[Any], None]]] = []
         self.timers: list[Callable[[], None]] = []
@@ -100,9 +109,14 @@ class World:
     def wait(self, seconds: float) -> None:
         """Time passes."""
         self.broker.now += seconds
-        self.broker.log.tick(self.broker.log.at + int(seconds * 1000), 0)
+        self.elapse(int(seconds * 1000))
         self.broker.tick()
         self._settle_if_auto()
+
+    def elapse(self, milliseconds: int) -> None:
+        """What is written now is written later."""
+        self.mono += milliseconds
+        self.broker.log.tick(self.mono)
 
     def _settle_if_auto(self) -> None:
         if self.auto:
@@ -115,7 +129,7 @@ class World:
             self.timers.pop(0)()
             self.settle()
         self._catch_up.close()
-        self.store.close(self.broker.log.at)
+        self.store.close(self.broker.log.now)
 
     def kill(self) -> None:
         """Like kill -9: nothing is said or written any more."""

@@ -109,7 +109,7 @@ from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Log
 from tidegate.store.store import Store
 store = Store.open(Path(sys.argv[1]), "n", "full", 1, 1)
-log = Log(store.identity.next_seq, 0, store.identity.run)
+log = Log(store.identity.next_seq, 0, store.identity.run, store.identity.clock)
 failed = 0
 for _ in range(30):
     log.append(PUBLISH, None, None, 1, b"x" * 10_000)

@@ -142,7 +142,8 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_name(tmp_path: Path
         ("[uplink]\nbackends = ['mysql']\n", 2, "mysql comes with a later release"),
         ("[uplink]\nbackends = 7\n", 2, "a list of sqlite, redis"),
         ("[access]\nacl_file = 'acl'\n", 2, "access.acl_file comes with a later release"),
-        ("[clock]\ntrust = 'auto'\n", 2, "clock.trust comes with a later release"),
+        ("[clock]\ntrust = 'allways'\n", 2, "auto | always | never (nearest: always)"),
+        ("[clock]\nwait = '25h'\n", 2, 'a time from "0s" to "24h"'),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 import pytest
 from tidegate.gateway.access import password_line
-from tidegate.gateway.doctor_machine import BUILT, Mount, file_system, judge_clock, mount_of
+from tidegate.gateway.doctor_machine import Mount, file_system, judge_clock, mount_of
+from tidegate.store.clock import BUILT
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
@@ -72,6 +74,7 @@ def test_a_healthy_gateway(tmp_path: Path) -> None:
         assert found.one("listener") == ("ok", f"127.0.0.1:{gateway.port} takes connections | ")
         assert found.one("http") == ("ok", f"127.0.0.1:{port}/readyz says: ok | ")
         assert found.one("refused")[0] == "ok"
+        assert re.search(r"UTC, (not )?trusted \(\w+ since", found.one("time")[1])
         level, text = found.one("network")
         assert level == "warning"
         assert "only this machine can connect" in text
@@ -355,9 +358,9 @@ def test_what_is_said_of_a_file_system(mount: Mount, delay: float, level: str) -
 @pytest.mark.parametrize(
     ("now", "synchronised", "rtc", "level", "word"),
     [
-        (BUILT + 1, True, True, "ok", "synchronised"),
-        (BUILT + 1, True, False, "ok", "no clock chip"),
-        (BUILT + 1, False, True, "warning", "not synchronised"),
+        (BUILT / 1000 + 1, True, True, "ok", "synchronised"),
+        (BUILT / 1000 + 1, True, False, "ok", "no clock chip"),
+        (BUILT / 1000 + 1, False, True, "warning", "not synchronised"),
         (12.0, False, False, "problem", "never set"),
     ],
 )

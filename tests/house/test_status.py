@@ -88,7 +88,7 @@ def test_the_status_comes_again_and_again_until_ctrl_c(gateway: Gateway) -> None
     with subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        blocks = [[process.stdout.readline().partition("  ")[0] for _ in range(9)] for _ in range(2)]
+        blocks = [[process.stdout.readline().partition("  ")[0] for _ in range(10)] for _ in range(2)]
         assert blocks[0] == blocks[1]
         assert blocks[0][-1] == "\n", "an empty line between two"
         with MqttClient(gateway.port, "seen"):

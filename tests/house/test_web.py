@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 DEADLINE = 10.0
 NAME = r"""barn "7" \n \ north"""
-SHOWN_AS_LABEL = {"version", "name", "gateway", "durability", "state", "http", "error", "hint", "warning"}
+SHOWN_AS_LABEL = {"version", "name", "gateway", "durability", "state", "http", "error", "hint", "warning", "why"}
 """Texts of the status; what is left of it are numbers, and each is a metric."""
 
 

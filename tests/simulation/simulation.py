@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate.store.clock import Clock, Judge, believe
 from tidegate.store.entry import PUBLISH, Entry
 from tidegate.store.log import Batch, Name, Row
 from tidegate.store.reader import LogReader
@@ -69,8 +70,17 @@ def operation(rule: int, kind: int, clientid: str, topic: str, payload: bytes) -
 class Box(World):
     """One life of the gateway; what it makes durable is told to the model."""
 
-    def __init__(self, path: Path, model: Model, wall: int, mono: int, durability: str = "full") -> None:
-        super().__init__(path, None, durability, wall, mono)
+    def __init__(
+        self,
+        path: Path,
+        model: Model,
+        wall: int,
+        mono: int,
+        durability: str = "full",
+        judge: Judge = believe,
+        boot: str = "",
+    ) -> None:
+        super().__init__(path, None, durability, wall, mono, judge, boot)
         self.auto = False
         self._model = model
         model.durable(self._written_by_the_start())
@@ -275,7 +285,13 @@ class Simulation:
         self._tell_time()
 
     def _tell_time(self) -> None:
-        self.box.broker.log.tick(self._wall, self._mono)
+        log = self.box.broker.log
+        log.tick(self._mono)
+        log.step(*self.judge(log.clock, self._wall, self._mono))
+
+    def judge(self, clock: Clock, wall: int, mono: int) -> tuple[int, int]:
+        """How far the clock is believed."""
+        return believe(clock, wall, mono)
 
     # -- ends and beginnings ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from .campaign import campaign, run_seed
+from .clocks import WrongClocks
 from .lying_disk import LyingDisk
 from .plants import PLANTS
 from .simulation import Simulation
@@ -46,6 +47,11 @@ def test_a_log_that_lost_its_end_is_no_danger_to_the_far_end(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_what_is_trimmed_was_done_with_by_everyone(seed: int) -> None:
     run_seed(seed, 2000, TrimmedSimulation)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_box_whose_clock_is_wrong_loses_nothing_and_knows_in_the_end_when_it_was(seed: int) -> None:
+    run_seed(seed, 2000, WrongClocks)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tidegate.store.catchup import CatchUp
+from tidegate.store.clock import BELIEVED, CONFIRMED
 from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, PUBLISH, RETAIN
 from tidegate.store.log import Log, Name
 from tidegate.store.msgid import WIDTH, message_id
@@ -27,10 +29,11 @@ class TopicName(Name):
 
 
 def open_store(path: Path, wall: int = NOW) -> tuple[Store, Log]:
-    store = Store.open(path, "barn-7", "full", wall, 5_000)
+    mono = 5_000 + wall - NOW
+    store = Store.open(path, "barn-7", "full", wall, mono)
     identity = store.identity
-    log = Log(identity.next_seq, identity.last_at, identity.run)
-    log.tick(wall, 5_000)
+    log = Log(identity.next_seq, identity.last_at, identity.run, identity.clock)
+    log.tick(mono)
     return store, log
 
 
@@ -115,7 +118,8 @@ def test_every_size_of_batch_is_stored_whole_and_in_order(path: Path, count: int
 def test_the_clock_never_goes_back_in_the_log(path: Path) -> None:
     store, log = open_store(path)
     publish(log, "t")
-    log.tick(NOW - 600_000, 6_000)
+    log.step(NOW - 600_000 - 6_000, CONFIRMED)
+    log.tick(6_000)
     publish(log, "t")
     store.apply(log.take())
     first, second = LogReader(path).read(0, 5)[0]
@@ -183,9 +187,15 @@ def test_a_newer_file_is_refused_with_words(path: Path) -> None:
         open_writer(path, LOG)
 
 
-def test_files_of_the_first_release_open_unchanged(tmp_path: Path) -> None:
+def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
     """The upgrade test of version 1: its file, as shipped beside this test, is read by this program."""
     shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
+    with closing(open_writer(tmp_path / "log.db", LOG)) as moved:
+        assert moved.execute("PRAGMA user_version").fetchone() == (2,)
+        levels = moved.execute("SELECT clock, clock_offset FROM run").fetchall()
+        assert levels == [(BELIEVED, 1_763_999_995_000)], "how far its clock was known was not told then"
+        moved.execute("UPDATE run SET clock_offset = clock_offset + 86400000, boot = 'another'")
+        assert moved.execute("SELECT DISTINCT arrived FROM mqtt_msg").fetchall() == [("2025-11-25 16:00:00",)]
     store, _ = open_store(tmp_path / "log.db")
     entries, _ = LogReader(tmp_path / "log.db").read(0, 10)
     assert [(e.topic, e.payload) for e in entries if e.kind == PUBLISH] == [
@@ -202,8 +212,8 @@ def test_trim_by_age_takes_only_what_everyone_is_done_with_and_keeps_retained(pa
     publish(log, "t", 9)
     store.apply(log.take())
     trim = Trim(budget=1 << 30, max_age=1000)
-    assert trim.plan(store.connection, NOW, 10) is None, "nothing is old yet"
-    plan = trim.plan(store.connection, NOW + 5000, 4)
+    assert trim.plan(store.connection, log.clock.at(5_000), 10) is None, "nothing is old yet"
+    plan = trim.plan(store.connection, log.clock.at(10_000), 4)
     assert isinstance(plan, Plan) and plan.gap is None
     log.change(REMOVE, plan.last, plan.floor)
     store.apply(log.take())
@@ -218,7 +228,7 @@ def test_above_the_budget_the_oldest_goes_and_a_gap_record_says_what(path: Path)
     for _ in range(400):
         log.append(PUBLISH, client, topic, 1, b"x" * 1000)
     store.apply(log.take())
-    plan = Trim(budget=64_000, max_age=10**12).plan(store.connection, NOW, 100)
+    plan = Trim(budget=64_000, max_age=10**12).plan(store.connection, log.clock.at(5_000), 100)
     assert isinstance(plan, Plan) and plan.gap is not None
     assert (plan.gap["first_seq"], plan.gap["last_seq"], plan.gap["count"]) == (101, 400, 300)
     log.change(REMOVE, plan.last, plan.floor)
@@ -273,7 +283,7 @@ def test_a_step_above_the_budget_takes_no_more_than_is_too_much(path: Path) -> N
     for _ in range(200):
         log.append(PUBLISH, client, topic, 1, bytes(100_000))
     store.apply(log.take())
-    plan = Trim(32 << 20, 10**12).plan(store.connection, NOW, 0)
+    plan = Trim(32 << 20, 10**12).plan(store.connection, log.clock.at(5_000), 0)
     assert isinstance(plan, Plan)
     assert 20 < plan.last < 80, "16 MiB of 20 MB stay, less a tenth"
     store.close(NOW)

@@ -35,7 +35,7 @@ class LogFile:
         """As a start of the gateway does."""
         self._run += 1
         self._db.execute(
-            "INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?,0)",
+            "INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?,0,2)",
             (
                 *(self._run, gateway, gateway_code(gateway), epoch, self._node, "boot", clock_offset),
                 *(self.seq + 1, self.at, self.at),
