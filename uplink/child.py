@@ -116,21 +116,28 @@ def _begin(data: Path, conf: Path, backends: Sequence[str]) -> tuple[Progress, l
 
 
 def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress) -> list[PoolThread]:
+    return [PoolThread(data, rule_file, pool, progress) for rule_file, pool in take_rules(conf, backends, progress, _say)]
+
+
+def take_rules(
+    conf: Path, backends: Sequence[str], progress: Progress, say: Callable[[str], None]
+) -> list[tuple[RuleFile, Pool]]:
+    """Read the files and write down what becomes of their pools; those that can work. Raises StoreError."""
     files = load_all(conf, [name for name in backends if name != "sqlite"])
     pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
     progress.keep_only([pool.full_name for _, pool in pools])
-    threads: list[PoolThread] = []
+    working: list[tuple[RuleFile, Pool]] = []
     for rule_file, pool in pools:
         if rule_file.mistakes:
-            _mark_misconfigured(progress, rule_file, pool)
+            _mark_misconfigured(progress, rule_file, pool, say)
         else:
             # What a worker will read of it is read here, where a damaged file can be waited for.
             progress.standing(pool.full_name), progress.marks(pool.full_name)
-            threads.append(PoolThread(data, rule_file, pool, progress))
+            working.append((rule_file, pool))
     for rule_file in files:
         if not rule_file.mistakes:
             progress.save_wants(rule_file.backend, wants([rule_file]))
-    return threads
+    return working
 
 
 class PoolThread(threading.Thread):
@@ -252,7 +259,7 @@ def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool
     return [(rule_file, Pool(rule_file.backend, name, {})) for name in before or ["pool1"]]
 
 
-def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> None:
+def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, say: Callable[[str], None]) -> None:
     """The pool waits where it is; its events are kept until the file is mended."""
     name = pool.full_name
     first = rule_file.mistakes[0]
@@ -266,7 +273,7 @@ def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> 
         {},
         SystemClock().wall(),
     )
-    _say(f"{name}: misconfigured, its events are kept; {hint}")
+    say(f"{name}: misconfigured, its events are kept; {hint}")
 
 
 def _lock(path: Path) -> TextIO | None:
