@@ -196,8 +196,11 @@ class Progress:
         with self._transaction("FULL"):
             before = self._db.total_changes
             self._db.executemany(
-                "INSERT OR IGNORE INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason,"
-                " original, at) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                # A far end that was restored refuses again what is here, or what other rules make of the entry by now.
+                "INSERT INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason, original, at)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (pool, gateway, epoch, seq, number) DO UPDATE SET"
+                " target = excluded.target, reason = excluded.reason, original = excluded.original, at = excluded.at,"
+                " attempt = NULL, edited = NULL WHERE original <> excluded.original",
                 [(pool, *row, at) for row in rows],
             )
             new = self._db.total_changes - before

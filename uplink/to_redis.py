@@ -86,9 +86,10 @@ class RedisLink:
     def refusals(self, gateway: str) -> list[Refusal]:
         pairs = iter(self._ask(b"HGETALL", self._refused(gateway)))
         found: list[Refusal] = []
-        for name, reason in zip(pairs, pairs, strict=True):
+        for name, noted in zip(pairs, pairs, strict=True):
             epoch, seq, number = (int(part) for part in name.split(b":"))
-            found.append(Refusal(epoch, seq, number, reason.decode(errors="replace")))
+            reason, _, original = noted.partition(b"\0")
+            found.append(Refusal(epoch, seq, number, reason.decode(errors="replace"), original))
         return sorted(found)
 
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:
@@ -197,7 +198,7 @@ def _read_reply(reply: list[Any], batch: Batch) -> list[Refusal] | None:
     if status == b"stopped":
         raise _meaning_of_ours(reply[2].decode(errors="replace"))
     return [
-        Refusal(batch.epoch, operation.seq, operation.number, reason.decode(errors="replace"))
+        Refusal(batch.epoch, operation.seq, operation.number, reason.decode(errors="replace"), operation.packed.data)
         for number, reason in zip(reply[1::2], reply[2::2], strict=True)
         for operation in (batch.operations[number - 1],)
     ]

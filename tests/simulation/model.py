@@ -70,14 +70,20 @@ class Model:
         self._readers: dict[str, Reader] = defaultdict(Reader)
         self._sessions: set[str] = set()
         self._online: dict[str, bool] = {}
+        self._presence_from: int | None = None
+        """Since this seq every connection and every end of one is in the log."""
+        self._cleared: dict[str, int] = {}
         self._moment = 0
         self._rules: list[Wants] = []
 
-    def rules(self, wants: Wants) -> None:
-        """The gateway goes by these rules from now on. Who is online is known as long as they want to know it."""
+    def rules(self, wants: Wants, next_seq: int) -> None:
+        """The gateway goes by these rules from `next_seq` on. Who is online is known as long as they want to know it."""
         self._rules.append(wants)
         if not (wants(CONNECTED) and wants(DISCONNECTED)):
             self._online.clear()
+            self._presence_from = None
+        elif self._presence_from is None:
+            self._presence_from = next_seq
 
     def wants(self, kind: int, topic: str, qos: int, retain: bool, payload: bytes) -> bool:
         """Whether the rules in force mean that such an event is kept."""
@@ -92,7 +98,7 @@ class Model:
             self.rows.append(row)
             if row[4] == PUBLISH and row[8]:
                 self._stored(row)
-            elif row[4] in (CONNECTED, DISCONNECTED) and self._rules:
+            elif row[4] in (CONNECTED, DISCONNECTED) and self._presence_from is not None and row[0] >= self._presence_from:
                 self._presence(row[5].text, row[4] == CONNECTED, row[0])
 
     def _stored(self, row: Row) -> None:
@@ -106,9 +112,12 @@ class Model:
         )
 
     def _presence(self, name: str, online: bool, seq: int) -> None:
-        if self._rules[-1](CONNECTED) and self._rules[-1](DISCONNECTED):
-            assert self._online.get(name) is not online or online, f"{name} went offline twice at seq {seq}"
-            self._online[name] = online
+        assert self._online.get(name) is not online or online, f"{name} went offline twice at seq {seq}"
+        self._online[name] = online
+
+    def cleared(self, topic: str) -> None:
+        """The retained message of the topic went, with what is durable so far; a row says so only if a rule wants it."""
+        self._cleared[topic] = len(self.rows)
 
     # -- what devices saw ------------------------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class Model:
     def retained(self) -> dict[str, bytes]:
         """Topic -> its retained message."""
         found: dict[str, bytes] = {}
-        for row in self.rows:
+        for number, row in enumerate(self.rows):
             if row[4] == PUBLISH and row[7] & RETAIN:
-                found[row[6].text] = row[8]
+                found[row[6].text] = row[8] if number >= self._cleared.get(row[6].text, 0) else b""
         return {topic: payload for topic, payload in found.items() if payload}

@@ -61,6 +61,14 @@ class Box(World):
         """Make a batch durable without saying so: the answer may be lost."""
         self.store.apply(batch)
         self._model.durable(batch.rows)
+        self._note_retained(batch)
+
+    def _note_retained(self, batch: Batch) -> None:
+        """A topic that is cleared and set again in one batch has the last of it."""
+        last = {parameters[0].text: sql for sql, parameters in batch.changes if "retained" in sql}
+        for topic, sql in last.items():
+            if sql.startswith("DELETE"):
+                self._model.cleared(topic)
 
 
 class Simulation:

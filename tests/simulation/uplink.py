@@ -127,7 +127,7 @@ class Uplink:
         files = load_all(self._directory, ["redis"])
         box.broker.router.set_wants(wants(files, saved_wants(self._directory)))
         self.told = self.book
-        self._model.rules(self._kept_by(self.book).wants)
+        self._model.rules(self._kept_by(self.book).wants, box.broker.log.next_seq)
         self.due = True
 
     def start(self) -> None:

@@ -97,7 +97,7 @@ class FarEnd:
         refusals: list[Refusal] = []
         for operation in batch.operations:
             if operation.packed.data in self._bad:
-                refusal = Refusal(batch.epoch, operation.seq, operation.number, "bad")
+                refusal = Refusal(batch.epoch, operation.seq, operation.number, "bad", operation.packed.data)
                 self.state.refused[batch.gateway, batch.epoch, operation.seq, operation.number] = refusal
                 refusals.append(refusal)
                 self.ever_refused.add((operation.seq, operation.packed.data))
