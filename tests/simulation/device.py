@@ -68,12 +68,17 @@ class Wire:
         """Called when the broker knows that the connection is over."""
         self.connect_left = 0
         """Bytes of the CONNECT that the broker has not read."""
+        self.met_at = 0
+        """When the broker had read it."""
+        self.now: Callable[[], int]
         self.has_said_goodbye = False
         self.will = b""
 
     def read(self, data: bytes) -> None:
         """The broker reads this."""
-        self.connect_left = max(0, self.connect_left - len(data))
+        if self.connect_left:
+            self.connect_left = max(0, self.connect_left - len(data))
+            self.met_at = self.now()
         assert self.client is not None
         self.world.broker.receive(self.client, data)
 
@@ -160,6 +165,7 @@ class Device:
         self.drop()
         wire = self.wire = Wire()
         wire.world = world
+        wire.now = self._now
         self._connection = Connection(TopicNames(), 1 << 28, 0, Side.CLIENT, self.version)
         wire.client = world.broker.opened(wire, self.name, None)
         wire.will = self._new_will()
@@ -168,7 +174,7 @@ class Device:
         self._asked.clear()
         self._outstanding.clear()
         clean = not self.persistent or self._unheard
-        self._unheard = self._may_have_expired()
+        self._unheard = self.kind.expiry != NEVER
         packet = Connect(
             self.version, self.name, clean, 0, None, None, self._will_packet(wire.will), self._properties()
         )
@@ -341,7 +347,9 @@ class Device:
     def _on_connack(self, packet: ConnAck) -> None:
         assert packet.reason == 0, f"{self.name}: refused with {packet.reason}"
         self._check_expiry(packet.session_present)
-        self._model.connected(self.name, self.persistent, packet.session_present, self._may_have_expired() or self._unheard)
+        expires = self.kind.expiry != NEVER
+        may_have_expired = self._unheard or self._may_have_expired()
+        self._model.connected(self.name, self.persistent, packet.session_present, may_have_expired, expires)
         self._wills.connected(self.name, packet.session_present, self.wire.will if self.wire else b"")
         self.connected, self.in_doubt, self.ended, self._unheard = True, False, None, False
         if not packet.session_present:
@@ -365,9 +373,9 @@ class Device:
         return self.in_doubt or self._now() - self._left >= self.kind.expiry * 1000
 
     def _check_expiry(self, present: bool) -> None:
-        if self.kind.expiry == NEVER or self.ended is None or self.in_doubt:
+        if self.kind.expiry == NEVER or self.ended is None or self.in_doubt or self.wire is None:
             return
-        over = self._now() - self.ended > self.kind.expiry * 1000 + EXPIRY_SLACK
+        over = self.wire.met_at - self.ended > self.kind.expiry * 1000 + EXPIRY_SLACK
         assert not (over and present), f"{self.name}: its session outlived its expiry"
 
     def _on_message(self, topic: str, flags: int, packet_id: int, payload: bytes, properties: bytes) -> None:

@@ -69,6 +69,8 @@ class Model:
         self._acknowledged: set[bytes] = set()
         self._readers: dict[str, Reader] = defaultdict(Reader)
         self._sessions: set[str] = set()
+        self._lasting: set[str] = set()
+        """Those of them that no time ends."""
         self._online: dict[str, bool] = {}
         self._presence_from: int | None = None
         """Since this seq every connection and every end of one is in the log."""
@@ -140,17 +142,19 @@ class Model:
             return True
         return any(
             moment < message.moment and QOS_OF[text] and matches(text, message.topic)
-            for name in self._sessions
+            for name in self._lasting
             for text, (_, moment) in self._readers[name].since.items()
         )
 
-    def connected(self, name: str, persistent: bool, present: bool, may_have_expired: bool) -> None:
+    def connected(self, name: str, persistent: bool, present: bool, may_have_expired: bool, expires: bool) -> None:
         assert present or name not in self._sessions or may_have_expired, f"{name}: its session is lost"
         assert persistent or not present, f"{name}: began anew and found a session"
         if not present:
             self.forget(name)
         if persistent:
             self._sessions.add(name)
+        if persistent and not expires:
+            self._lasting.add(name)
 
     def told(self, name: str, reason: int) -> None:
         self.reasons[reason] += 1

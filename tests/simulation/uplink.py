@@ -37,8 +37,10 @@ from .rulebook import FILE, POOLS, RuleBook, TaggedBackend, another, untagged, w
 
 BAD, POISON = 23, 61
 """One operation of so many is refused by itself, or with the whole batch."""
-Kept = tuple[int, int, bytes]
-"""(seq, number, original) in quarantine."""
+Tagged = tuple[int, bytes]
+"""(start of the uplink that made it, operation)."""
+Kept = dict[int, list[Tagged]]
+"""seq -> what is in quarantine of it."""
 
 
 class Picky:
@@ -182,42 +184,39 @@ class Uplink:
 
     def check_pool(self, pool: str, rows: Sequence[Row]) -> None:
         """Wanted = delivered + parked, for each row; nothing else is there."""
-        applied: dict[int, list[tuple[int, int, bytes]]] = {}
+        applied: dict[int, list[Tagged]] = {}
         last = 0
-        for seq, number, data in self.far[pool].state.applied:
+        for seq, _, data in self.far[pool].state.applied:
             assert seq >= last, f"{pool}: {seq} after {last}"
             last = seq
-            applied.setdefault(seq, []).append((*untagged(data), number))  # type: ignore[arg-type]
+            applied.setdefault(seq, []).append(untagged(data))
         kept = self._quarantined(pool)
-        self._check_originals(pool, kept)
-        low, passed = 0, []
+        low = 0
+        passed: list[tuple[int, Row]] = []
         for index, row in enumerate(rows):
             low = max(low, self._start_at(index))
             got = applied.pop(row[0], [])
-            if got:
-                (start,) = {tag for tag, *_ in got}  # type: ignore[misc]
-                assert start >= low, f"{pool}: {row[0]} by the rules of start {start}, {low} was in force"
-                self._check_passed(pool, passed, start)
-                low, passed = start, []
-                self._check_row(pool, row, [start], got, kept)
-            else:
+            if not got:
                 passed.append((low, row))
-        self._check_passed(pool, passed, len(self.starts) - 1)
+                continue
+            (start,) = {tag for tag, _ in got}
+            assert start >= low, f"{pool}: {row[0]} by the rules of start {start}, {low} was in force"
+            self._check_passed(pool, passed, start, kept)
+            low, passed = start, []
+            self._check_row(pool, row, [start], got, kept)
+        self._check_passed(pool, passed, len(self.starts) - 1, kept)
         assert not applied, f"{pool}: got what is not in the log: {sorted(applied.items())[:3]}"
 
-    def _check_passed(self, pool: str, passed: Sequence[tuple[int, Row]], last: int) -> None:
+    def _check_passed(self, pool: str, passed: Sequence[tuple[int, Row]], last: int, kept: Kept) -> None:
         """Rows of which nothing was applied: some start in force meanwhile wanted nothing of them, or all is parked."""
-        kept = self._quarantined(pool)
         for first, row in passed:
             self._check_row(pool, row, range(first, last + 1), [], kept)
 
-    def _check_row(
-        self, pool: str, row: Row, starts: Sequence[int], got: Sequence[tuple[int, int, bytes]], kept: Sequence[Kept]
-    ) -> None:
-        data = [operation for _, operation, _ in got]  # type: ignore[misc]
-        parked = [original for seq, _, original in kept if seq == row[0]]
-        twice = set(parked).intersection(data)
-        assert self.far[pool].restores or not twice, f"{pool}: {row[0]} is applied and parked: {twice}"
+    def _check_row(self, pool: str, row: Row, starts: Sequence[int], got: Sequence[Tagged], kept: Kept) -> None:
+        data = [operation for _, operation in got]
+        parked = [operation for _, operation in kept.get(row[0], ())]
+        if parked:
+            self._check_once(pool, row[0], got, kept[row[0]])
         for start in starts:
             book = self.starts[start][0]
             if book.mistake:
@@ -226,23 +225,25 @@ class Uplink:
             missing.subtract(data)
             if min(missing.values(), default=0) >= 0 and all(one in parked for one in missing.elements()):
                 return
-        raise AssertionError(f"{pool}: of row {row[0]} it got {data}, parked {parked}: {self._explain(pool, row, starts)}")
+        wanted = ", ".join(f"start {start}: {self.starts[start][0].due(pool, row)}" for start in starts)
+        raise AssertionError(f"{pool}: of row {row[0]} it got {data}, parked {parked}, wanted {wanted}")
 
-    def _explain(self, pool: str, row: Row, starts: Sequence[int]) -> str:
-        return ", ".join(f"start {start} wants {self.starts[start][0].due(pool, row)}" for start in starts)
-
-    def _check_originals(self, pool: str, kept: Sequence[Kept]) -> None:
-        """What is parked is what was refused, nothing else."""
-        for seq, number, original in kept:
-            refused = self.far[pool].ever_refused
-            assert (seq, original) in {(at, untagged(data)[1]) for at, data in refused}, (
-                f"{pool}: {original!r} of {seq} is parked as number {number} and was never refused"
+    def _check_once(self, pool: str, seq: int, got: Sequence[Tagged], parked: Sequence[Tagged]) -> None:
+        """What is parked was not applied too; but an entry may be parked, its mark lost, and then carried by other rules."""
+        for start, original in parked:
+            assert (seq, b"%d|%b" % (start, original)) in self.far[pool].ever_refused, (
+                f"{pool}: {original!r} of {seq} is parked, not refused"
             )
+            for tag, data in got:
+                changed = self.starts[start][0] != self.starts[tag][0]
+                assert original != data or changed or self.far[pool].restores, f"{pool}: {seq} is applied and parked: {data!r}"
 
-    def _quarantined(self, pool: str) -> list[Kept]:
+    def _quarantined(self, pool: str) -> Kept:
+        kept: Kept = {}
         with closing(sqlite3.connect(self._directory / "uplink.db")) as db:
-            found = db.execute("SELECT seq, number, original FROM quarantine WHERE pool = ?", (f"redis.{pool}",)).fetchall()
-        return [(seq, number, untagged(original)[1] if original else b"") for seq, number, original in found]
+            for seq, original in db.execute("SELECT seq, original FROM quarantine WHERE pool = ?", (f"redis.{pool}",)):
+                kept.setdefault(seq, []).append(untagged(original))
+        return kept
 
     def _start_at(self, index: int) -> int:
         """The start of the child that was in force when this row became durable."""
