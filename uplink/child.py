@@ -252,11 +252,15 @@ class _Stop:
 
 
 def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool]]:
-    """The file's pools; when nobody can read any, those it had before, else the first the specification names."""
-    if rule_file.pools or not rule_file.mistakes:
-        return [(rule_file, pool) for pool in rule_file.pools]
-    before = [name.partition(".")[2] for name in progress.names() if name.startswith(f"{rule_file.backend}.")]
-    return [(rule_file, Pool(rule_file.backend, name, {})) for name in before or ["pool1"]]
+    """The file's pools; with a mistake in it those it had before too, which may be what the mistake hides, and if there are
+    none the first that the specification names."""
+    found = {pool.name: pool for pool in rule_file.pools}
+    if rule_file.mistakes:
+        backend = rule_file.backend
+        before = [name.partition(".")[2] for name in progress.names() if name.startswith(f"{backend}.")]
+        found = {name: Pool(backend, name, {}) for name in before} | found
+        found = found or {"pool1": Pool(backend, "pool1", {})}
+    return [(rule_file, pool) for pool in found.values()]
 
 
 def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, say: Callable[[str], None]) -> None:

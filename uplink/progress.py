@@ -321,6 +321,12 @@ def cursors(data: Path) -> dict[str, int]:
     return {name: cursor for name, cursor in _read(data, "SELECT name, cursor FROM pool")}
 
 
+def held(data: Path, named: Iterable[str]) -> list[int]:
+    """The cursors that hold the log back; a pool that the files name has one from the start, before its worker says so."""
+    known = cursors(data)
+    return [known.get(name, 0) for name in {*known, *named}] or [0]
+
+
 def read_dead(data: Path) -> list[Dead]:
     """The quarantine, oldest first."""
     columns = "id, pool, gateway, epoch, seq, number, msgid, target, reason, original, at"

@@ -3,8 +3,8 @@
 The mark is the script's first write, so what Redis refuses because of itself (out of memory, read-only, no replicas, disk
 errors) is refused before anything is changed, and after it Redis lets a script run to its end. A record that is refused
 (wrong type of key, unknown command) leaves the others applied and is noted with its reason in a hash beside the mark, so that
-a lost answer does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means all
-through 41, and two operations of what comes after.
+a lost answer does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means
+all through 41, and two operations of what comes after.
 
 Presence and retained values are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
 specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that

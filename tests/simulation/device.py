@@ -175,9 +175,7 @@ class Device:
         self._outstanding.clear()
         clean = not self.persistent or self._unheard
         self._unheard = self.kind.expiry != NEVER
-        packet = Connect(
-            self.version, self.name, clean, 0, None, None, self._will_packet(wire.will), self._properties()
-        )
+        packet = Connect(self.version, self.name, clean, 0, None, None, self._will_packet(wire.will), self._properties())
         data = encode(packet, self.version)
         wire.connect_left = len(data)
         wire.up.append(data)

@@ -74,7 +74,8 @@ class RuleBook:
         if self.mistake == "function":
             rules[-1] = last.line(function="on_mesage_publish")
         elif self.mistake == "event":
-            rules[-1] = last.line(event="mesage.publish" if last.event == PUBLISH_EVENT else "client.conected")
+            wrong = "mesage.publish" if last.event == PUBLISH_EVENT else "client.disconected"
+            rules = [hook.line(event=wrong if hook.event == last.event else "") for hook in self.hooks]
         elif self.mistake == "server":
             lines[0] = lines[0].replace("server", "sever")
         return "\n".join([*lines, *rules, ""]).encode()

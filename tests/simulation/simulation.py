@@ -9,6 +9,7 @@ chance comes from one generator, so a seed repeats a failure exactly.
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from .model import Model
 from .uplink import Uplink
 from .wills import Wills
 
+RETAINED = re.compile("(INSERT OR REPLACE INTO|DELETE FROM) retained ")
 SLEEPY, ALERT = 1, 40
 """Weights of an outage of the disk beginning and ending."""
 
@@ -65,7 +67,7 @@ class Box(World):
 
     def _note_retained(self, batch: Batch) -> None:
         """A topic that is cleared and set again in one batch has the last of it."""
-        last = {parameters[0].text: sql for sql, parameters in batch.changes if "retained" in sql}
+        last = {parameters[0].text: sql for sql, parameters in batch.changes if RETAINED.match(sql)}
         for topic, sql in last.items():
             if sql.startswith("DELETE"):
                 self._model.cleared(topic)
@@ -300,9 +302,9 @@ class Simulation:
         else:
             raise AssertionError(f"does not come to rest: {self.box.said[-3:]}")
         self.model.check({device.name: device.kind.small_packets for device in lasting}, {device.name for device in lasting})
-        self.wills.check()
-        self._check_far_end()
-        self._check_retained()
+        self.check_wills()
+        self.uplink.check(self.model.rows)
+        self.check_retained()
 
     def _calm_step(self, lasting: list[Device]) -> bool:
         """Everything that can move moves once; whether anything did."""
@@ -335,10 +337,10 @@ class Simulation:
         """Whether these have nothing left that is unfinished."""
         return all(device.is_quiet for device in devices)
 
-    def _check_far_end(self) -> None:
-        self.uplink.check(self.model.rows)
+    def check_wills(self) -> None:
+        self.wills.check()
 
-    def _check_retained(self) -> None:
+    def check_retained(self) -> None:
         checker = self.box.device("checker")
         self.box.settle()
         checker.subscribe("#", 0)

@@ -80,21 +80,28 @@ class Book(Progress):
 
 
 class Uplink:
-    """See the module. `book` is the file as it stands, `told` as the broker read it last."""
+    """See the module. `book` is the file as it stands."""
 
     worker_type: type[Worker] = Worker
+    far_type: type[FarEnd] = FarEnd
+    trims = False
+    """Whether the log lets go of what nobody waits for: then a pool that is left out of the file for a while loses it."""
 
     def __init__(self, directory: Path, chance: random.Random, model: Model, is_full: Callable[[], bool]) -> None:
-        self.book = self.told = whole()
+        self.book = whole()
         self.starts: list[tuple[RuleBook, int]] = []
         """Each start of the child: the file it read, and how many rows were durable then."""
         self.clock = TestClock()
         self.said: list[str] = []
+        self.tells: list[tuple[RuleBook, int]] = []
+        """The same of the broker."""
+        self.named: list[str] = []
+        """The pools that the broker knows of."""
         self.due = False
         """Whether the child is to be started again."""
         self._directory = directory
         self._chance = chance
-        self._model = model
+        self.model = model
         self._write()
         self.far = {pool: self._far_end() for pool in POOLS}
         self.progress = Book(directory, is_full)
@@ -102,7 +109,7 @@ class Uplink:
         self.open_reader()
 
     def _far_end(self) -> FarEnd:
-        return FarEnd(self._chance, Picky(BAD, lambda: False), Picky(POISON, lambda: False))
+        return self.far_type(self._chance, Picky(BAD, lambda: False), Picky(POISON, lambda: False))
 
     def open_reader(self) -> None:
         self.reader = LogReader(self._directory / "log.db")
@@ -128,8 +135,9 @@ class Uplink:
         """The broker reads the file, as it does at its start and at SIGHUP; the child is to be started again."""
         files = load_all(self._directory, ["redis"])
         box.broker.router.set_wants(wants(files, saved_wants(self._directory)))
-        self.told = self.book
-        self._model.rules(self._kept_by(self.book).wants, box.broker.log.next_seq)
+        self.named = [pool.full_name for file in files for pool in file.pools]
+        self.tells.append((self.book, len(self.model.rows)))
+        self.model.rules(self._kept_by(self.book).wants, box.broker.log.next_seq)
         self.due = True
 
     def start(self) -> None:
@@ -141,7 +149,7 @@ class Uplink:
         except StoreError:
             return  # the child tries again
         self.due = False
-        self.starts.append((self.book, len(self._model.rows)))
+        self.starts.append((self.book, len(self.model.rows)))
         tag = len(self.starts) - 1
         for rule_file, pool in pools:
             rules = [rule for rule in rule_file.rules if rule.pool == pool.name]
@@ -190,14 +198,14 @@ class Uplink:
             assert seq >= last, f"{pool}: {seq} after {last}"
             last = seq
             applied.setdefault(seq, []).append(untagged(data))
-        kept = self._quarantined(pool)
+        kept = self.quarantined(pool)
         low = 0
-        passed: list[tuple[int, Row]] = []
+        passed: list[tuple[int, int, Row]] = []
         for index, row in enumerate(rows):
             low = max(low, self._start_at(index))
             got = applied.pop(row[0], [])
             if not got:
-                passed.append((low, row))
+                passed.append((low, index, row))
                 continue
             (start,) = {tag for tag, _ in got}
             assert start >= low, f"{pool}: {row[0]} by the rules of start {start}, {low} was in force"
@@ -207,10 +215,11 @@ class Uplink:
         self._check_passed(pool, passed, len(self.starts) - 1, kept)
         assert not applied, f"{pool}: got what is not in the log: {sorted(applied.items())[:3]}"
 
-    def _check_passed(self, pool: str, passed: Sequence[tuple[int, Row]], last: int, kept: Kept) -> None:
+    def _check_passed(self, pool: str, passed: Sequence[tuple[int, int, Row]], last: int, kept: Kept) -> None:
         """Rows of which nothing was applied: some start in force meanwhile wanted nothing of them, or all is parked."""
-        for first, row in passed:
-            self._check_row(pool, row, range(first, last + 1), [], kept)
+        for first, index, row in passed:
+            if not self._was_left_out(pool, index):
+                self._check_row(pool, row, range(first, last + 1), [], kept)
 
     def _check_row(self, pool: str, row: Row, starts: Sequence[int], got: Sequence[Tagged], kept: Kept) -> None:
         data = [operation for _, operation in got]
@@ -219,7 +228,7 @@ class Uplink:
             self._check_once(pool, row[0], got, kept[row[0]])
         for start in starts:
             book = self.starts[start][0]
-            if book.mistake:
+            if book.mistake or pool not in book.pools:
                 continue  # nobody carried anything
             missing = Counter(book.due(pool, row))
             missing.subtract(data)
@@ -227,6 +236,16 @@ class Uplink:
                 return
         wanted = ", ".join(f"start {start}: {self.starts[start][0].due(pool, row)}" for start in starts)
         raise AssertionError(f"{pool}: of row {row[0]} it got {data}, parked {parked}, wanted {wanted}")
+
+    def _was_left_out(self, pool: str, index: int) -> bool:
+        """Whether the row may have been trimmed because the file did not name the pool, then or later."""
+        if not self.trims:
+            return False
+        for readings in (self.tells, self.starts):
+            first = max(0, bisect_right([rows for _, rows in readings], index) - 1)
+            if any(pool not in book.pools and not book.mistake for book, _ in readings[first:]):
+                return True
+        return False
 
     def _check_once(self, pool: str, seq: int, got: Sequence[Tagged], parked: Sequence[Tagged]) -> None:
         """What is parked was not applied too; but an entry may be parked, its mark lost, and then carried by other rules."""
@@ -238,7 +257,7 @@ class Uplink:
                 changed = self.starts[start][0] != self.starts[tag][0]
                 assert original != data or changed or self.far[pool].restores, f"{pool}: {seq} is applied and parked: {data!r}"
 
-    def _quarantined(self, pool: str) -> Kept:
+    def quarantined(self, pool: str) -> Kept:
         kept: Kept = {}
         with closing(sqlite3.connect(self._directory / "uplink.db")) as db:
             for seq, original in db.execute("SELECT seq, original FROM quarantine WHERE pool = ?", (f"redis.{pool}",)):
