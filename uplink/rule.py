@@ -132,7 +132,7 @@ def _kinds_of(event: str) -> list[int]:
     """What a rule with this event in its key could want; of an unknown one what it looks like, else the usual."""
     if event in EVENTS:
         return [EVENTS[event]]
-    return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS)] or [PUBLISH, CONNECTED, DISCONNECTED]
+    return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
 
 
 def _want(rule: Rule) -> Want:
