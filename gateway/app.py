@@ -75,6 +75,8 @@ class App:
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._supervisor: Any = None
+        self._named: list[str] = []
+        """The far ends that the rules name."""
         self._next_alive = self._started + ALIVE_PAUSE
         self._health = Health(self._started)
         self._trust = Trust(config.clock_trust, int(config.clock_wait * 1000))
@@ -165,6 +167,7 @@ class App:
             _report(str(error))
             saved = {}
         self.broker.router.set_wants(wants(files, saved))
+        self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trimming.trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
 
@@ -335,10 +338,10 @@ class App:
         """The lowest cursor of all who wait: sessions as stored, pools as they report."""
         if self._supervisor is None:
             return lowest_cursor(self.broker, ())
-        from tidegate.uplink.progress import cursors
+        from tidegate.uplink.progress import held
 
         try:
-            return lowest_cursor(self.broker, cursors(self._config.data).values() or [0])
+            return lowest_cursor(self.broker, held(self._config.data, self._named))
         except StoreError as error:
             _report(str(error), "uplink.db")
             return 0

@@ -96,7 +96,8 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
-        self.clients: set[Client] = set()
+        self.clients: dict[Client, None] = {}
+        """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
         self.retained: TopicTree[int] = TopicTree()
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
@@ -146,7 +147,7 @@ class Broker:
         connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
         client = Client(link, connection, peer, listener, self.now)
         client.deadline = self.now + self._limits.connect_timeout
-        self.clients.add(client)
+        self.clients[client] = None
         return client
 
     def receive(self, client: Client, data: bytes) -> None:

@@ -51,7 +51,7 @@ class Broker(Protocol):
     router: Router
     delivery: Delivery
     sessions: Sessions
-    clients: set[Client]
+    clients: dict[Client, None]
     now: float
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
@@ -247,7 +247,7 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
-        broker.clients.discard(client)
+        broker.clients.pop(client, None)
         session, client.session = client.session, None
         if session is None:
             return

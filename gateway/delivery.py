@@ -89,6 +89,7 @@ class Delivery(Outlet):
         packets: dict[int, tuple[bytes, bytes]] = {}
         message_qos = flags & QOS_MASK
         expiring = b"\x02" in properties
+        too_late = expiring and self._expired(properties, at)  # the commit took long
         for target in topic.targets:
             if seq and seq <= target.since:
                 before = self._router.match(target.session, topic, seq)
@@ -110,6 +111,9 @@ class Delivery(Outlet):
                     continue
             elif qos:
                 qos = 0
+            if too_late:
+                self.dropped["expired"] += 1
+                continue
             v5 = client.version == 5
             key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
             if identifiers or expiring:

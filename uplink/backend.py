@@ -61,6 +61,8 @@ class Refusal(NamedTuple):
     seq: int
     number: int
     reason: str
+    original: bytes = b""
+    """What was refused, as the far end noted it: the rules may have changed since. Empty from who does not note it."""
 
 
 class Link(Protocol):

@@ -119,21 +119,28 @@ def _begin(data: Path, conf: Path, backends: Sequence[str]) -> tuple[Progress, l
 
 
 def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress) -> list[PoolThread]:
+    return [PoolThread(data, rule_file, pool, progress) for rule_file, pool in take_rules(conf, backends, progress, _say)]
+
+
+def take_rules(
+    conf: Path, backends: Sequence[str], progress: Progress, say: Callable[[str], None]
+) -> list[tuple[RuleFile, Pool]]:
+    """Read the files and write down what becomes of their pools; those that can work. Raises StoreError."""
     files = load_all(conf, [name for name in backends if name != "sqlite"])
     pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
     progress.keep_only([pool.full_name for _, pool in pools])
-    threads: list[PoolThread] = []
+    working: list[tuple[RuleFile, Pool]] = []
     for rule_file, pool in pools:
         if rule_file.mistakes:
-            _mark_misconfigured(progress, rule_file, pool)
+            _mark_misconfigured(progress, rule_file, pool, say)
         else:
             # What a worker will read of it is read here, where a damaged file can be waited for.
             progress.standing(pool.full_name), progress.marks(pool.full_name)
-            threads.append(PoolThread(data, rule_file, pool, progress))
+            working.append((rule_file, pool))
     for rule_file in files:
         if not rule_file.mistakes:
             progress.save_wants(rule_file.backend, wants([rule_file]))
-    return threads
+    return working
 
 
 class PoolThread(threading.Thread):
@@ -248,14 +255,18 @@ class _Stop:
 
 
 def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool]]:
-    """The file's pools; when nobody can read any, those it had before, else the first the specification names."""
-    if rule_file.pools or not rule_file.mistakes:
-        return [(rule_file, pool) for pool in rule_file.pools]
-    before = [name.partition(".")[2] for name in progress.names() if name.startswith(f"{rule_file.backend}.")]
-    return [(rule_file, Pool(rule_file.backend, name, {})) for name in before or ["pool1"]]
+    """The file's pools; with a mistake in it those it had before too, which may be what the mistake hides, and if there are
+    none the first that the specification names."""
+    found = {pool.name: pool for pool in rule_file.pools}
+    if rule_file.mistakes:
+        backend = rule_file.backend
+        before = [name.partition(".")[2] for name in progress.names() if name.startswith(f"{backend}.")]
+        found = {name: Pool(backend, name, {}) for name in before} | found
+        found = found or {"pool1": Pool(backend, "pool1", {})}
+    return [(rule_file, pool) for pool in found.values()]
 
 
-def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> None:
+def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, say: Callable[[str], None]) -> None:
     """The pool waits where it is; its events are kept until the file is mended."""
     name = pool.full_name
     first = rule_file.mistakes[0]
@@ -269,7 +280,7 @@ def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool) -> 
         {},
         time.time_ns() // 1_000_000,
     )
-    _say(f"{name}: misconfigured, its events are kept; {hint}")
+    say(f"{name}: misconfigured, its events are kept; {hint}")
 
 
 def _lock(path: Path) -> TextIO | None:

@@ -103,6 +103,7 @@ def is_digits(text: str) -> bool:
 def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
     key, separator, value = (part.strip() for part in line.partition("="))
     if not separator:
+        _note_event(raw, line)
         raw.mistakes.append(Mistake(file, number, f"neither a comment nor `key = value`{_key_of(line, ': ')}"))
         return
     if hook := _HOOK.fullmatch(key):
@@ -111,6 +112,7 @@ def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
         if body is not None:
             raw.rules.append(RawRule(number, hook["backend"], hook["event"], int(hook["number"]), body))
     elif _HOOK_SHAPE.match(key):
+        _note_event(raw, key)
         raw.mistakes.append(
             Mistake(file, number, f"{_key_of(key)}: a rule is written backend.<backend>.hook.<event>.<number> = {{...}}")
         )
@@ -119,6 +121,7 @@ def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
     elif match := _BARE_SETTING.fullmatch(key):
         raw.settings.append(Setting(number, match["backend"], "", match["key"], value))
     else:
+        _note_event(raw, key)
         raw.mistakes.append(
             Mistake(
                 file,
@@ -126,6 +129,13 @@ def _read_line(raw: Raw, file: str, number: int, line: str) -> None:
                 f"unknown key{_key_of(key, ' ')}: keys begin with backend.<backend>.<pool>. or backend.<backend>.hook.",
             )
         )
+
+
+def _note_event(raw: Raw, line: str) -> None:
+    """What stands where a rule has its event, though the line is none: something is wanted there."""
+    words = line.partition(".hook.")[2].split()
+    if words:
+        raw.events.append(words[0])
 
 
 def _key_of(line: str, before: str = "") -> str:

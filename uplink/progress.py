@@ -196,8 +196,11 @@ class Progress:
         with self._transaction("FULL"):
             before = self._db.total_changes
             self._db.executemany(
-                "INSERT OR IGNORE INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason,"
-                " original, at) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                # A far end that was restored refuses again what is here, or what other rules make of the entry by now.
+                "INSERT INTO quarantine (pool, gateway, epoch, seq, number, msgid, target, reason, original, at)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (pool, gateway, epoch, seq, number) DO UPDATE SET"
+                " target = excluded.target, reason = excluded.reason, original = excluded.original, at = excluded.at,"
+                " attempt = NULL, edited = NULL WHERE original <> excluded.original",
                 [(pool, *row, at) for row in rows],
             )
             new = self._db.total_changes - before
@@ -316,6 +319,12 @@ def read_pools(data: Path) -> list[PoolStatus]:
 def cursors(data: Path) -> dict[str, int]:
     """Pool (`redis.pool1`) -> the last entry it is done with."""
     return {name: cursor for name, cursor in _read(data, "SELECT name, cursor FROM pool")}
+
+
+def held(data: Path, named: Iterable[str]) -> list[int]:
+    """The cursors that hold the log back; a pool that the files name has one from the start, before its worker says so."""
+    known = cursors(data)
+    return [known.get(name, 0) for name in {*known, *named}] or [0]
 
 
 def read_dead(data: Path) -> list[Dead]:

@@ -160,17 +160,24 @@ class ClusterLink:
         ):
             self._of_ours(answer)
         ledger = self._ledger.key(batch.gateway)
-        notes = [part for (seq, number), reason in refused.items() for part in (f"{batch.epoch}:{seq}:{number}", reason)]
+        originals = {(operation.seq, operation.number): operation.packed.data for operation in batch.operations}
+        refusals = [
+            Refusal(batch.epoch, seq, number, reason, originals[seq, number])
+            for (seq, number), reason in sorted(refused.items())
+        ]
+        notes: list[bytes] = []
+        for refusal in refusals:
+            notes += (b"%d:%d:%d" % refusal[:3], b"%b\0%b" % (refusal.reason.encode(), refusal.original))
         arguments = [
             b"2", ledger, self._ledger.refused_key(batch.gateway), epoch, mark_text(batch.expected), through,
             _TAGS, b" ".join(tags),
-            *(note.encode() for note in notes),
+            *notes,
         ]  # fmt: skip
         finish = Command(key_slot(ledger), len(arguments), pack(arguments), FINISH)
         (answer,) = self._slots.exchange([finish])
         if self._of_ours(answer)[0] == b"moved":
             return None
-        return [Refusal(batch.epoch, seq, number, reason) for (seq, number), reason in sorted(refused.items())]
+        return refusals
 
     def _sweep(self, topics: dict[bytes, int], through: int) -> None:
         """Index entries go when their hash is gone, and only then."""

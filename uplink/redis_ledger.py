@@ -32,7 +32,7 @@ class Ledger:
         return f"tidegate:ledger:{self._suffix.format(gateway)}".encode()
 
     def refused_key(self, gateway: str) -> bytes:
-        """Of the hash `epoch:seq:number` -> reason."""
+        """Of the hash `epoch:seq:number` -> reason, NUL, the write that was refused."""
         return f"tidegate:refused:{self._suffix.format(gateway)}".encode()
 
     def marks(self, gateway: str) -> dict[int, Mark]:
@@ -43,9 +43,10 @@ class Ledger:
         """See `backend.Link`."""
         pairs = iter(self.ask(b"HGETALL", self.refused_key(gateway)))
         found: list[Refusal] = []
-        for name, reason in zip(pairs, pairs, strict=True):
+        for name, noted in zip(pairs, pairs, strict=True):
             epoch, seq, number = (int(part) for part in name.split(b":"))
-            found.append(Refusal(epoch, seq, number, reason.decode(errors="replace")))
+            reason, _, original = noted.partition(b"\0")
+            found.append(Refusal(epoch, seq, number, reason.decode(errors="replace"), original))
         return sorted(found)
 
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:

@@ -41,7 +41,8 @@ def write_in_transaction(
         for number, (operation, arguments) in enumerate(operations):
             made = [] if number in left_out else _commands(arguments, standing)
             if number in left_out:
-                made = [[b"HSET", refused, _reference(batch.epoch, operation), left_out[number].encode()]]
+                note = left_out[number].encode() + b"\0" + operation.packed.data
+                made = [[b"HSET", refused, _reference(batch.epoch, operation), note]]
             commands += made
             owners += [number] * len(made)
         answers = exchange([[b"MULTI"], *commands])
@@ -60,7 +61,7 @@ def write_in_transaction(
         if number is not None and isinstance(answer, Exception)
     }
     return [
-        Refusal(batch.epoch, operation.seq, operation.number, reason)
+        Refusal(batch.epoch, operation.seq, operation.number, reason, operation.packed.data)
         for number, reason in sorted((late | left_out).items())
         for operation in (batch.operations[number],)
     ]

@@ -2,9 +2,9 @@
 
 The mark is the script's first write, so what Redis refuses because of itself (out of memory, read-only, no replicas, disk
 errors) is refused before anything is changed, and after it Redis lets a script run to its end. A record that is refused
-(wrong type of key, unknown command) leaves the others applied and is noted in a hash beside the mark, so that a lost answer
-does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means all
-through 41, and two operations of what comes after.
+(wrong type of key, unknown command) leaves the others applied and is noted with its reason in a hash beside the mark, so that
+a lost answer does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means
+all through 41, and two operations of what comes after.
 
 Presence and retained values are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
 specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that
@@ -142,6 +142,15 @@ _ALL_OF_THEM = """local function reference(k)
   end
 end
 
+-- the operation as it came, for the quarantine of who asks later
+local function original(first, count)
+  local parts = {}
+  for j = first, first + count - 1 do
+    parts[#parts+1] = '$' .. #ARGV[j] .. '\\r\\n' .. ARGV[j] .. '\\r\\n'
+  end
+  return table.concat(parts)
+end
+
 -- index entries go when their hash is gone, and only then
 local function sweep(topic)
   local key = 'mqtt:msg:' .. topic
@@ -167,7 +176,7 @@ while i <= last do
       redis.call('HSET', ledger, epoch, mark)
       return {'stopped', mark, err}
     end
-    call('HSET', refused, epoch .. ':' .. ref, err)
+    call('HSET', refused, epoch .. ':' .. ref, err .. '\\0' .. original(i, size[op] or tonumber(ARGV[i+1]) + 2))
     reply[#reply+1] = k
     reply[#reply+1] = err
   end

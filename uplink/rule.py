@@ -9,6 +9,7 @@ Invariant: a rule in `RuleFile.rules` names a known event, function and pool, an
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -99,7 +100,7 @@ def load(path: Path, backend: str) -> RuleFile:
     _warn_of_open_credentials(raw, path, pools)
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
-    events = frozenset(EVENTS[event] for event in raw.events if event in EVENTS)
+    events = frozenset(kind for event in raw.events for kind in _kinds_of(event))
     order = sorted(raw.mistakes, key=lambda mistake: mistake.line)
     return RuleFile(backend, path, tuple(pools), tuple(rules), events, tuple(order), tuple(raw.warnings))
 
@@ -122,8 +123,16 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
     if not rule_file.mistakes:
         return [want for rule in rule_file.rules if rule.works for want in [_want(rule)]]
     if rule_file.events:
-        return [Want(kind, "#", 0, False) for kind in sorted(rule_file.events)]
+        reserved = [_want(rule) for rule in rule_file.rules if rule.topic_filter.startswith("$")]  # "#" does not match these
+        return [Want(kind, "#", 0, False) for kind in sorted(rule_file.events)] + reserved
     return before or [Want(PUBLISH, "#", 1, False), Want(CONNECTED, "#", 0, False), Want(DISCONNECTED, "#", 0, False)]
+
+
+def _kinds_of(event: str) -> list[int]:
+    """What a rule with this event in its key could want; of an unknown one what it looks like, else the usual."""
+    if event in EVENTS:
+        return [EVENTS[event]]
+    return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
 
 
 def _want(rule: Rule) -> Want:

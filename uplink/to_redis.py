@@ -108,7 +108,7 @@ class RedisLink:
         if status == b"stopped":
             raise meaning_of_ours(reply[2].decode(errors="replace"), self._pool)
         return [
-            Refusal(batch.epoch, operation.seq, operation.number, reason.decode(errors="replace"))
+            Refusal(batch.epoch, operation.seq, operation.number, reason.decode(errors="replace"), operation.packed.data)
             for number, reason in zip(reply[1::2], reply[2::2], strict=True)
             for operation in (batch.operations[number - 1],)
         ]

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from tidegate.store.entry import Entry
 from tidegate.store.schema import StoreError
 
-from .backend import Batch, Link, Mark, Operation, Refusal
+from .backend import Batch, Link, Mark, Operation, Packed, Refusal
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
@@ -29,6 +29,7 @@ QUICK, SLOW = 0.5, 2.0
 """Seconds: a batch answered faster may grow, one answered slower shrinks."""
 FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
 MISCONFIGURED_WAIT = 60.0
+CHANGED_RULE = "a rule that was changed since"
 SAVE_EVERY = 1.0
 _SAY_AGAIN = 30.0
 _FIRST_RATE, _RATE_OVER = 0.2, 5.0
@@ -99,6 +100,9 @@ class Worker:
         self._marks: dict[tuple[str, int], Mark] = {}
         self._confirmed = book.marks(pool)
         self._moved: dict[tuple[str, int], int] = {}
+        self._begun = 0
+        """Entries before this one are done with, because an epoch that began later has a mark. What the rules of then passed
+        over left none, and must not come after it when the rules have changed and the cursor was not saved."""
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
@@ -176,12 +180,14 @@ class Worker:
         firsts: dict[tuple[str, int], int] = {}
         for gateway, epoch, seq in self._log.births():
             firsts.setdefault((gateway, epoch), seq)
+        self._begun = max((seq for key, seq in firsts.items() if self._marks.get(key, Mark()) != Mark()), default=0)
         low, _ = self._log.bounds()
         for key, confirmed in self._confirmed.items():
             far = self._marks.get(key, Mark()).seq
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
+            self._begun = min(self._begun, back + 1)
             self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
             if back < self._standing.cursor:
                 self._standing = self._standing._replace(cursor=back, gateway=key[0], epoch=key[1])
@@ -200,7 +206,7 @@ class Worker:
         key = (first.gateway, first.epoch)
         mark = self._marks.get(key, Mark())
         self._count_arrived(key, entries, mark)
-        operations = self._operations(entries, mark)
+        operations = self._operations(entries, mark) if first.seq >= self._begun else []
         if operations:
             self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
         else:
@@ -300,11 +306,17 @@ class Worker:
         for refusal in refusals:
             entries, _ = self._log.read(refusal.seq - 1, 1)
             entry = entries[0] if entries and entries[0].seq == refusal.seq else None
-            operations = self._plan.operations(entry) if entry else []
-            operation = operations[refusal.number] if refusal.number < len(operations) else None
-            found.append((refusal, entry.msgid if entry else "", operation))
+            found.append((refusal, entry.msgid if entry else "", self._refused(refusal, entry)))
         self._keep(gateway, found)
         link.settle(gateway, refusals)
+
+    def _refused(self, refusal: Refusal, entry: Entry | None) -> Operation | None:
+        """The write that was refused, as the far end noted it; the rules that made it may have changed since."""
+        operations = self._plan.operations(entry) if entry else []
+        if not refusal.original:  # noted by an older version
+            return operations[refusal.number] if refusal.number < len(operations) else None
+        target = next((op.target for op in operations if op.packed.data == refusal.original), CHANGED_RULE)
+        return Operation(refusal.seq, refusal.number, target, Packed(refusal.original, 0))
 
     def _keep(self, gateway: str, refused: Sequence[tuple[Refusal, str, Operation | None]]) -> None:
         rows = [

@@ -1,70 +1,34 @@
-"""One seeded simulation of broker core, log and uplink worker: devices, disk, link, clock and crashes are chance.
+"""One seeded simulation of broker core, log and uplink workers: devices, disk, link, clock and crashes are chance.
 
 Every step takes one of the things that could happen next: bytes move, a commit succeeds, fails or is cut off before or after
-it became durable, a read of the log is answered, time passes or jumps, the gateway is killed or stopped, the far end loses an
-answer or its memory. `finish` lets everything come to rest, and the model says what must be true then. All chance comes from
-one generator, so a seed repeats a failure exactly.
+it became durable, a read of the log is answered, time passes or jumps, the gateway is killed or stopped, the rules change, a
+far end loses an answer or its memory. `finish` lets everything come to rest, and the model says what must be true then. All
+chance comes from one generator, so a seed repeats a failure exactly.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from tidegate.store.clock import Clock, Judge, believe
-from tidegate.store.entry import PUBLISH, Entry
 from tidegate.store.log import Batch, Name, Row
-from tidegate.store.reader import LogReader
-from tidegate.uplink.backend import Action, Packed
-from tidegate.uplink.plan import Plan
-from tidegate.uplink.pools import Pool
-from tidegate.uplink.progress import Progress
-from tidegate.uplink.rule import Rule, load, wants
 from tidegate.uplink.worker import Worker
 
 from tests.broker.world import NOW, World
-from tests.uplink.far_end import FarEnd, FarLink
-from tests.uplink.rig import TestClock
 
-from .device import Device, Wire
+from .device import KINDS, Device, Wire
 from .model import Model
+from .uplink import Uplink
+from .wills import Wills
 
-RULES = """
-backend.redis.pool1.server = 127.0.0.1:1
-backend.redis.hook.client.connected.1 = {"action": {"function": "on_client_connected"}, "pool": "pool1"}
-backend.redis.hook.client.disconnected.1 = {"action": {"function": "on_client_disconnected"}, "pool": "pool1"}
-backend.redis.hook.message.publish.1 = {"topic": "b/#", "action": {"commands": ["A ${payload}"]}, "pool": "pool1"}
-backend.redis.hook.message.publish.2 = {"topic": "#", "action": {"function": "on_message_publish"}, "pool": "pool1"}
-backend.redis.hook.message.publish.3 = {"topic": "#", "action": {"function": "on_message_retain"}, "pool": "pool1"}
-backend.redis.hook.message.publish.4 = {"topic": "#", "action": {"function": "on_retain_delete"}, "pool": "pool1"}
-"""
+RETAINED = re.compile("(INSERT OR REPLACE INTO|DELETE FROM) retained ")
 SLEEPY, ALERT = 1, 40
 """Weights of an outage of the disk beginning and ending."""
-
-
-class Backend:
-    """Operations that are easy to compare: rule, kind, client, topic, payload."""
-
-    def actions(self, rule: Rule, node: str) -> Action:
-        def act(entry: Entry) -> Sequence[Packed]:
-            if rule.number > 2 or (entry.kind == PUBLISH and not entry.qos and rule.number == 2):
-                return ()
-            return (Packed(operation(rule.number, entry.kind, entry.clientid, entry.topic, entry.payload), 1),)
-
-        return act
-
-    def gap_action(self) -> Action:
-        return lambda entry: ()
-
-    def connect(self, pool: Pool) -> FarLink:
-        raise AssertionError("the simulation connects by itself")
-
-
-def operation(rule: int, kind: int, clientid: str, topic: str, payload: bytes) -> bytes:
-    return b"%d %d %b %b %b" % (rule, kind, clientid.encode(), topic.encode(), payload)
 
 
 class Box(World):
@@ -109,6 +73,14 @@ class Box(World):
         """Make a batch durable without saying so: the answer may be lost."""
         self.store.apply(batch)
         self._model.durable(batch.rows)
+        self._note_retained(batch)
+
+    def _note_retained(self, batch: Batch) -> None:
+        """A topic that is cleared and set again in one batch has the last of it."""
+        last = {parameters[0].text: sql for sql, parameters in batch.changes if RETAINED.match(sql)}
+        for topic, sql in last.items():
+            if sql.startswith("DELETE"):
+                self._model.cleared(topic)
 
 
 class Simulation:
@@ -117,53 +89,38 @@ class Simulation:
     box_type: type[Box] = Box
     worker_type: type[Worker] = Worker
     model_type: type[Model] = Model
+    uplink_type: type[Uplink] = Uplink
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.chance = random.Random(seed)
         self.model = self.model_type()
+        self.wills = Wills(self.model)
         self.counts: Counter[str] = Counter()
         self.path = directory / "log.db"
         self._wall = NOW
         self._mono = 1000
-        conf = directory / "emqx_backend_redis.conf"
-        conf.write_text(RULES)
-        file = load(conf, "redis")
-        self._rules = file.rules
-        self._wants = wants([file], {})
-        self.far = FarEnd(self.chance)
-        self.clock = TestClock()
-        self.devices = [Device(f"d{number}", number % 3 != 2, 4 + number % 2, self.chance, self.model) for number in range(6)]
+        self.devices = [
+            Device(f"d{number}", kind, self.chance, self.model, self.wills, lambda: self._mono)
+            for number, kind in enumerate(KINDS)
+        ]
         self._wires: list[Wire] = []
         self.box = self._start_box()
-        self._progress = Progress(directory)
-        self._open_reader()
-        self.worker = self._start_worker()
+        self.uplink = self.uplink_type(directory, self.chance, self.model, lambda: self.box.fault is not None)
+        self.uplink.worker_type = self.worker_type
+        self._begin()
         self._steps = self.weights()
 
     def close(self) -> None:
         self.box.kill()
-        self._progress.close()
-        self._reader.close()
-
-    def _open_reader(self) -> None:
-        self._reader = LogReader(self.path)
+        self.uplink.close()
 
     def _start_box(self) -> Box:
-        box = self.box_type(self.path, self.model, self._wall, self._mono)
-        box.broker.router.set_wants(self._wants)
-        return box
+        return self.box_type(self.path, self.model, self._wall, self._mono)
 
-    def _start_worker(self) -> Worker:
-        return self.worker_type(
-            "redis.pool1",
-            Plan(self._rules, Backend(), "node"),
-            self.far.connect,
-            self._reader,
-            self._progress,
-            self.clock,
-            lambda text: None,
-            self.chance,
-        )
+    def _begin(self) -> None:
+        """Broker and child have been started, and read the rules."""
+        self.uplink.tell(self.box)
+        self.uplink.start()
 
     def weights(self) -> tuple[list[Callable[[], None]], list[int]]:
         steps: dict[Callable[[], None], int] = {
@@ -184,7 +141,9 @@ class Simulation:
             self._crash: 2,
             self._crash_after_commit: 2,
             self._stop: 1,
-            self._restart_worker: 2,
+            self._restart_uplink: 2,
+            self._edit_rules: 3,
+            self._reload: 4,
         }
         return list(steps), list(steps.values())
 
@@ -223,7 +182,7 @@ class Simulation:
             wire.up.appendleft(data[cut:])
             data = data[:cut]
         if data:
-            self.box.broker.receive(wire.client, data)
+            wire.read(data)
         return True
 
     def _bytes_down(self) -> None:
@@ -246,7 +205,8 @@ class Simulation:
 
     def _hang_up(self, wire: Wire) -> None:
         self._wires.remove(wire)
-        wire.broker_is_done = True
+        if not wire.broker_is_done:
+            wire.close()
         if wire.client is not None:
             wire.client.closing = True
             self.box.broker.lost(wire.client)
@@ -282,21 +242,34 @@ class Simulation:
 
     def _clock_steps(self) -> None:
         self._wall += self.chance.choice((-3_600_000, -5_000, 7_000, 3_600_000, 86_400_000))
+        for device in self.devices:
+            device.in_doubt = True
         self._tell_time()
 
     def _tell_time(self) -> None:
         log = self.box.broker.log
         log.tick(self._mono)
         log.step(*self.judge(log.clock, self._wall, self._mono))
+        self.model.at = log.now
 
     def judge(self, clock: Clock, wall: int, mono: int) -> tuple[int, int]:
         """How far the clock is believed."""
         return believe(clock, wall, mono)
 
+    # -- rules -----------------------------------------------------------------------------------------------------
+
+    def _edit_rules(self) -> None:
+        self.uplink.edit()
+
+    def _reload(self) -> None:
+        """SIGHUP."""
+        self.uplink.tell(self.box)
+
     # -- ends and beginnings ---------------------------------------------------------------------------------------
 
     def _crash(self) -> None:
         self.box.kill()
+        self.wills.crashed()
         self.begin_again()
 
     def _crash_after_commit(self) -> None:
@@ -308,30 +281,33 @@ class Simulation:
     def _stop(self) -> None:
         if self.box.fault is None:
             self.box.stop()
+            self.wills.stopped()
             self.begin_again()
 
     def begin_again(self) -> None:
         for device in self.devices:
             device.drop()
+            device.ended = None
         self._wires.clear()
         self._wall += 100
         self._mono += 100
         self.box = self._start_box()
         self._tell_time()
-        self.worker = self._start_worker()
+        self._begin()
 
     def _worker_steps(self) -> None:
-        self.clock.now += self.worker.step().seconds or 0.01
+        self.uplink.step()
 
-    def _restart_worker(self) -> None:
-        self.worker = self._start_worker()
+    def _restart_uplink(self) -> None:
+        self.uplink.start()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Calm weather until nothing moves, then what must be true is checked."""
-        self.far.calm = True
+        self.uplink.calm()
         self.box.fault = None
+        self.uplink.mend(self.box)
         lasting = [device for device in self.devices if device.persistent]
         for device in self.devices:
             if not device.persistent:
@@ -341,9 +317,10 @@ class Simulation:
                 break
         else:
             raise AssertionError(f"does not come to rest: {self.box.said[-3:]}")
-        self.model.check({device.name for device in lasting}, {device.name for device in lasting})
-        self._check_far_end()
-        self._check_retained()
+        self.model.check({device.name: device.kind.small_packets for device in lasting}, {device.name for device in lasting})
+        self.check_wills()
+        self.uplink.check(self.model.rows)
+        self.check_retained()
 
     def _calm_step(self, lasting: list[Device]) -> bool:
         """Everything that can move moves once; whether anything did."""
@@ -370,41 +347,19 @@ class Simulation:
         if not moved:
             self._time_passes()
             moved = self.box.broker.busy or not self.are_quiet(lasting)
-        wait = self.worker.step()
-        self.clock.now += wait.seconds or 0.0
-        return moved or wait.seconds is not None
+        return self.uplink.step() or moved
 
     def are_quiet(self, devices: list[Device]) -> bool:
         """Whether these have nothing left that is unfinished."""
         return all(device.is_quiet for device in devices)
 
-    def _check_far_end(self) -> None:
-        wanted = self.wanted()
-        assert self.far.state.applied == wanted, first_difference(self.far.state.applied, wanted)
+    def check_wills(self) -> None:
+        self.wills.check()
 
-    def wanted(self) -> list[tuple[int, int, bytes]]:
-        """What the far end must have been told: (seq, number of the operation, operation)."""
-        wanted: list[tuple[int, int, bytes]] = []
-        for row in self.model.rows:
-            topic, payload = row[6].text if row[6] else "", row[8] or b""
-            numbers = [2] if row[4] == PUBLISH and row[7] & 3 else [] if row[4] == PUBLISH else [1]
-            if topic.startswith("b/"):
-                numbers.insert(0, 1)
-            made = [operation(number, row[4], row[5].text, topic, payload) for number in numbers]
-            wanted += [(row[0], number, data) for number, data in enumerate(made)]
-        return wanted
-
-    def _check_retained(self) -> None:
+    def check_retained(self) -> None:
         checker = self.box.device("checker")
         self.box.settle()
         checker.subscribe("#", 0)
         self.box.settle()
         got = {topic: payload for topic, flags, _, payload in checker.messages() if flags & 1}
         assert got == self.model.retained(), f"retained are {got}, should be {self.model.retained()}"
-
-
-def first_difference(found: list[tuple[int, int, bytes]], wanted: list[tuple[int, int, bytes]]) -> str:
-    for number, (one, other) in enumerate(zip(found, wanted, strict=False)):
-        if one != other:
-            return f"at {number}: {one} instead of {other}"
-    return f"{len(found)} operations instead of {len(wanted)}"

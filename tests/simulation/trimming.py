@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tidegate.gateway.trimming import Trimming, lowest_cursor
 from tidegate.store.trim import Trim
-from tidegate.uplink.progress import cursors
+from tidegate.uplink.progress import held
 
 from tests.uplink.far_end import FarEnd
 
 from .simulation import Box, Simulation
+from .uplink import Uplink
 
 AGE = 3_000
 
@@ -22,14 +23,19 @@ class Forgiving(FarEnd):
     def restore(self) -> None: ...
 
 
+class TrimmedUplink(Uplink):
+    far_type = Forgiving
+    trims = True
+
+
 class TrimmedSimulation(Simulation):
     """See the module."""
+
+    uplink_type = TrimmedUplink
 
     def __init__(self, directory: Path, seed: int) -> None:
         self._directory = directory
         super().__init__(directory, seed)
-        self.far = Forgiving(self.chance)
-        self.worker = self._start_worker()
 
     def weights(self) -> tuple[list[Callable[[], None]], list[int]]:
         steps, weights = super().weights()
@@ -49,4 +55,5 @@ class TrimmedSimulation(Simulation):
         self._trimming.start()
 
     def _floor(self) -> int:
-        return lowest_cursor(self.box.broker, cursors(self._directory).values() or [0])
+        """As the gateway has it: by the pools that the broker knows of."""
+        return lowest_cursor(self.box.broker, held(self._directory, self.uplink.named))

@@ -6,8 +6,9 @@ with the batch. All its chances come from one seeded generator, so a seed repeat
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -27,13 +28,16 @@ class State:
 class FarEnd:
     """`bad` operations are refused one by one; `poison` makes a whole batch refused without saying which."""
 
-    def __init__(self, chance: random.Random, bad: Collection[bytes] = (), poison: Collection[bytes] = ()) -> None:
+    def __init__(self, chance: random.Random, bad: Container[bytes] = (), poison: Container[bytes] = ()) -> None:
         self.state = State()
         self.calm = False
         self.is_cut = False
         self._chance = chance
-        self._bad = frozenset(bad)
-        self._poison = frozenset(poison)
+        self.ever_refused: set[tuple[int, bytes]] = set()
+        """(seq, operation) of everything that was refused, alone or with the rest of its entry."""
+        self.restores = 0
+        self._bad = bad
+        self._poison = poison
         self._late: list[Batch] = []
         self._backup = deepcopy(self.state)
 
@@ -46,7 +50,8 @@ class FarEnd:
         if self.calm:
             return
         if self._late and self._chance.random() < 0.5:
-            self.apply(self._late.pop(self._chance.randrange(len(self._late))))
+            with contextlib.suppress(Rejected):  # nobody waits for this answer any more
+                self.apply(self._late.pop(self._chance.randrange(len(self._late))))
         dice = self._chance.random()
         if dice < 0.02:
             self._backup = deepcopy(self.state)
@@ -63,6 +68,7 @@ class FarEnd:
     def restore(self) -> None:
         """Go back to the last backup."""
         self.state = deepcopy(self._backup)
+        self.restores += 1
 
     def write(self, batch: Batch) -> list[Refusal] | None:
         """Apply a batch, or seem to: the request is lost, comes late, or its answer is lost."""
@@ -84,14 +90,17 @@ class FarEnd:
         if self.state.marks.get(key, Mark()) != batch.expected:
             return None
         if any(operation.packed.data in self._poison for operation in batch.operations):
+            if len({operation.seq for operation in batch.operations}) == 1:
+                self.ever_refused |= {(operation.seq, operation.packed.data) for operation in batch.operations}
             raise Rejected("something in here is poison")
         self.state.marks[key] = Mark(batch.through)
         refusals: list[Refusal] = []
         for operation in batch.operations:
             if operation.packed.data in self._bad:
-                refusal = Refusal(batch.epoch, operation.seq, operation.number, "bad")
+                refusal = Refusal(batch.epoch, operation.seq, operation.number, "bad", operation.packed.data)
                 self.state.refused[batch.gateway, batch.epoch, operation.seq, operation.number] = refusal
                 refusals.append(refusal)
+                self.ever_refused.add((operation.seq, operation.packed.data))
             else:
                 self.state.applied.append((operation.seq, operation.number, operation.packed.data))
         return refusals
