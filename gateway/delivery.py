@@ -89,7 +89,7 @@ class Delivery(Outlet):
         packets: dict[int, tuple[bytes, bytes]] = {}
         message_qos = flags & QOS_MASK
         expiring = b"\x02" in properties
-        too_late = expiring and self._expired(properties, at)  # the commit took long
+        too_late = expiring and self._expired(properties, at, mono, run)  # the commit took long
         for target in topic.targets:
             if seq and seq <= target.since:
                 before = self._router.match(target.session, topic, seq)
