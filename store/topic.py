@@ -76,9 +76,7 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 def filters_overlap(one: str, other: str) -> bool:
-    """Whether some topic is matched by both filters; an empty one stands for every topic."""
-    if not one or not other:
-        return True
+    """Whether some topic is matched by both filters."""
     ours, theirs = one.split("/"), other.split("/")
     wild = ("#", "+")
     if any(a[0] in wild and b[0].startswith("$") for a, b in ((ours, theirs), (theirs, ours))):

@@ -57,13 +57,14 @@ _TEXTS = {"commands": "command", "sql": "statement", "cql": "statement"}
 class Rule:
     """One hook rule. Exactly one of `function`, `commands` and `statements` says what is done.
 
-    `topic_filter` is empty for every topic, those with `$` included.
+    A rule without a topic is for every topic, those with `$` included: then `everywhere` is true and the filter is `#`.
     """
 
     kind: int
     event: str
     number: int
     topic_filter: str
+    everywhere: bool
     function: str
     commands: tuple[Command, ...]
     statements: tuple[str, ...]
@@ -97,7 +98,7 @@ class Rule:
 
     def concerns(self, topic: str) -> bool:
         """Whether an entry of this kind with this topic is the rule's. A subscription's filter counts as if it were a topic."""
-        if not topic or not self.topic_filter:
+        if not topic or self.everywhere:
             return True
         if self.kind in _FILTERS and topic.startswith("$share/"):
             topic = topic.split("/", 2)[2]
@@ -165,7 +166,7 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
 def _want(rule: Rule) -> Want:
     stores = rule.function == "on_message_publish"
     retained = rule.function in ("on_message_retain", "on_retain_delete")
-    return Want(rule.kind, rule.topic_filter, 1 if stores else 0, retained)
+    return Want(rule.kind, "" if rule.everywhere else rule.topic_filter, 1 if stores else 0, retained)
 
 
 class _Reader:
@@ -212,8 +213,8 @@ class _Reader:
             return None
         self._warn_of_no_effect(raw, event, function)
         return Rule(
-            EVENTS[event], event, raw.number, topic, function, commands, statements, pool, expired_time, count, time_range,
-            payload_format, self._file, raw.line,
+            EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements, pool,
+            expired_time, count, time_range, payload_format, self._file, raw.line,
         )  # fmt: skip
 
     def _belongs(self, raw: RawRule) -> bool:
@@ -277,9 +278,7 @@ class _Reader:
         return tuple(commands)
 
     def _topic(self, raw: RawRule) -> str:
-        if "topic" not in raw.body:
-            return ""
-        topic = raw.body["topic"]
+        topic = raw.body.get("topic", "#")
         if not isinstance(topic, str):
             self._fail(raw, '"topic" is a text, a topic filter such as "sensor/#"')
         elif fault := topic_filter_fault(topic):
@@ -343,7 +342,8 @@ class _Reader:
         stores = [rule for rule in rules if rule.function == "on_message_store"]
         for rule in (rule for rule in rules if rule.function == "on_message_publish"):
             for store in stores:
-                if store.pool == rule.pool and filters_overlap(store.topic_filter, rule.topic_filter):
+                everywhere = store.everywhere or rule.everywhere
+                if store.pool == rule.pool and (everywhere or filters_overlap(store.topic_filter, rule.topic_filter)):
                     text = f"on_message_store of line {store.line} stores the same messages as on_message_publish here"
                     self._warn(rule.line, f"{text}: each is stored once; take one of the two rules out")
 

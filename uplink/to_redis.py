@@ -36,10 +36,10 @@ from .backend import Batch, Mark, Packed, Refusal
 from .errors import Misconfigured, NotConnected, Rejected
 from .pools import Pool
 from .redis_actions import actions, gap_action, pack, unpack
-from .redis_multi import write_in_transaction
+from .redis_multi import show, write_in_transaction
 from .redis_script import ENVIRONMENT, RIGHTS, SHA, SOURCE
 
-__all__ = ["actions", "connect", "gap_action"]
+__all__ = ["actions", "connect", "gap_action", "show"]
 
 _MARK = re.compile(r"(\d+)(?:\+(\d+))?")
 _NO_SCRIPTS = "no right to run scripts: batches go through WATCH and MULTI, which is slower"

@@ -75,6 +75,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
         "restore",
         "salvage",
         "dead",
+        "rules",
         "passwd",
         "service",
         "demo",

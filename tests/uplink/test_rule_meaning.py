@@ -133,11 +133,12 @@ def test_a_rule_concerns_topics_and_subscriptions(
 
 # -- properties ------------------------------------------------------------------------------------------------------
 
-WORDS = """
+_WORDS = """
 backend redis mysql cassa ecql hook pool1 server password message publish session subscribed 1 127.0.0.1:6379 topic action
 function commands sql on_message_publish ${topic} # + a/b $share/g/x expired_time offline_opts time_range 2h null true -1
 1e400 \\ud800
-""".split()
+"""
+WORDS = _WORDS.split()
 MARKS = [".", "=", " = ", "{", "}", "[", "]", ":", ",", '"', "\n", " ", "\x00", "\ufeff", "\u2028", "'"]
 PIECES = st.lists(st.sampled_from(WORDS + MARKS), max_size=60).map(lambda pieces: "".join(pieces).encode())
 BODIES = st.recursive(

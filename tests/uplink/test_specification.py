@@ -103,7 +103,7 @@ def test_rules_keep_their_options_and_order(tmp_path: Path) -> None:
     redis = load_text(tmp_path, "redis", block("redis")).rules
     assert [rule.name for rule in redis[:3]] == ["client.connected.1", "client.connected.3", "client.disconnected.1"]
     assert [rule.expired_time for rule in redis if rule.event == "message.publish"] == [3600, 3600, None]
-    assert [rule.topic_filter for rule in redis if rule.event == "session.subscribed"] == ["queue/#", "pubsub/#", ""]
+    assert [rule.topic_filter for rule in redis if rule.event == "session.subscribed"] == ["queue/#", "pubsub/#", "#"]
     fetch = next(rule for rule in load_text(tmp_path, "mongo", block("mongo")).rules if rule.function == "on_message_fetch")
     assert (fetch.max_returned_count, fetch.time_range) == (500, 7200)
     statement = next(rule for rule in load_text(tmp_path, "cassa", block("cassa")).rules if rule.statements)
