@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.log import Name
-from tidegate.store.topic import FilterTree
+from tidegate.store.topic import FilterTree, without_share
 
 from .mqtt.decoding import topic_name
 from .session import Session, Subscription
@@ -121,7 +121,7 @@ class Router:
         """Whether a rule wants entries of this kind (for this topic or filter taken as a topic)."""
         if kind not in self._kinds:
             return False
-        return topic is None or any(want.kind == kind for want in self._wants_of(topic))
+        return topic is None or any(want.kind == kind for want in self._wants_of(without_share(topic)))
 
     def _wants_of(self, topic: str) -> Iterator[Want]:
         yield from self._wants_everywhere

@@ -75,6 +75,11 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(have)
 
 
+def without_share(topic_filter: str) -> str:
+    """The filter of a shared subscription without `$share/NAME/`; any other as it is."""
+    return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
+
+
 def filters_overlap(one: str, other: str) -> bool:
     """Whether some topic is matched by both filters."""
     ours, theirs = one.split("/"), other.split("/")

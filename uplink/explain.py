@@ -25,6 +25,7 @@ _VIEWS = {
     "on_client_connected": "mqtt_client",
     "on_client_disconnected": "mqtt_client",
     "on_message_publish": "mqtt_msg",
+    "on_message_store": "mqtt_msg",
     "on_message_retain": "mqtt_retain",
     "on_retain_delete": "mqtt_retain",
 }
@@ -111,6 +112,8 @@ def _verdict(backend: str, rule: Rule, entry: Entry, fault: str, writes: Sequenc
     if writes:
         return Verdict(rule, backend, SENDS, "", writes)
     reason = why_nothing(rule.function, entry)
+    if not reason and rule.function == "on_message_publish" and backend != "sqlite":
+        reason = "on_message_store of another rule stores it already"
     if backend == "sqlite" and not reason:
         view = _VIEWS.get(rule.function)
         how = f"its log holds it, to be read in the view {view}" if view else "the broker does it with its own log"

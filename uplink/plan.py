@@ -44,6 +44,11 @@ class Plan:
             self._known.clear()
         found = self._gap
         if kind != GAP:
-            found = tuple((rule.target, action) for rule, action in self._actions if rule.kind == kind and rule.concerns(topic))
+            rules = [(rule, action) for rule, action in self._actions if rule.kind == kind and rule.concerns(topic)]
+            stored = any(rule.function == "on_message_store" for rule, _ in rules)
+            found = tuple(
+                # What both would store is stored once.
+                (rule.target, action) for rule, action in rules if not (stored and rule.function == "on_message_publish")
+            )  # fmt: skip
         self._known[kind, topic] = found
         return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
-from tidegate.store.topic import filters_overlap, matches, topic_filter_fault
+from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, without_share
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
@@ -100,9 +100,7 @@ class Rule:
         """Whether an entry of this kind with this topic is the rule's. A subscription's filter counts as if it were a topic."""
         if not topic or self.everywhere:
             return True
-        if self.kind in _FILTERS and topic.startswith("$share/"):
-            topic = topic.split("/", 2)[2]
-        return matches(self.topic_filter, topic)
+        return matches(self.topic_filter, without_share(topic) if self.kind in _FILTERS else topic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +295,7 @@ class _Reader:
         return str(pool)
 
     def _expired_time(self, raw: RawRule, function: str) -> int | None:
-        default = EXPIRED_TIME.get(self._backend) if function == "on_message_publish" else None
+        default = EXPIRED_TIME.get(self._backend) if function in ("on_message_publish", "on_message_store") else None
         value = raw.body.get("expired_time", default)
         if value is not None and (not _is_count(value) or value == 0):
             self._fail(raw, f'"expired_time" is a number of seconds greater than 0, at most {MAX_SECONDS}')

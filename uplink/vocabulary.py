@@ -50,9 +50,10 @@ FUNCTION_ALIASES = {"on_subscription_lookup": "on_subscribe_lookup"}
 BACKEND_FUNCTIONS = {"influxdb": ("on_message_publish",), "opentsdb": ("on_message_publish",)}
 """Backend -> the functions it has, where these are not all: a time series holds nothing that could be read back."""
 
-WRITING = frozenset(
-    ("on_client_connected", "on_client_disconnected", "on_message_publish", "on_message_retain", "on_retain_delete")
-)
+_WRITING = """
+on_client_connected on_client_disconnected on_message_publish on_message_store on_message_retain on_retain_delete
+"""
+WRITING = frozenset(_WRITING.split())
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
 
@@ -73,7 +74,7 @@ OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "payload_format": ("mong
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 
 EXPIRED_TIME = {"redis": 7200, "sqlite": 604_800}
-"""Default `expired_time` of `on_message_publish` in seconds, where it has a meaning."""
+"""Default `expired_time` of stored messages in seconds, where it has a meaning."""
 
 
 @dataclass(frozen=True, slots=True)

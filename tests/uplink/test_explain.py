@@ -174,6 +174,13 @@ def test_a_backend_of_a_later_version_says_so() -> None:
     assert by_name(verdicts)["message.publish.1"] == (NOT_BUILT, "the backend opentsdb comes with a later version")
 
 
+def test_what_two_rules_would_store_is_stored_by_one(tmp_path: Path) -> None:
+    store = RULE.replace("publish.1", "publish.2").replace("on_message_publish", "on_message_store")
+    found = by_name(explained(read(tmp_path, SERVER + RULE + store), entry()))
+    assert found["message.publish.1"] == (NOTHING, "on_message_store of another rule stores it already")
+    assert found["message.publish.2"] == (SENDS, "")
+
+
 def test_a_driver_that_is_missing_is_named(tmp_path: Path) -> None:
     def find(name: str) -> Backend:
         raise ModuleNotFoundError(f"No module named '{name}'")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tidegate.gateway.routing import Router
 from tidegate.store.topic import FilterTree, filters_overlap, topic_filter_fault, topic_name_fault
 from tidegate.uplink.conf import Mistake
-from tidegate.uplink.rule import load
-from tidegate.uplink.vocabulary import POOL_KEYS
+from tidegate.uplink.rule import load, wants
+from tidegate.uplink.vocabulary import EVENTS, POOL_KEYS
 
 from .test_rule import RULE, SERVER, read
 
@@ -190,6 +191,18 @@ def test_a_rule_s_filter_matches_as_a_subscription_of_the_broker_does(topic_filt
     tree: FilterTree[str, None] = FilterTree()
     tree.put(topic_filter, "subscriber", None)
     assert rule.concerns(topic) is bool(list(tree.find(topic)))
+
+
+@given(
+    FILTERS, FILTERS, st.sampled_from(["", "$share/group/"]), st.sampled_from(["session.subscribed", "session.unsubscribed"])
+)
+def test_the_broker_logs_the_subscriptions_that_concern_a_rule(one: str, other: str, share: str, event: str) -> None:
+    line = f'backend.redis.hook.{event}.1 = {{"topic": "{one}", "action": {{"commands": "INCR x"}}, "pool": "pool1"}}\n'
+    with tempfile.TemporaryDirectory() as directory:
+        file = read(Path(directory), SERVER + line)
+    router = Router()
+    router.set_wants(wants([file]))
+    assert router.wanted(EVENTS[event], share + other) is file.rules[0].concerns(share + other)
 
 
 @given(FILTERS, FILTERS, TOPICS)
