@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from tidegate.gateway import cli_rules
 from tidegate.uplink.backend import Shown
+from tidegate.uplink.vocabulary import FUNCTIONS, PLACEHOLDERS
 
 from tests.support.gateway import Gateway
 from tests.support.ports import free_port
@@ -255,3 +258,47 @@ def test_help_tells_what_there_is() -> None:
         assert done.returncode == 0
         for word in words:
             assert word in done.stdout
+
+
+# -- the page about them ---------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rules.md").read_text()
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The table under a heading, cell by cell."""
+    table = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if line.startswith("| `")]
+
+
+def test_the_page_names_every_event_with_what_it_offers() -> None:
+    found = {}
+    for names, _, offered in rows_of("Events, and what they offer"):
+        for event in re.findall(r"`([\w.]+)`", names):
+            found[event] = set(re.findall(r"\w+", re.sub(r"\(.*?\)|;.*", "", offered)))
+    assert found.pop("message.delivered") == found["message.deliver"]
+    assert found == {event: set(names) for event, names in PLACEHOLDERS.items()}
+
+
+def test_the_page_names_every_function_with_its_events() -> None:
+    found = {}
+    for names, events, _ in rows_of("Functions"):
+        for function in re.findall(r"`(\w+)`", names):
+            found[function] = set(re.findall(r"`([\w.]+)`", events))
+    assert set(found) == set(FUNCTIONS)
+    assert all(set(events) <= found[name] for name, events in FUNCTIONS.items())
+
+
+def test_the_example_of_the_page_is_read(conf: Path) -> None:
+    (example,) = re.findall(r"```conf\n(.*?)```", PAGE, re.DOTALL)
+    (conf / "emqx_backend_redis.conf").write_text(example)
+    assert [line.split()[1] for line in lines(rules(conf, "list"))[1:3]] == ["message.publish.1", "message.publish.2"]
+
+
+def test_the_commands_of_the_page_work(conf: Path) -> None:
+    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    (conf / "payload.bin").write_bytes(b"\x00")
+    for command in commands.splitlines():
+        tidegate, group, name, *arguments = shlex.split(command, comments=True)
+        assert (tidegate, group) == ("tidegate", "rules")
+        lines(rules(conf, name, *[argument.replace("@", f"@{conf}/") for argument in arguments]))
