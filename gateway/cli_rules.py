@@ -337,12 +337,15 @@ def _print_answer(event: str, entry: Any, verdicts: Sequence[Any]) -> None:
 
 
 def print_write(shown: Any) -> None:
+    """One command in a line; or a statement, and under it what is bound."""
+    from .status import printable
+
     values = [_quoted(value) for value in shown.values]
     condition = f"   ({shown.condition})" if shown.condition else ""
     if not shown.statement:
         click.echo(f"    {' '.join(values)}{condition}")
         return
-    click.echo(f"    {shown.statement}{condition}")
+    click.echo(f"    {printable(shown.statement)}{condition}")
     for number, value in enumerate(values, 1):
         click.echo(f"        {number}: {value}")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tidegate.store.entry import Entry
+from tidegate.store.topic import without_share
 
 from .backend import Backend, Shown
 from .plan import Plan
@@ -138,6 +139,6 @@ def why_nothing(function: str, entry: Entry) -> str:
 
 
 def _hint(rule: Rule, entry: Entry) -> str:
-    if entry.topic.startswith("$") and rule.topic_filter[0] in "#+":
+    if without_share(entry.topic).startswith("$") and rule.topic_filter[0] in "#+":
         return ": # and + do not stand for topics that begin with $"
     return ""

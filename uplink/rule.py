@@ -89,7 +89,10 @@ class Rule:
     @property
     def action(self) -> str:
         """What it does, in a few words: its function, or its first command or statement."""
-        return self.function or (self.commands[0].text if self.commands else self.statements[0])
+        if self.function:
+            return self.function
+        first = (self.commands or self.statements)[0]
+        return first if isinstance(first, str) else first.text
 
     @property
     def target(self) -> str:
