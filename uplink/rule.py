@@ -40,7 +40,6 @@ from .vocabulary import (
     PAYLOAD_FORMATS,
     POOL_KEYS,
     RULE_OPTIONS,
-    SECRET_KEYS,
     WITHOUT_TOPIC,
     placeholders,
 )
@@ -50,7 +49,6 @@ __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
-_TEXTS = {"commands": "command", "sql": "statement", "cql": "statement"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +131,7 @@ def load(path: Path, backend: str) -> RuleFile:
         )
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
-    _warn_of_open_credentials(raw, path, pools)
+    _warn_of_open_credentials(raw, path, backend)
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
     raw.tell_defects(str(path))
@@ -275,7 +273,7 @@ class _Reader:
             except TemplateFault as fault:
                 hint = nearest(fault.unknown, known) if fault.unknown else ""
                 # The arguments stay unsaid: one of them may be a password.
-                self._fail(raw, f'{_TEXTS[key]} "{" ".join(text.split()[:1])}": {fault}{hint}')
+                self._fail(raw, f'{key.removesuffix("s")} "{" ".join(text.split()[:1])}": {fault}{hint}')
         return tuple(commands)
 
     def _topic(self, raw: RawRule) -> str:
@@ -387,8 +385,9 @@ def _check_use(raw: Raw, file: str, backend: str, pools: list[Pool]) -> None:
             raw.warnings.append(Mistake(file, line, f"no rule names {name}, so nothing goes there"))
 
 
-def _warn_of_open_credentials(raw: Raw, path: Path, pools: list[Pool]) -> None:
-    lines = [setting.line for setting in raw.settings if setting.key in SECRET_KEYS and setting.value]
+def _warn_of_open_credentials(raw: Raw, path: Path, backend: str) -> None:
+    secrets = [name for name, key in POOL_KEYS[backend].items() if key.kind == "secret"]
+    lines = [setting.line for setting in raw.settings if setting.key in secrets and setting.value]
     if not lines:
         return
     try:

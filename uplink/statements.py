@@ -24,6 +24,6 @@ def check_statement(text: str, known: Sequence[str]) -> None:
         if part["open"]:
             raise TemplateFault("a placeholder has no closing brace")
         if part["quoted"] and "${" in part["quoted"]:
-            raise TemplateFault("a placeholder is a value of its own: write it without quotes around it")
+            raise TemplateFault("a placeholder stands inside quotes: write it without them, it is bound as a value")
         if part["name"] is not None and part["name"] not in known:
             raise TemplateFault(f"unknown placeholder ${{{part['name']}}}", unknown=part["name"])

@@ -79,7 +79,7 @@ EXPIRED_TIME = {"redis": 7200, "sqlite": 604_800}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A pool key: how its value is read (`text`, `number`, `flag`, `seconds`, `servers`, `choice`) and its default."""
+    """A pool key: its default, and how its value is read, by the words of `pools._value`."""
 
     kind: str = "text"
     default: object = ""
@@ -88,7 +88,7 @@ class Key:
 
 def _keys(names: str) -> dict[str, Key]:
     """Keys of a backend that comes later: known by name, any value."""
-    return {name: Key() for name in names.split()}
+    return {name: Key("secret" if name.endswith(("password", "secret_access_key")) else "text") for name in names.split()}
 
 
 POOL_KEYS: dict[str, dict[str, Key]] = {
@@ -96,10 +96,15 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "type": Key("choice", "single", ("single", "sentinel", "cluster")),
         "server": Key("servers", (("127.0.0.1", 6379),)),
         "sentinel": Key(),
+        "sentinel_password": Key("secret"),
         "database": Key("number", 0),
         "username": Key(),
-        "password": Key(),
-        "password_file": Key(),
+        "password": Key("secret"),
+        "password_file": Key("secret_file"),
+        "ssl": Key("flag", False),
+        "cacertfile": Key("file"),
+        "certfile": Key("file"),
+        "keyfile": Key("file"),
         "channel": Key("text", "mqtt_channel"),
         "timeout": Key("seconds", 10.0),
         "pool_size": Key("number", 8),
@@ -116,9 +121,6 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
     "opentsdb": _keys("server pool_size summary details sync sync_timeout max_batch_size"),
 }
 """Backend -> key -> how it is read. Backends that come later take any value."""
-
-SECRET_KEYS = ("password", "aws_secret_access_key")
-"""Keys whose value is never shown."""
 
 BUILT = ("redis", "sqlite")
 """Backends whose values are checked and whose rules do their work in this version."""

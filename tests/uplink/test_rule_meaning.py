@@ -25,8 +25,8 @@ STATEMENTS = [
     ("message.publish", "insert into t values (${paylod})", 'unknown placeholder ${paylod}; did you mean "payload"?'),
     ("client.connected", "insert into t values (${topic})", "unknown placeholder ${topic}; known: clientid"),
     ("message.publish", "insert into t values (${message})", "unknown placeholder ${message}"),
-    ("message.publish", "insert into t values ('${payload}')", "write it without quotes around it"),
-    ("message.publish", "insert into t values ('it''s ${payload}')", "write it without quotes around it"),
+    ("message.publish", "insert into t values ('${payload}')", "write it without them, it is bound as a value"),
+    ("message.publish", "insert into t values ('it''s ${payload}')", "write it without them, it is bound as a value"),
     ("message.publish", "insert into t values (${payload)", "a placeholder has no closing brace"),
 ]
 
@@ -35,7 +35,7 @@ STATEMENTS = [
 def test_a_statement_s_placeholders_are_checked_when_it_is_read(tmp_path: Path, event: str, statement: str, words: str) -> None:
     file = read(tmp_path, SQL.format(event=event, sql=json.dumps([statement])), "mysql")
     (mistake,) = [mistake for mistake in file.mistakes if mistake.line]
-    assert (mistake.line, mistake.text.startswith('statement "insert": ')) == (2, True)
+    assert (mistake.line, mistake.text.startswith('sql "insert": ')) == (2, True)
     assert words in mistake.text
 
 
