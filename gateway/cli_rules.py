@@ -141,7 +141,7 @@ def _row(file: Any, rule: Any) -> dict[str, Any]:
 def _named(backend: str, rule: Any) -> dict[str, Any]:
     """The rule as the file has it, with the options that change what its function does."""
     kind = "function" if rule.function else "commands" if rule.commands else "sql"
-    action = rule.function or [str(getattr(one, "text", one)) for one in rule.commands or rule.statements]
+    action = rule.function or [one.text for one in rule.commands or rule.statements]
     options = {"expired_time": rule.expired_time} if rule.expired_time else {}
     if rule.function.startswith("on_message_fetch"):
         options |= {"max_returned_count": rule.max_returned_count, "time_range": rule.time_range}

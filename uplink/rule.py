@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
 from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, without_share
@@ -22,7 +22,7 @@ from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, w
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .pools import Pool, read_pools
-from .statements import check_statement
+from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
     BACKEND_FUNCTIONS,
@@ -33,6 +33,7 @@ from .vocabulary import (
     FUNCTION_ALIASES,
     FUNCTIONS,
     LATER,
+    LATER_OF,
     MAX_SECONDS,
     OFFLINE_OPTIONS,
     OPTION_BACKENDS,
@@ -46,6 +47,7 @@ from .vocabulary import (
 
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
+T = TypeVar("T")
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
@@ -65,7 +67,9 @@ class Rule:
     everywhere: bool
     function: str
     commands: tuple[Command, ...]
-    statements: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    works: bool
+    """False for functions that a later version brings."""
     pool: str
     expired_time: int | None
     max_returned_count: int
@@ -75,11 +79,6 @@ class Rule:
     line: int
 
     @property
-    def works(self) -> bool:
-        """False for functions that a later version brings."""
-        return self.function not in LATER
-
-    @property
     def name(self) -> str:
         """As the file names it: `message.publish.1`."""
         return f"{self.event}.{self.number}"
@@ -87,10 +86,7 @@ class Rule:
     @property
     def action(self) -> str:
         """What it does, in a few words: its function, or its first command or statement."""
-        if self.function:
-            return self.function
-        first = (self.commands or self.statements)[0]
-        return first if isinstance(first, str) else first.text
+        return self.function or (self.commands or self.statements)[0].text
 
     @property
     def target(self) -> str:
@@ -212,8 +208,9 @@ class _Reader:
             return None
         self._warn_of_no_effect(raw, event, function)
         return Rule(
-            EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements, pool,
-            expired_time, count, time_range, payload_format, self._file, raw.line,
+            EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements,
+            function not in LATER_OF.get(self._backend, LATER), pool, expired_time, count, time_range, payload_format,
+            self._file, raw.line,
         )  # fmt: skip
 
     def _belongs(self, raw: RawRule) -> bool:
@@ -227,8 +224,8 @@ class _Reader:
             return False
         return True
 
-    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[str, ...]]:
-        nothing: tuple[str, tuple[Command, ...], tuple[str, ...]] = ("", (), ())
+    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[Statement, ...]]:
+        nothing: tuple[str, tuple[Command, ...], tuple[Statement, ...]] = ("", (), ())
         allowed = ACTION_KEYS.get(self._backend, DEFAULT_ACTION_KEYS)
         action = raw.body.get("action")
         if not isinstance(action, dict) or len(action) != 1:
@@ -244,8 +241,9 @@ class _Reader:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             self._fail(raw, f'"{key}" is a list of texts')
             return nothing
-        commands = self._templates(raw, event, key, texts)
-        return "", commands, () if key == "commands" else tuple(texts)
+        if key == "commands":
+            return "", self._compiled(raw, event, key, texts, compile_command), ()
+        return "", (), self._compiled(raw, event, key, texts, compile_statement)
 
     def _function(self, raw: RawRule, event: str, value: Any) -> str:
         name = FUNCTION_ALIASES.get(value, value) if isinstance(value, str) else ""
@@ -260,21 +258,19 @@ class _Reader:
             self._fail(raw, f"{name} belongs to {' or '.join(FUNCTIONS[name])}, not to {event}")
         return name
 
-    def _templates(self, raw: RawRule, event: str, key: str, texts: list[str]) -> tuple[Command, ...]:
-        """Check the texts of the user's own commands or statements; commands are compiled as well."""
+    def _compiled(
+        self, raw: RawRule, event: str, key: str, texts: list[str], compile_text: Callable[[str, Sequence[str]], T]
+    ) -> tuple[T, ...]:
         known = placeholders(self._backend, event or "message.publish")
-        commands: list[Command] = []
+        found: list[T] = []
         for text in texts:
             try:
-                if key == "commands":
-                    commands.append(compile_command(text, known))
-                else:
-                    check_statement(text, known)
+                found.append(compile_text(text, known))
             except TemplateFault as fault:
                 hint = nearest(fault.unknown, known) if fault.unknown else ""
                 # The arguments stay unsaid: one of them may be a password.
                 self._fail(raw, f'{key.removesuffix("s")} "{" ".join(text.split()[:1])}": {fault}{hint}')
-        return tuple(commands)
+        return tuple(found)
 
     def _topic(self, raw: RawRule) -> str:
         topic = raw.body.get("topic", "#")

@@ -56,6 +56,8 @@ on_client_connected on_client_disconnected on_message_publish on_message_store o
 WRITING = frozenset(_WRITING.split())
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
+LATER_OF: dict[str, frozenset[str]] = {}
+"""The same for a backend that is further."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "payload_format")
 OFFLINE_OPTIONS = ("max_returned_count", "time_range")

@@ -40,10 +40,10 @@ def test_a_statement_s_placeholders_are_checked_when_it_is_read(tmp_path: Path, 
 
 
 def test_a_statement_alone_is_a_list_of_one(tmp_path: Path) -> None:
-    statement = "insert into t values ('it''s', ${payload}) -- ${nothing}"
+    statement = "insert into t values ('it''s', ${payload}) -- a comment"
     file = read(tmp_path, SQL.format(event="message.publish", sql=json.dumps(statement)), "mysql")
     assert [mistake for mistake in file.mistakes if mistake.line] == []
-    assert [rule.statements for rule in file.rules] == [(statement,)]
+    assert [[one.text for one in rule.statements] for rule in file.rules] == [[statement]]
 
 
 def test_a_time_series_has_one_function(tmp_path: Path) -> None:
@@ -149,10 +149,15 @@ BODIES = st.recursive(
     ),
     max_leaves=8,
 )
+TEXTS = st.text(st.sampled_from("${}'\"`;-/* topic\n\0é"), max_size=20)
+ACTIONS = st.builds(
+    lambda key, texts: {"action": {key: texts}, "pool": "pool1"}, st.sampled_from(["sql", "commands", "cql"]), st.lists(TEXTS)
+)
 LINES = st.builds(
-    lambda event, body: f"backend.redis.hook.{event}.1 = {json.dumps(body)}\n".encode(errors="replace"),
+    lambda backend, event, body: f"backend.{backend}.hook.{event}.1 = {json.dumps(body)}\n".encode(errors="replace"),
+    st.sampled_from(["redis", "mysql", "cassa"]),
     st.sampled_from(["message.publish", "session.subscribed", "client.connected", "x"]),
-    BODIES,
+    BODIES | ACTIONS,
 )
 FILES = st.lists(st.binary(max_size=80) | PIECES | LINES, max_size=5).map(b"\n".join)
 

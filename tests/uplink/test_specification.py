@@ -107,7 +107,7 @@ def test_rules_keep_their_options_and_order(tmp_path: Path) -> None:
     fetch = next(rule for rule in load_text(tmp_path, "mongo", block("mongo")).rules if rule.function == "on_message_fetch")
     assert (fetch.max_returned_count, fetch.time_range) == (500, 7200)
     statement = next(rule for rule in load_text(tmp_path, "cassa", block("cassa")).rules if rule.statements)
-    assert statement.statements == ("insert into conn(clientid) values(${clientid})",)
+    assert [one.text for one in statement.statements] == ["insert into conn(clientid) values(${clientid})"]
 
 
 def test_the_last_of_repeated_rules_is_in_force(tmp_path: Path) -> None:
