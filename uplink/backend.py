@@ -127,6 +127,6 @@ class Backend(Protocol):
 class Showing(Backend, Protocol):
     """A backend that can say what its writes are."""
 
-    def show(self, packed: Packed) -> Sequence[Shown]:
-        """The commands or statements of one write."""
+    def show(self, packed: Packed, pool: Pool) -> Sequence[Shown]:
+        """The commands or statements of one write, as this pool would get them."""
         ...

@@ -16,6 +16,7 @@ from tidegate.store.topic import without_share
 
 from .backend import Backend, Shown
 from .plan import Plan
+from .pools import Pool
 from .rule import Rule, RuleFile
 from .vocabulary import BUILT, EVENTS
 
@@ -85,16 +86,16 @@ def _written(file: RuleFile, entry: Entry, node: str, backend: Backend) -> dict[
         rules = [rule for rule in file.rules if rule.pool == pool.name]
         lines = {rule.target: rule.line for rule in rules}
         for operation in Plan(rules, backend, node).operations(entry):
-            written.setdefault(lines[operation.target], []).extend(_show(backend, operation.packed))
+            written.setdefault(lines[operation.target], []).extend(_show(backend, operation.packed, pool))
     return written
 
 
-def _show(backend: Backend, packed: Any) -> Sequence[Shown]:
+def _show(backend: Backend, packed: Any, pool: Pool) -> Sequence[Shown]:
     show = getattr(backend, "show", None)
     if show is None:
         # A backend that cannot say more shows what the quarantine would keep.
         return [Shown("", [packed.data])]
-    shown: Sequence[Shown] = show(packed)
+    shown: Sequence[Shown] = show(packed, pool)
     return shown
 
 

@@ -67,8 +67,8 @@ def write_in_transaction(
     ]
 
 
-def show(packed: Packed) -> list[Shown]:
-    """The commands of one write; what depends on what stands in Redis says so."""
+def plain_commands(packed: Packed) -> list[Shown]:
+    """The commands of one write, for a person; what depends on what stands in Redis says so."""
     arguments = unpack(packed)
     nothing: list[Any] = [None, [], b"none"]
     made = _commands(arguments, {arguments[-2]: nothing})

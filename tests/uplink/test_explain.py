@@ -212,7 +212,7 @@ def far_end(**more: object) -> Backend:
 
 def test_a_backend_shows_its_statements_with_their_values(tmp_path: Path) -> None:
     statement = Shown("insert into t values (%s)", [b"x"])
-    with_show = far_end(show=lambda packed: [statement])
+    with_show = far_end(show=lambda packed, pool: [statement])
     (verdict,) = explain(read(tmp_path, SERVER + RULE), entry(), "barn", lambda name: with_show)
     assert (verdict.result, verdict.writes) == (SENDS, [statement])
 
