@@ -100,7 +100,8 @@ def test(
     files = _files(config)
     verdicts = [verdict for file in files for verdict in explain(file, entry, node, _find)]
     if as_json:
-        click.echo(json.dumps(_answer(event, entry, verdicts, files), indent=2, ensure_ascii=False))
+        # What is no JSON value, such as a time, is shown as its text.
+        click.echo(json.dumps(_answer(event, entry, verdicts, files), indent=2, ensure_ascii=False, default=str))
     else:
         _print_answer(event, entry, verdicts)
     _end(files, () if as_json else ("mistakes",))
@@ -352,8 +353,12 @@ def print_write(shown: Any) -> None:
 
 def _quoted(value: object) -> str:
     """A value in one line: as it is where it is plain, else in quotes with everything unprintable written out."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(_quoted, value))})"
     if not isinstance(value, (bytes, str)):
-        return repr(value)
+        return str(value)
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     return text if _PLAIN.fullmatch(text) else f'"{"".join([_escaped(character) for character in text])}"'
 

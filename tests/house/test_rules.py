@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,16 @@ def test_a_question_that_is_wrong_ends_with_2(conf: Path, arguments: tuple[str, 
 
 
 def test_a_statement_is_shown_with_what_is_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    cli_rules.print_write(Shown("insert into t values (%s, %s, %s)", ["it's", 3, b"\xff"], "unless it is there"))
+    values = ["it's", 3, b"\xff", None, datetime(2026, 1, 31, 12), ["a b", 1]]
+    cli_rules.print_write(Shown("insert into t\x1b values (%s)", values, "unless it is there"))
     assert capsys.readouterr().out.splitlines() == [
-        "    insert into t values (%s, %s, %s)   (unless it is there)",
+        "    insert into t\ufffd values (%s)   (unless it is there)",
         '        1: "it\'s"',
         "        2: 3",
         '        3: "\\xff"',
+        "        4: NULL",
+        "        5: 2026-01-31 12:00:00",
+        '        6: ("a b", 1)',
     ]
 
 
