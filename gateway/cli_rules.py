@@ -197,9 +197,11 @@ def _pool(file: Any, name: str, running: dict[str, Any] | None) -> dict[str, Any
 
 def _changed(files: Sequence[Any], running: dict[str, Any] | None) -> list[str]:
     """The files that were written after the running gateway read them."""
-    read = (running or {}).get("rules_read")
+    read = running.get("rules_read") if running else None
+    if read is None:
+        return []
     found = []
-    for file in files if read else ():
+    for file in files:
         try:
             if os.stat(file.path).st_mtime_ns // 1_000_000 > read:
                 found.append(str(file.path))

@@ -90,8 +90,8 @@ def read(path: Path) -> Raw:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raw.mistakes.append(Mistake(str(path), line, "is not UTF-8 text; save the file as UTF-8"))
+        bad = error.object.count(b"\n", 0, error.start) + 1
+        raw.mistakes.append(Mistake(str(path), bad, "is not UTF-8 text; save the file as UTF-8"))
         return raw
     except OSError as error:
         raw.mistakes.append(Mistake(str(path), 0, f"cannot be read: {error.strerror}; create it or correct its rights"))
