@@ -153,6 +153,7 @@ class App:
         from tidegate.uplink.progress import saved_wants
         from tidegate.uplink.rule import load_all, wants
 
+        read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
         for file in files:
             for warning in file.warnings:
@@ -170,6 +171,7 @@ class App:
         self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trimming.trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
+        self._rules_read = read
 
     def _listen(self, listener: Listener) -> list[str]:
         try:
@@ -384,7 +386,7 @@ class App:
 
     def _status(self) -> dict[str, Any]:
         self._tick_clock()
-        return self._snapshot.status()
+        return self._snapshot.status() | {"rules_read": self._rules_read}
 
 
 def _clock() -> tuple[int, int]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_dead, cli_doctor, cli_store
-from .cli_parts import CONFIG, DATA
+from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store
+from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
 from .config import ConfigError, find_config, load
@@ -48,7 +48,6 @@ def _output_failed() -> bool:
 
 
 VIEWS = ("mqtt_client", "mqtt_sub", "mqtt_msg", "mqtt_retain", "mqtt_acked")
-SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -227,7 +226,10 @@ def _count(things: list[str], name: str) -> str:
     return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
-for command in (cli_doctor.status, cli_doctor.doctor, cli_store.backup, cli_store.restore, cli_store.salvage, cli_dead.dead):
+for command in (
+    *(cli_doctor.status, cli_doctor.doctor, cli_store.backup, cli_store.restore, cli_store.salvage, cli_dead.dead),
+    cli_rules.rules,
+):
     main.add_command(command)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from .cli_parts import CONFIG, DATA, Failure, load_config
+from .cli_parts import CONFIG, DATA, Failure, as_json_value, load_config
 
 TAKE_UP_WAIT = 5.0
 
@@ -152,7 +152,8 @@ def edit(config_file: Path | None, data: Path | None, payload: str | None, chang
 def _in_editor(fields: dict[str, bytes]) -> dict[str, bytes]:
     """The fields as a person left them."""
     text = click.edit(
-        json.dumps({name: _text(value) for name, value in fields.items()}, indent=2, ensure_ascii=False), extension=".json"
+        json.dumps({name: as_json_value(value) for name, value in fields.items()}, indent=2, ensure_ascii=False),
+        extension=".json",
     )
     if text is None:
         raise _failure("nothing was changed in the editor: the record stays as it is")
@@ -240,9 +241,9 @@ def _as_dict(row: Any) -> dict[str, object]:
         value = getattr(row, name)
         if value and record is not None:
             kind, fields = record.describe(value)
-            values[name] = {"write": kind} | {field: _text(part) for field, part in fields.items()}
+            values[name] = {"write": kind} | {field: as_json_value(part) for field, part in fields.items()}
         else:
-            values[name] = None if not value else _text(value)
+            values[name] = None if not value else as_json_value(value)
     return values
 
 
@@ -263,7 +264,7 @@ def _entry(data: Path, row: Any) -> dict[str, object] | None:
         if (entry.seq, entry.gateway, entry.epoch) == (row.seq, row.gateway, row.epoch):
             return {
                 "clientid": entry.clientid, "topic": entry.topic, "qos": entry.qos, "retain": entry.retain,
-                "payload": _text(entry.payload), "time": _utc(entry.when),
+                "payload": as_json_value(entry.payload), "time": _utc(entry.when),
             }  # fmt: skip
     return None
 
@@ -274,13 +275,6 @@ def _record(pool: str) -> Any:
         return importlib.import_module(f"tidegate.uplink.{pool.partition('.')[0]}_record")
     except ModuleNotFoundError:
         return None
-
-
-def _text(value: bytes) -> object:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"$base64": True, "encoded": base64.b64encode(value).decode()}
 
 
 def _bytes(value: Any) -> bytes:

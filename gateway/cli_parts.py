@@ -5,6 +5,7 @@ Invariant: a user's mistake is a sentence and an exit code, 1 (it could not be d
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import click
 
 from .config import Config, ConfigError, find_config, load
+
+SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
+"""How a time is written on the command line."""
 
 
 class _Place(click.Path):
@@ -50,3 +54,11 @@ def load_config(config_file: Path | None, data: Path | None, listen: tuple[str, 
         return load(config_file or find_config(os.environ), data, listen)
     except ConfigError as error:
         raise Failure(str(error), 2) from None
+
+
+def as_json_value(value: bytes) -> object:
+    """Text where it is text, else as sqlite-utils writes bytes in JSON."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"$base64": True, "encoded": base64.b64encode(value).decode()}

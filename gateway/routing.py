@@ -9,12 +9,12 @@ Invariant: a topic whose `generation` is the router's has a route that is true n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.log import Name
-from tidegate.store.topic import FilterTree
+from tidegate.store.topic import FilterTree, without_share
 
 from .mqtt.decoding import topic_name
 from .session import Session, Subscription
@@ -100,14 +100,19 @@ class Router:
         self.topics = Topics()
         self._tree: FilterTree[Session, Subscription] = FilterTree()
         self._wants: FilterTree[Want, None] = FilterTree()
+        self._wants_everywhere: list[Want] = []
         self._kinds: frozenset[int] = frozenset()
 
     def set_wants(self, wants: Iterable[Want]) -> None:
         """Take the rules' wishes; replaces those before."""
         self._wants = FilterTree()
+        self._wants_everywhere = []
         kinds = set()
         for want in wants:
-            self._wants.put(want.topic_filter, want, None)
+            if want.topic_filter:
+                self._wants.put(want.topic_filter, want, None)
+            else:
+                self._wants_everywhere.append(want)
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
         self.generation += 1
@@ -116,7 +121,12 @@ class Router:
         """Whether a rule wants entries of this kind (for this topic or filter taken as a topic)."""
         if kind not in self._kinds:
             return False
-        return topic is None or any(want.kind == kind for want, _ in self._wants.find(topic))
+        return topic is None or any(want.kind == kind for want in self._wants_of(without_share(topic)))
+
+    def _wants_of(self, topic: str) -> Iterator[Want]:
+        yield from self._wants_everywhere
+        for want, _ in self._wants.find(topic):
+            yield want
 
     def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
         self._tree.put(topic_filter, session, subscription)
@@ -139,7 +149,7 @@ class Router:
     def route(self, topic: Topic, publish: int) -> None:
         """Make the topic's route true now. `publish` is the kind of message entries."""
         topic.stored = topic.stored_qos0 = topic.stored_retained = topic.subscribed = False
-        for want, _ in self._wants.find(topic.text):
+        for want in self._wants_of(topic.text):
             if want.kind == publish:
                 topic.stored |= not want.retained_only
                 topic.stored_qos0 |= not want.retained_only and want.min_qos == 0

@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class Want(NamedTuple):
-    """What the broker must log for a rule: kind of entry, topic filter, least QoS, only retained messages."""
+    """What the broker must log for a rule: kind of entry, topic filter (empty: every topic), least QoS, only retained ones."""
 
     kind: int
     topic_filter: str

@@ -75,6 +75,26 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(have)
 
 
+def without_share(topic_filter: str) -> str:
+    """The filter of a shared subscription without `$share/NAME/`; any other as it is."""
+    return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
+
+
+def filters_overlap(one: str, other: str) -> bool:
+    """Whether some topic is matched by both filters."""
+    ours, theirs = one.split("/"), other.split("/")
+    wild = ("#", "+")
+    if any(a[0] in wild and b[0].startswith("$") for a, b in ((ours, theirs), (theirs, ours))):
+        return False
+    for mine, yours in zip(ours, theirs, strict=False):
+        if "#" in (mine, yours):
+            return True
+        if mine != yours and "+" not in (mine, yours):
+            return False
+    longer, shorter = sorted((ours, theirs), key=len, reverse=True)
+    return len(longer) == len(shorter) or longer[len(shorter) :] == ["#"]
+
+
 class _Node(Generic[Key, Value]):
     __slots__ = ("children", "values")
 

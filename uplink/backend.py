@@ -1,8 +1,8 @@
 """What the worker and a backend say to each other: operations go down, refusals come back.
 
-A backend is a module `to_<kind>.py` with `ACTIONS` (function name -> maker of an action), `command_action`, `gap_action` and
-`connect`. An action is pure: entry in, packed operations out. Only a `Link` touches the wire, and it raises nothing but
-`NotConnected`, `Rejected` and `Misconfigured`.
+A backend is a module `to_<kind>.py` with `actions` (rule -> action), `gap_action`, `connect` and, for people, `show`. An action
+is pure: entry in, packed operations out. Only a `Link` touches the wire, and it raises nothing but `NotConnected`, `Rejected`
+and `Misconfigured`.
 
 Invariant: a batch holds entries of one (gateway, epoch) only, because the far end keeps one mark for each.
 """
@@ -26,6 +26,16 @@ class Packed(NamedTuple):
 
 
 Action = Callable[[Entry], Sequence[Packed]]
+
+
+class Shown(NamedTuple):
+    """A command or statement as the far end gets it, for a person to read. Without `statement` the values are the command."""
+
+    statement: str
+    """Text with markers where the values are bound."""
+    values: Sequence[object]
+    condition: str = ""
+    """What must be so at the far end, else it is left out."""
 
 
 class Operation(NamedTuple):
@@ -114,3 +124,11 @@ class Backend(Protocol):
         ...
 
     def connect(self, pool: Pool) -> Link: ...
+
+
+class Showing(Backend, Protocol):
+    """A backend that can say what its writes are."""
+
+    def show(self, packed: Packed, pool: Pool) -> Sequence[Shown]:
+        """The commands or statements of one write, as this pool would get them."""
+        ...

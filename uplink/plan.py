@@ -10,26 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tidegate.store.entry import GAP, SUBSCRIBED, UNSUBSCRIBED, Entry
-from tidegate.store.topic import matches
+from tidegate.store.entry import GAP, Entry
 
 from .backend import Action, Backend, Operation
 from .rule import Rule
 
 MAX_REMEMBERED = 20_000
-_FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
 
 
 class Plan:
     """`kinds` are the entries it can use; `operations(entry)` is what they become."""
 
     def __init__(self, rules: Iterable[Rule], backend: Backend, node: str) -> None:
-        self._actions = [
-            (rule.kind, rule.topic_filter, _target(rule), backend.actions(rule, node)) for rule in rules if rule.works
-        ]
+        self._actions = [(rule, backend.actions(rule, node)) for rule in rules if rule.works]
         self._gap: tuple[tuple[str, Action], ...] = (("gap", backend.gap_action()),)
         self._known: dict[tuple[int, str], tuple[tuple[str, Action], ...]] = {}
-        self.kinds = frozenset(kind for kind, *_ in self._actions) | {GAP}
+        self.kinds = frozenset(rule.kind for rule, _ in self._actions) | {GAP}
 
     def operations(self, entry: Entry) -> list[Operation]:
         """Everything the entry asks for, in order; often one, or none."""
@@ -46,25 +42,13 @@ class Plan:
     def _look_up(self, kind: int, topic: str) -> tuple[tuple[str, Action], ...]:
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()
-        name = _without_share(topic) if kind in _FILTERS else topic
-        found = (
-            self._gap
-            if kind == GAP
-            else tuple(
-                (target, action)
-                for rule_kind, topic_filter, target, action in self._actions
-                if rule_kind == kind and (not topic or matches(topic_filter, name))
-            )
-        )
+        found = self._gap
+        if kind != GAP:
+            rules = [(rule, action) for rule, action in self._actions if rule.kind == kind and rule.concerns(topic)]
+            stored = any(rule.function == "on_message_store" for rule, _ in rules)
+            found = tuple(
+                # What both would store is stored once.
+                (rule.target, action) for rule, action in rules if not (stored and rule.function == "on_message_publish")
+            )  # fmt: skip
         self._known[kind, topic] = found
         return found
-
-
-def _target(rule: Rule) -> str:
-    return f"{rule.event}.{rule.number} {rule.function or rule.commands[0].text}"
-
-
-def _without_share(topic_filter: str) -> str:
-    if topic_filter.startswith("$share/"):
-        return topic_filter.split("/", 2)[2]
-    return topic_filter

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .conf import Mistake, Raw, Setting, is_digits, nearest
-from .vocabulary import BACKEND_SETTINGS, BUILT, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
+from .vocabulary import BACKEND_SETTINGS, BUILT, KEY_ALIASES, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
 
 _HOST_NAME = re.compile(r"[\w.-]+")
+MAX_SECONDS = 86_400
+"""Of a time-out: more is no time-out, and what the system cannot count."""
 
 
 class Secret(str):
@@ -56,7 +58,7 @@ def read_pools(raw: Raw, file: str, backend: str) -> list[Pool]:
         return [Pool("sqlite", "local", {})]
     pools: dict[str, dict[str, Any]] = {}
     lines: dict[tuple[str, str], int] = {}
-    for setting in raw.settings:
+    for setting in [_by_its_own_name(raw, backend, setting) for setting in raw.settings]:
         if not _belongs(raw, file, backend, setting):
             continue
         values = pools.setdefault(setting.pool, {})
@@ -78,12 +80,32 @@ def read_pools(raw: Raw, file: str, backend: str) -> list[Pool]:
     return found
 
 
+def _by_its_own_name(raw: Raw, backend: str, setting: Setting) -> Setting:
+    """The setting with the words that every backend has for it: the specification calls some by two names."""
+    owner = POOL_PREFIXES.get(setting.backend, setting.backend)
+    if owner != setting.backend and owner == backend:
+        raw.passed_over(f"{setting.backend} is the {owner} of the rules, a pool is written backend.{owner}.", setting.line)
+        setting = setting._replace(backend=owner)
+    alias = KEY_ALIASES.get(backend, {}).get(setting.key)
+    if alias is not None and setting.backend == backend:
+        raw.passed_over(f"{setting.key} is called {alias} elsewhere", setting.line)
+        setting = setting._replace(key=alias)
+    return setting
+
+
 def _belongs(raw: Raw, file: str, backend: str, setting: Setting) -> bool:
     """Whether the setting is one of a pool of this backend; says why when it is nothing we know."""
     owner = POOL_PREFIXES.get(setting.backend, setting.backend)
-    if not setting.pool and setting.key in BACKEND_SETTINGS.get(backend, ()):
+    group = SETTING_GROUPS.get(backend, {}).get(setting.pool)
+    if owner == backend and not setting.pool and setting.key in BACKEND_SETTINGS.get(backend, ()):
+        raw.passed_over(f"{setting.key} stands without a pool and holds for all of them", setting.line)
         return False
-    if setting.pool in SETTING_GROUPS.get(backend, ()):
+    if owner == backend and group is not None:
+        if setting.key not in group:
+            text = f'unknown key "{setting.key}" of {setting.pool}{nearest(setting.key, group)}'
+            raw.mistakes.append(Mistake(file, setting.line, text))
+            return False
+        raw.passed_over(f"{setting.pool}.* stands without a pool and holds for all of them", setting.line)
         return False
     if owner not in POOL_KEYS:
         raw.mistakes.append(
@@ -131,10 +153,10 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
 
 def _value(setting: Setting, key: Key, folder: Path) -> Any:
     text = setting.value
-    if setting.backend not in BUILT:
-        return text
     if key.kind == "secret":
         return Secret(text)
+    if setting.backend not in BUILT:
+        return text
     if key.kind == "secret_file":
         return _secret_from(folder / text) if text else ""
     if key.kind == "file":
@@ -155,7 +177,7 @@ def _value(setting: Setting, key: Key, folder: Path) -> Any:
 def _secret_from(path: Path) -> Secret:
     try:
         return Secret(path.read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
         raise _Bad(f"{path} cannot be read: {error}") from None
 
 
@@ -184,9 +206,9 @@ def _seconds(text: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0}
     for unit, factor in units.items():
         digits = text.removesuffix(unit)
-        if digits != text and is_digits(digits) and int(digits) > 0:
+        if digits != text and is_digits(digits) and 0 < int(digits) * factor <= MAX_SECONDS:
             return int(digits) * factor
-    raise _Bad(f'"{text}" is not a time such as 500ms or 10s')
+    raise _Bad(f'"{text}" is not a time such as 500ms or 10s, a day at most')
 
 
 def _server(text: str) -> tuple[str, int]:

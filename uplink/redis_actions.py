@@ -82,13 +82,14 @@ def _seconds(entry: Entry) -> bytes:
     return b"%d" % (entry.when // 1000)
 
 
-def _message_publish(rule: Rule, node: str) -> Action:
+def _message_store(rule: Rule, node: str) -> Action:
     expire = b"%d" % (rule.expired_time or 0)
     tail = b"$%d\r\n%b\r\n" % (len(expire), expire)
+    least_qos = 1 if rule.function == "on_message_publish" else 0
 
     def publish(entry: Entry) -> Sequence[Packed]:
         payload = entry.payload
-        if not entry.qos or (entry.retain and not payload):
+        if entry.qos < least_qos or (entry.retain and not payload):
             return _NOTHING
         sender, topic = entry.clientid.encode(), entry.topic.encode()
         retain = b"true" if entry.retain else b"false"
@@ -156,7 +157,8 @@ def _user_commands(commands: tuple[Command, ...]) -> Action:
 ACTIONS: dict[str, Callable[[Rule, str], Action]] = {
     "on_client_connected": _presence(b"C"),
     "on_client_disconnected": _presence(b"D"),
-    "on_message_publish": _message_publish,
+    "on_message_publish": _message_store,
+    "on_message_store": _message_store,
     "on_message_retain": _message_retain,
     "on_retain_delete": _retain_delete,
 }

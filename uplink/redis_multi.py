@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .backend import Batch, Operation, Refusal
+from .backend import Batch, Operation, Packed, Refusal, Shown
 from .redis_actions import unpack
 from .redis_ledger import mark_text
 from .redis_script import TOMBSTONE_SECONDS
 
 Command = list[bytes]
 Exchange = Callable[[Sequence[Sequence[bytes]]], list[Any]]
+_CONDITION = "unless something newer stands there"
 _TIMES = {b"C": (b"online_at", b"offline_at"), b"D": (b"online_at", b"offline_at"), b"R": (b"ts",), b"X": (b"ts",)}
 
 
@@ -65,6 +66,15 @@ def write_in_transaction(
         for number, reason in sorted((late | left_out).items())
         for operation in (batch.operations[number],)
     ]
+
+
+def plain_commands(packed: Packed) -> list[Shown]:
+    """The commands of one write, for a person; what depends on what stands in Redis says so."""
+    arguments = unpack(packed)
+    nothing: list[Any] = [None, [], b"none"]
+    made = _commands(arguments, {arguments[-2]: nothing})
+    always = 1 if arguments[0] in (b"C", b"D") else 0 if arguments[0] in _TIMES else len(made)
+    return [Shown("", command, "" if number < always else _CONDITION) for number, command in enumerate(made)]
 
 
 def _watch(exchange: Exchange, ledger: bytes, epoch: int, operations: Sequence[Command]) -> tuple[bytes, dict[bytes, Any]]:

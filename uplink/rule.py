@@ -12,19 +12,21 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, Want
-from tidegate.store.topic import topic_filter_fault
+from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
+from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, without_share
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .pools import Pool, read_pools
+from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
+    BACKEND_FUNCTIONS,
     BUILT,
     DEFAULT_ACTION_KEYS,
     EVENTS,
@@ -32,30 +34,43 @@ from .vocabulary import (
     FUNCTION_ALIASES,
     FUNCTIONS,
     LATER,
+    LATER_OF,
+    MAX_SECONDS,
     OFFLINE_OPTIONS,
+    OPTION_BACKENDS,
+    OPTION_USES,
     PAYLOAD_FORMATS,
     POOL_KEYS,
     RULE_OPTIONS,
+    WITHOUT_TOPIC,
     placeholders,
 )
 
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
+T = TypeVar("T")
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One hook rule. Exactly one of `function`, `commands` and `statements` says what is done."""
+    """One hook rule. Exactly one of `function`, `commands` and `statements` says what is done.
+
+    A rule without a topic is for every topic, those with `$` included: then `everywhere` is true and the filter is `#`.
+    """
 
     kind: int
     event: str
     number: int
     topic_filter: str
+    everywhere: bool
     function: str
     commands: tuple[Command, ...]
-    statements: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    works: bool
+    """False for functions that a later version brings."""
     pool: str
     expired_time: int | None
     max_returned_count: int
@@ -65,9 +80,25 @@ class Rule:
     line: int
 
     @property
-    def works(self) -> bool:
-        """False for functions that a later version brings."""
-        return self.function not in LATER
+    def name(self) -> str:
+        """As the file names it: `message.publish.1`."""
+        return f"{self.event}.{self.number}"
+
+    @property
+    def action(self) -> str:
+        """What it does, in a few words: its function, or its first command or statement."""
+        return self.function or (self.commands or self.statements)[0].text
+
+    @property
+    def target(self) -> str:
+        """What writes of this rule are known by in quarantine."""
+        return f"{self.name} {self.action}"
+
+    def concerns(self, topic: str) -> bool:
+        """Whether an entry of this kind with this topic is the rule's. A subscription's filter counts as if it were a topic."""
+        if not topic or self.everywhere:
+            return True
+        return matches(self.topic_filter, without_share(topic) if self.kind in _FILTERS else topic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +128,13 @@ def load(path: Path, backend: str) -> RuleFile:
         )
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
-    _warn_of_open_credentials(raw, path, pools)
+    _warn_of_open_credentials(raw, path, backend)
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
+    raw.tell_defects(str(path))
     events = frozenset(kind for event in raw.events for kind in _kinds_of(event))
-    order = sorted(raw.mistakes, key=lambda mistake: mistake.line)
-    return RuleFile(backend, path, tuple(pools), tuple(rules), events, tuple(order), tuple(raw.warnings))
+    mistakes, warnings = (tuple(sorted(found, key=lambda m: m.line)) for found in (raw.mistakes, raw.warnings))
+    return RuleFile(backend, path, tuple(pools), tuple(rules), events, mistakes, warnings)
 
 
 def load_all(folder: Path, backends: Iterable[str]) -> list[RuleFile]:
@@ -123,9 +155,8 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
     if not rule_file.mistakes:
         return [want for rule in rule_file.rules if rule.works for want in [_want(rule)]]
     if rule_file.events:
-        reserved = [_want(rule) for rule in rule_file.rules if rule.topic_filter.startswith("$")]  # "#" does not match these
-        return [Want(kind, "#", 0, False) for kind in sorted(rule_file.events)] + reserved
-    return before or [Want(PUBLISH, "#", 1, False), Want(CONNECTED, "#", 0, False), Want(DISCONNECTED, "#", 0, False)]
+        return [Want(kind, "", 0, False) for kind in sorted(rule_file.events)]
+    return before or [Want(PUBLISH, "", 1, False), Want(CONNECTED, "", 0, False), Want(DISCONNECTED, "", 0, False)]
 
 
 def _kinds_of(event: str) -> list[int]:
@@ -138,7 +169,7 @@ def _kinds_of(event: str) -> list[int]:
 def _want(rule: Rule) -> Want:
     stores = rule.function == "on_message_publish"
     retained = rule.function in ("on_message_retain", "on_retain_delete")
-    return Want(rule.kind, rule.topic_filter, 1 if stores else 0, retained)
+    return Want(rule.kind, "" if rule.everywhere else rule.topic_filter, 1 if stores else 0, retained)
 
 
 class _Reader:
@@ -160,40 +191,49 @@ class _Reader:
             if key in found:
                 self._warn(rule.line, f"{rule.event}.{rule.number} again: this one replaces line {found[key].line}")
             found[key] = rule
-        self._warn_of_later([rule for rule in found.values() if not rule.works])
-        return sorted(found.values(), key=lambda rule: (rule.kind, rule.number))
+        rules = sorted(found.values(), key=lambda rule: (rule.kind, rule.number))
+        self._warn_of_storing_twice(rules)
+        if self._backend in BUILT:
+            self._warn_of_later([rule for rule in rules if not rule.works])
+        return rules
 
     def _rule(self, raw: RawRule) -> Rule | None:
+        before = len(self._raw.mistakes)
         if not self._belongs(raw):
             return None
-        before = len(self._raw.mistakes)
+        event = "message.deliver" if raw.event == "message.delivered" else raw.event
+        if event not in EVENTS:
+            self._fail(raw, f'unknown event "{event}"{nearest(event, EVENTS)}')
+            event = ""
         for option in raw.body:
             if option not in RULE_OPTIONS:
                 self._fail(raw, f'unknown option "{option}"{nearest(option, RULE_OPTIONS)}')
-        event = "message.deliver" if raw.event == "message.delivered" else raw.event
         function, commands, statements = self._action(raw, event)
         count, time_range = self._offline_options(raw)
-        rule = Rule(
-            EVENTS[event], event, raw.number, self._topic(raw), function, commands, statements, self._pool(raw),
-            self._expired_time(raw, function), count, time_range, self._payload_format(raw), self._file, raw.line,
+        topic, pool, expired_time = self._topic(raw), self._pool(raw), self._expired_time(raw, function)
+        payload_format = self._payload_format(raw)
+        if len(self._raw.mistakes) > before:
+            return None
+        self._warn_of_no_effect(raw, event, function)
+        return Rule(
+            EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements,
+            function not in LATER_OF.get(self._backend, LATER), pool, expired_time, count, time_range, payload_format,
+            self._file, raw.line,
         )  # fmt: skip
-        return rule if len(self._raw.mistakes) == before else None
 
     def _belongs(self, raw: RawRule) -> bool:
-        """Whether the key names our backend and a known event; says why not."""
-        before = len(self._raw.mistakes)
+        """Whether the rule is one of ours, perhaps misspelt; says why not."""
         if raw.backend not in POOL_KEYS:
             self._fail(raw, f'unknown backend "{raw.backend}"{nearest(raw.backend, POOL_KEYS)}')
         elif (raw.backend, self._backend) == ("influxdb", "opentsdb"):
-            self._warn(raw.line, "the rule is written for influxdb; taken as one of opentsdb")
+            self._raw.passed_over("the rule is written for influxdb and taken as one of opentsdb", raw.line)
         elif raw.backend != self._backend:
             self._fail(raw, f"a rule of {raw.backend} does not belong in the file of {self._backend}")
-        if raw.event not in EVENTS:
-            self._fail(raw, f'unknown event "{raw.event}"{nearest(raw.event, EVENTS)}')
-        return len(self._raw.mistakes) == before
+            return False
+        return True
 
-    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[str, ...]]:
-        nothing: tuple[str, tuple[Command, ...], tuple[str, ...]] = ("", (), ())
+    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[Statement, ...]]:
+        nothing: tuple[str, tuple[Command, ...], tuple[Statement, ...]] = ("", (), ())
         allowed = ACTION_KEYS.get(self._backend, DEFAULT_ACTION_KEYS)
         action = raw.body.get("action")
         if not isinstance(action, dict) or len(action) != 1:
@@ -209,38 +249,46 @@ class _Reader:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             self._fail(raw, f'"{key}" is a list of texts')
             return nothing
-        if key != "commands":
-            return "", (), tuple(texts)
-        return "", self._commands(raw, event, texts), ()
+        if key == "commands":
+            return "", self._compiled(raw, event, key, texts, compile_command), ()
+        return "", (), self._compiled(raw, event, key, texts, compile_statement)
 
     def _function(self, raw: RawRule, event: str, value: Any) -> str:
         name = FUNCTION_ALIASES.get(value, value) if isinstance(value, str) else ""
+        if name != value and name:
+            self._raw.passed_over(f"{value} is called {name}", raw.line)
+        known = BACKEND_FUNCTIONS.get(self._backend, tuple(FUNCTIONS))
         if name not in FUNCTIONS:
-            self._fail(raw, f'unknown function "{value}"{nearest(str(value), FUNCTIONS)}')
-        elif event not in FUNCTIONS[name]:
+            self._fail(raw, f'unknown function "{value}"{nearest(str(value), known)}')
+        elif name not in known:
+            self._fail(raw, f"{self._backend} has no function {name}; known: {', '.join(known)}")
+        elif event and event not in FUNCTIONS[name]:
             self._fail(raw, f"{name} belongs to {' or '.join(FUNCTIONS[name])}, not to {event}")
         return name
 
-    def _commands(self, raw: RawRule, event: str, texts: list[str]) -> tuple[Command, ...]:
-        known = placeholders(self._backend, event)
-        commands: list[Command] = []
+    def _compiled(
+        self, raw: RawRule, event: str, key: str, texts: list[str], compile_text: Callable[[str, Sequence[str]], T]
+    ) -> tuple[T, ...]:
+        known = placeholders(self._backend, event or "message.publish")
+        found: list[T] = []
         for text in texts:
             try:
-                commands.append(compile_command(text, known))
+                found.append(compile_text(text, known))
             except TemplateFault as fault:
                 hint = nearest(fault.unknown, known) if fault.unknown else ""
                 # The arguments stay unsaid: one of them may be a password.
-                self._fail(raw, f'command "{" ".join(text.split()[:1])}": {fault}{hint}')
-        return tuple(commands)
+                self._fail(raw, f'{key.removesuffix("s")} "{" ".join(text.split()[:1])}": {fault}{hint}')
+        return tuple(found)
 
     def _topic(self, raw: RawRule) -> str:
         topic = raw.body.get("topic", "#")
         if not isinstance(topic, str):
             self._fail(raw, '"topic" is a text, a topic filter such as "sensor/#"')
-            return "#"
-        if fault := topic_filter_fault(topic):
+        elif fault := topic_filter_fault(topic):
             self._fail(raw, f'"topic" "{topic}" is no topic filter: {fault}')
-        return topic
+        elif topic.startswith("$share/"):
+            self._fail(raw, f'"topic" "{topic}": a rule sees topics without $share/GROUP/, leave that out')
+        return str(topic)
 
     def _pool(self, raw: RawRule) -> str:
         pool = raw.body.get("pool", "local" if self._backend == "sqlite" else None)
@@ -252,10 +300,10 @@ class _Reader:
         return str(pool)
 
     def _expired_time(self, raw: RawRule, function: str) -> int | None:
-        default = EXPIRED_TIME.get(self._backend) if function == "on_message_publish" else None
+        default = EXPIRED_TIME.get(self._backend) if function in ("on_message_publish", "on_message_store") else None
         value = raw.body.get("expired_time", default)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
-            self._fail(raw, '"expired_time" is a number of seconds greater than 0')
+        if value is not None and (not _is_count(value) or value == 0):
+            self._fail(raw, f'"expired_time" is a number of seconds greater than 0, at most {MAX_SECONDS}')
             return None
         return value
 
@@ -268,7 +316,7 @@ class _Reader:
             if name not in OFFLINE_OPTIONS:
                 self._fail(raw, f'unknown option "{name}" in offline_opts{nearest(name, OFFLINE_OPTIONS)}')
         count, span = options.get("max_returned_count", 500), options.get("time_range", "2h")
-        if not isinstance(count, int) or count < 0:
+        if not _is_count(count):
             self._fail(raw, '"max_returned_count" is a number, 0 or more')
         seconds = _seconds(span)
         if seconds is None:
@@ -277,9 +325,30 @@ class _Reader:
 
     def _payload_format(self, raw: RawRule) -> str:
         value = raw.body.get("payload_format", "plain_text")
-        if value not in PAYLOAD_FORMATS:
+        if not isinstance(value, str) or value not in PAYLOAD_FORMATS:
             self._fail(raw, f'unknown payload_format "{value}"{nearest(str(value), PAYLOAD_FORMATS)}')
         return str(value)
+
+    def _warn_of_no_effect(self, raw: RawRule, event: str, function: str) -> None:
+        if "topic" in raw.body and event in WITHOUT_TOPIC:
+            self._warn(raw.line, f'"topic" has no effect: {event} has none')
+        for option, functions in OPTION_USES.items():
+            if option not in raw.body:
+                continue
+            backends = OPTION_BACKENDS.get(option, (self._backend,))
+            if self._backend not in backends:
+                self._warn(raw.line, f'"{option}" has no effect in the file of {self._backend}: it belongs to {backends[0]}')
+            elif function not in functions and self._backend != "sqlite":
+                self._warn(raw.line, f'"{option}" has no effect here: it goes with {", ".join(functions)}')
+
+    def _warn_of_storing_twice(self, rules: list[Rule]) -> None:
+        stores = [rule for rule in rules if rule.function == "on_message_store"]
+        for rule in (rule for rule in rules if rule.function == "on_message_publish"):
+            for store in stores:
+                everywhere = store.everywhere or rule.everywhere
+                if store.pool == rule.pool and (everywhere or filters_overlap(store.topic_filter, rule.topic_filter)):
+                    text = f"on_message_store of line {store.line} stores the same messages as on_message_publish here"
+                    self._warn(rule.line, f"{text}: each is stored once; take one of the two rules out")
 
     def _warn_of_later(self, rules: list[Rule]) -> None:
         if rules:
@@ -293,10 +362,15 @@ class _Reader:
         self._raw.warnings.append(Mistake(self._file, line, text))
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
+
+
 def _seconds(value: Any) -> int | None:
     if not isinstance(value, str) or value[-1:] not in _DURATIONS or not is_digits(value[:-1]):
         return None
-    return int(value[:-1]) * _DURATIONS[value[-1]]
+    seconds = int(value[:-1]) * _DURATIONS[value[-1]]
+    return seconds if seconds <= MAX_SECONDS else None
 
 
 def _check_use(raw: Raw, file: str, backend: str, pools: list[Pool]) -> None:
@@ -315,8 +389,9 @@ def _check_use(raw: Raw, file: str, backend: str, pools: list[Pool]) -> None:
             raw.warnings.append(Mistake(file, line, f"no rule names {name}, so nothing goes there"))
 
 
-def _warn_of_open_credentials(raw: Raw, path: Path, pools: list[Pool]) -> None:
-    lines = [setting.line for setting in raw.settings if setting.key == "password" and setting.value]
+def _warn_of_open_credentials(raw: Raw, path: Path, backend: str) -> None:
+    secrets = [name for name, key in POOL_KEYS[backend].items() if key.kind == "secret"]
+    lines = [setting.line for setting in raw.settings if setting.key in secrets and setting.value]
     if not lines:
         return
     try:

@@ -8,22 +8,22 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from .backend import Batch, Link, Mark, Packed, Refusal
+from .backend import Batch, Link, Mark, Packed, Refusal, Shown
 from .pools import Pool
 from .redis_actions import actions, gap_action, pack, unpack
 from .redis_answers import answers, forbids_scripts, is_ours, meaning_of_ours
 from .redis_ledger import Ledger, mark_text
-from .redis_multi import write_in_transaction
+from .redis_multi import plain_commands, write_in_transaction
 from .redis_script import BATCH
 from .redis_wire import Wire
 from .redis_wire import connect as connect_wire
 
-__all__ = ["actions", "connect", "gap_action"]
+__all__ = ["actions", "connect", "gap_action", "show"]
 
 _NO_SCRIPTS = "no right to run scripts: batches go through WATCH and MULTI, which is slower"
 
@@ -35,6 +35,11 @@ def connect(pool: Pool) -> Link:
 
         return ClusterLink(pool)
     return RedisLink(connect_wire(pool), pool)
+
+
+def show(packed: Packed, pool: Pool) -> Sequence[Shown]:
+    """See `backend.Showing`: every pool gets the same commands."""
+    return plain_commands(packed)
 
 
 class RedisLink:

@@ -47,18 +47,36 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 
 FUNCTION_ALIASES = {"on_subscription_lookup": "on_subscribe_lookup"}
 
-WRITING = frozenset(
-    ("on_client_connected", "on_client_disconnected", "on_message_publish", "on_message_retain", "on_retain_delete")
-)
+BACKEND_FUNCTIONS = {"influxdb": ("on_message_publish",), "opentsdb": ("on_message_publish",)}
+"""Backend -> the functions it has, where these are not all: a time series holds nothing that could be read back."""
+
+_WRITING = """
+on_client_connected on_client_disconnected on_message_publish on_message_store on_message_retain on_retain_delete
+"""
+WRITING = frozenset(_WRITING.split())
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
+LATER_OF: dict[str, frozenset[str]] = {}
+"""The same for a backend that is further."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "payload_format")
 OFFLINE_OPTIONS = ("max_returned_count", "time_range")
+MAX_SECONDS = 100 * 365 * 86_400
+"""Of `expired_time` and `time_range`: what every far end can count."""
+WITHOUT_TOPIC = ("client.connected", "client.disconnected", "session.created")
+"""Events that have no topic to filter by."""
+OPTION_USES = {
+    "expired_time": ("on_message_publish", "on_message_store", "on_message_retain"),
+    "offline_opts": ("on_message_fetch", "on_message_fetch_for_queue", "on_message_fetch_for_pubsub"),
+    "payload_format": ("on_message_publish", "on_message_store", "on_message_retain"),
+}
+"""Option -> the functions on which it has an effect."""
+OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "payload_format": ("mongo",)}
+"""Option -> the backends that know it, where these are not all."""
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 
 EXPIRED_TIME = {"redis": 7200, "sqlite": 604_800}
-"""Default `expired_time` of `on_message_publish` in seconds, where it has a meaning."""
+"""Default `expired_time` of stored messages in seconds, where it has a meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ class Key:
 
 def _keys(names: str) -> dict[str, Key]:
     """Keys of a backend that comes later: known by name, any value."""
-    return {name: Key() for name in names.split()}
+    return {name: Key("secret" if name.endswith(("password", "secret_access_key")) else "text") for name in names.split()}
 
 
 POOL_KEYS: dict[str, dict[str, Key]] = {
@@ -97,10 +115,9 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
     "mysql": _keys("server pool_size user username password database"),
     "pgsql": _keys("server pool_size username password database ssl"),
     "mongo": _keys(
-        "type rs_set_name server c_pool_size pool_size database login password auth_source ssl keyfile certfile"
-        " cacertfile w_mode r_mode"
+        "type rs_set_name server pool_size database username password auth_source ssl keyfile certfile cacertfile w_mode r_mode"
     ),
-    "cassa": _keys("nodes server size pool_size auto_reconnect username password keyspace logger"),
+    "cassa": _keys("server pool_size auto_reconnect username password keyspace logger"),
     "dynamo": _keys("server pool_size region aws_access_key_id aws_secret_access_key"),
     "influxdb": _keys("server pool_size set_timestamp"),
     "opentsdb": _keys("server pool_size summary details sync sync_timeout max_batch_size"),
@@ -113,11 +130,28 @@ BUILT = ("redis", "sqlite")
 POOL_PREFIXES = {"ecql": "cassa"}
 """Pools of Cassandra are written `backend.ecql.*` while its hooks are `backend.cassa.*`."""
 
-BACKEND_SETTINGS = {"dynamo": ("region",)}
-SETTING_GROUPS = {"mongo": ("topology",)}
+KEY_ALIASES = {
+    "mongo": {"c_pool_size": "pool_size", "login": "username"},
+    "cassa": {"nodes": "server", "size": "pool_size"},
+}
+"""Backend -> a key as the specification writes it for this backend alone -> its name everywhere else."""
 
-ACTION_KEYS = {"redis": ("function", "commands"), "sqlite": ("function",), "cassa": ("function", "cql")}
-DEFAULT_ACTION_KEYS = ("function", "sql")
+BACKEND_SETTINGS = {"dynamo": ("region",)}
+"""Settings that stand without a pool and hold for all of them."""
+_TOPOLOGY = """
+pool_size max_overflow overflow_ttl overflow_check_period local_threshold_ms connect_timeout_ms socket_timeout_ms
+server_selection_timeout_ms wait_queue_timeout_ms heartbeat_frequency_ms min_heartbeat_frequency_ms
+"""
+SETTING_GROUPS = {"mongo": {"topology": tuple(_TOPOLOGY.split())}}
+"""Backend -> a word in the place of the pool -> the keys that go with it; they hold for all pools."""
+
+ACTION_KEYS = {
+    "redis": ("function", "commands"),
+    "mysql": ("function", "sql"),
+    "pgsql": ("function", "sql"),
+    "cassa": ("function", "cql"),
+}
+DEFAULT_ACTION_KEYS = ("function",)
 
 _NOT_IN_A_BATCH = """
 auth blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin client config debug discard eval evalsha exec fcall hello

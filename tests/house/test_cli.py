@@ -75,6 +75,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
         "restore",
         "salvage",
         "dead",
+        "rules",
         "passwd",
         "service",
         "demo",
@@ -139,7 +140,7 @@ def test_check_tells_all_mistakes_of_all_files_at_once(conf: Path) -> None:
         f"{conf}/emqx_backend_redis.conf:1: ",
         f'{conf}/emqx_backend_redis.conf:2: unknown function "on_mesage_publish"; did you mean "on_message_publish"?',
         f'{conf}/emqx_backend_sqlite.conf:1: unknown event "client.conected"; did you mean "client.connected"?',
-        "5 mistakes",
+        "6 mistakes",
     )
 
 

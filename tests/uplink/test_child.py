@@ -208,12 +208,12 @@ def test_the_good_file_s_wants_are_remembered_for_one_nobody_can_read(
     child = start()
     wait_until(lambda: state(tmp_path) == "connected")
     assert child.terminate() == 0
-    assert saved_wants(tmp_path / "data") == {"redis": [Want(6, "#", 0, False)]}
+    assert saved_wants(tmp_path / "data") == {"redis": [Want(6, "", 0, False)]}
     (tmp_path / "emqx_backend_redis.conf").write_bytes(b"\xff\xfe\xff")
     start()
     wait_until(lambda: state(tmp_path) == "misconfigured")
     assert list(cursors(tmp_path / "data")) == ["redis.pool1"]
-    assert saved_wants(tmp_path / "data") == {"redis": [Want(6, "#", 0, False)]}
+    assert saved_wants(tmp_path / "data") == {"redis": [Want(6, "", 0, False)]}
 
 
 def _garbage(path: Path) -> None:

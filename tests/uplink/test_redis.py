@@ -78,6 +78,24 @@ def test_qos_0_and_retain_clears_are_not_stored_as_messages(rig: Rig, far: redis
     assert far.lrange("list", 0, -1) == rig.published(), "commands see every message"
 
 
+def test_on_message_store_stores_every_qos_and_each_message_once(
+    rig: Rig, far: redis.Redis, server: RedisServer, way: str
+) -> None:
+    store = MESSAGES.splitlines()[1].replace("publish.1", "publish.4").replace("on_message_publish", "on_message_store")
+    rig.configure(server.port, MESSAGES + store.replace("{", '{"topic": "a", "expired_time": 60, ', 1) + "\n", settings(way))
+    rig.log.publish("a", b"0", qos=0)
+    rig.log.publish("a", b"1", qos=1)
+    rig.log.publish("a", b"", qos=1, retain=True)
+    rig.log.publish("b", b"0", qos=0)
+    rig.log.publish("b", b"1", qos=1)
+    rig.drain()
+    first, second, _, _, third = rig.published()
+    assert far.zrange("mqtt:msg:a", 0, -1) == [first, second]
+    assert far.zrange("mqtt:msg:b", 0, -1) == [third]
+    assert 0 < far.ttl(f"mqtt:msg:{second}") <= 60, "stored by on_message_store alone"
+    assert far.hget(f"mqtt:msg:{first}", "qos") == "0"
+
+
 def test_presence_follows_the_events_not_the_sync(rig: Rig, far: redis.Redis) -> None:
     rig.log.connected("c", START)
     rig.drain()
