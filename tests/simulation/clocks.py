@@ -7,10 +7,12 @@ every entry of a boot in which it ever was must have the time at which it truly 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from tidegate.gateway.trust import STEP, Trust
 from tidegate.store.clock import CONFIRMED, Clock
+from tidegate.store.reader import LogReader
 
 from .simulation import Box, Simulation
 
@@ -57,9 +59,7 @@ class WrongClocks(Simulation):
             self._power_comes_back(self._wall)
         self._trust = Trust("auto", 600_000, self)
         self._offsets[f"boot-{self._boot}"] = self._offset
-        box = self.box_type(self.path, self.model, self._wall, self._mono, judge=self.judge, boot=f"boot-{self._boot}")
-        box.broker.router.set_wants(self._wants)
-        return box
+        return self.box_type(self.path, self.model, self._wall, self._mono, judge=self.judge, boot=f"boot-{self._boot}")
 
     def _clock_steps(self) -> None:
         """By hand."""
@@ -95,7 +95,8 @@ class WrongClocks(Simulation):
         """What became known of a clock and was lost with the power before it was durable cannot be known."""
         known = "SELECT id, boot FROM run WHERE clock = ?"
         offsets = {run: self._offsets[boot] for run, boot in self.box.store.connection.execute(known, (CONFIRMED,))}
-        entries = self._reader.read(0, 1_000_000)[0]
+        with closing(LogReader(self.path)) as reader:
+            entries = reader.read(0, 1_000_000)[0]
         when = {entry.seq: entry.when for entry in entries}
         rows = [row for row in self.model.rows if row[3] in offsets and row[2]]
         assert rows, "no time was checked"

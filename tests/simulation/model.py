@@ -60,8 +60,8 @@ class Model:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.seqs: dict[bytes, list[int]] = defaultdict(list)
-        self.at = 0
-        """The latest time of the gateway, ms."""
+        self.age: Callable[[int, int, int], int] = lambda at, mono, run: 0
+        """Of a row's (at, mono, run) the ms that have passed, as the gateway itself knows it."""
         self.reasons: Counter[int] = Counter()
         self.excused: Counter[str] = Counter()
         """Why a message that a session wanted never arrived."""
@@ -232,7 +232,7 @@ class Model:
                 self.excused["too large"] += 1
             elif row[8] not in reader.seen:
                 expiry = self._messages[row[8]].expiry
-                assert expiry is not None and self.at - row[1] >= expiry * 1000, (
+                assert expiry is not None and self.age(row[1], row[2], row[3]) >= expiry * 1000, (
                     f"{name} never got {row[8]!r} (seq {row[0]}), due for {due}"
                 )
                 self.excused["expired"] += 1

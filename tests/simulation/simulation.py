@@ -250,7 +250,7 @@ class Simulation:
         log = self.box.broker.log
         log.tick(self._mono)
         log.step(*self.judge(log.clock, self._wall, self._mono))
-        self.model.at = log.now
+        self.model.age = log.age
 
     def judge(self, clock: Clock, wall: int, mono: int) -> tuple[int, int]:
         """How far the clock is believed."""
