@@ -110,7 +110,7 @@ def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge)
         (since,) = db.execute("SELECT min(started_at) FROM run WHERE boot = ? AND clock_offset IS NOT NULL", (boot,)).fetchone()
         clock = Clock(boot, last.offset, last.level, since, runs=runs)
     else:
-        known = _last_known(db)
+        known = last_known(db)
         # Of the time since then only what this boot has lasted is certain.
         offset = max(known, BUILT)
         clock = Clock(boot, offset, UNKNOWN, mono + offset, is_new=not known, runs=runs)
@@ -141,7 +141,7 @@ def _went_back(db: sqlite3.Connection, boot: str, mono: int) -> bool:
     return row is not None and row[1] == boot and row[0] > mono
 
 
-def _last_known(db: sqlite3.Connection) -> int:
+def last_known(db: sqlite3.Connection) -> int:
     """The latest time of day that the log has kept, 0 if none."""
     (alive,) = db.execute("SELECT ifnull(max(alive_at), 0) FROM (SELECT alive_at FROM run ORDER BY id DESC LIMIT 1)").fetchone()
     row = db.execute(f"SELECT {WHEN} FROM entry e LEFT JOIN run r ON r.id = e.run ORDER BY e.seq DESC LIMIT 1").fetchone()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tidegate.gateway.trust import STEP, Trust
 from tidegate.store.clock import CONFIRMED, Clock
+from tidegate.store.reader import LogReader
 
 from .simulation import Box, Simulation
 
@@ -27,6 +28,9 @@ class WrongClocks(Simulation):
         self._offsets: dict[str, int] = {}
         """Boot -> its true offset."""
         super().__init__(directory, seed)
+
+    def _open_reader(self) -> None:
+        self._reader = LogReader(self.path, waits=True)
 
     # -- the witness -----------------------------------------------------------------------------------------------
 
