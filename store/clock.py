@@ -101,8 +101,10 @@ def believe(_: Clock, wall: int, mono: int) -> tuple[int, int]:
 def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge) -> Clock:
     """The clock of a run that begins, in the transaction of its beginning; what earlier runs wrote is put right."""
     rows = db.execute("SELECT id, boot, clock_offset, clock FROM run ORDER BY id").fetchall()
+    if rows and rows[-1][1].startswith(f"{boot}/"):
+        boot = rows[-1][1]
     if _went_back(db, boot, mono):
-        boot = f"{boot} {uuid.uuid4().hex}"
+        boot = f"{boot.partition('/')[0]}/{uuid.uuid4().hex}"
     runs = {run: Boot(name == boot and offset is not None, offset, level) for run, name, offset, level in rows}
     before = list(runs.values()) or [Boot(False, None, UNKNOWN)]
     last = next((run for run in reversed(before) if run.is_ours), before[-1])

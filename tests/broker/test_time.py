@@ -312,6 +312,9 @@ def test_a_snapshot_that_is_started_again_is_another_boot(path: Path) -> None:
     publish(world, b"1")
     learn(world, NOW + MONTH + 600_000)
     assert [entry.when for entry in entries(path)] == [NOW, NOW + MONTH + 600_000]
+    world = restart(world, path, "first")
+    publish(world, b"2")
+    assert [entry.when for entry in entries(path)] == [NOW, NOW + MONTH + 600_000, NOW + MONTH + 601_000]
     world.kill()
 
 
