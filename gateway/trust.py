@@ -95,14 +95,15 @@ class Trust:
             self._deadline = mono + self._wait
         offset = wall - mono
         is_set = abs(offset - clock.offset) > STEP
-        if clock.level == CONFIRMED and not is_set:
+        is_confirmed = clock.level == CONFIRMED and self._mode != "never"
+        if is_confirmed and not is_set:
             if self.state != "trusted":
                 self._now("trusted", mono, "it was confirmed before, and nobody has set it since")
             return clock.offset, CONFIRMED
         if why := self._confirmation(clock, wall, mono):
             self._now("trusted", mono, why)
             return offset, CONFIRMED
-        if clock.level == CONFIRMED:
+        if is_confirmed:
             self._now("held", mono, f"it was confirmed; since then it was set to {moment(wall)}, which nothing confirms")
             return clock.offset, CONFIRMED
         return self._unconfirmed(clock, wall, mono, offset if is_set else clock.offset)
@@ -121,12 +122,12 @@ class Trust:
 
     def _unconfirmed(self, clock: Clock, wall: int, mono: int, offset: int) -> tuple[int, int]:
         assert self._deadline is not None
-        is_over = mono >= self._deadline
-        waits = "" if is_over or clock.level else f"; far ends wait for it, {(self._deadline - mono) // 1000} s at most"
+        is_over, before = mono >= self._deadline, min(clock.level, BELIEVED)
+        waits = "" if is_over or before else f"; far ends wait for it, {(self._deadline - mono) // 1000} s at most"
         known = mono + clock.offset
         if wall >= BUILT and known - STEP <= wall <= known + far(clock):
             is_coming = self._mode == "auto" and self._evidence.is_coming()
-            level = clock.level if is_coming and not is_over else BELIEVED
+            level = before if is_coming and not is_over else BELIEVED
             more = f": systemd-timesyncd is not done yet{waits}" if level == UNKNOWN else ""
             self._now("plausible", mono, f"nothing confirms it{more}")
             return offset, level
@@ -135,7 +136,7 @@ class Trust:
         else:
             side = f"{'before' if wall < known else 'too far ahead of'} the last known time"
         self._now("estimated", mono, f"the clock shows {moment(wall)}, {side}{waits}")
-        return clock.offset, BELIEVED if is_over else clock.level
+        return clock.offset, BELIEVED if is_over else before
 
 
 def far(clock: Clock) -> int:

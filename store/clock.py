@@ -101,8 +101,10 @@ def believe(_: Clock, wall: int, mono: int) -> tuple[int, int]:
 def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge) -> Clock:
     """The clock of a run that begins, in the transaction of its beginning; what earlier runs wrote is put right."""
     rows = db.execute("SELECT id, boot, clock_offset, clock FROM run ORDER BY id").fetchall()
+    if rows and rows[-1][1].startswith(f"{boot}/"):
+        boot = rows[-1][1]
     if _went_back(db, boot, mono):
-        boot = f"{boot} {uuid.uuid4().hex}"
+        boot = f"{boot.partition('/')[0]}/{uuid.uuid4().hex}"
     runs = {run: Boot(name == boot and offset is not None, offset, level) for run, name, offset, level in rows}
     before = list(runs.values()) or [Boot(False, None, UNKNOWN)]
     last = next((run for run in reversed(before) if run.is_ours), before[-1])
@@ -110,7 +112,7 @@ def begin(db: sqlite3.Connection, boot: str, wall: int, mono: int, judge: Judge)
         (since,) = db.execute("SELECT min(started_at) FROM run WHERE boot = ? AND clock_offset IS NOT NULL", (boot,)).fetchone()
         clock = Clock(boot, last.offset, last.level, since, runs=runs)
     else:
-        known = _last_known(db)
+        known = last_known(db)
         # Of the time since then only what this boot has lasted is certain.
         offset = max(known, BUILT)
         clock = Clock(boot, offset, UNKNOWN, mono + offset, is_new=not known, runs=runs)
@@ -141,7 +143,7 @@ def _went_back(db: sqlite3.Connection, boot: str, mono: int) -> bool:
     return row is not None and row[1] == boot and row[0] > mono
 
 
-def _last_known(db: sqlite3.Connection) -> int:
+def last_known(db: sqlite3.Connection) -> int:
     """The latest time of day that the log has kept, 0 if none."""
     (alive,) = db.execute("SELECT ifnull(max(alive_at), 0) FROM (SELECT alive_at FROM run ORDER BY id DESC LIMIT 1)").fetchone()
     row = db.execute(f"SELECT {WHEN} FROM entry e LEFT JOIN run r ON r.id = e.run ORDER BY e.seq DESC LIMIT 1").fetchone()

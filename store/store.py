@@ -25,7 +25,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from .clock import Clock, Judge, begin, believe, this_boot
+from .clock import Clock, Judge, begin, believe, last_known, this_boot
 from .entry import DISCONNECTED
 from .exchange import refuse_emptied, refuse_half
 from .log import Batch, Name, Row
@@ -250,6 +250,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
         epoch = last[1]
     else:
         epoch = last[1] + epoch_step(wall, mono)
+    alive = last_known(db) - clock.offset if last is not None and last[4] == clock.boot else 0
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, clock, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING id",
@@ -259,8 +260,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
         ),
     ).fetchone()
     if not clean:
-        alive = max(at, last[3])
-        next_seq = _log_ghosts(db, run, next_seq, alive, max(1, alive - clock.offset) if last[4] == clock.boot else 0)
+        next_seq = _log_ghosts(db, run, next_seq, max(at, last[3]), alive, clock)
     for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")
@@ -272,15 +272,16 @@ def epoch_step(wall: int, mono: int) -> int:
     return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
 
 
-def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
+def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int, clock: Clock) -> int:
     """After an unclean stop whoever was online is logged as gone, at the time we were last known to live.
 
     `mono` 0: that was before the machine started, so `at` alone tells when, whatever becomes known of this boot's clock.
     """
+    when = mono + clock.offset if mono else at
     for (client,) in db.execute("SELECT id FROM client WHERE state = 1 ORDER BY id").fetchall():
         db.execute(_INSERTS[1], (seq, at, mono, run, DISCONNECTED, client, None, 0, None, None))
         seq += 1
-    db.execute("UPDATE client SET state = 0, offline_at = ? WHERE state = 1", (at,))
+    db.execute("UPDATE client SET state = 0, offline_at = ? WHERE state = 1", (when,))
     return seq
 
 

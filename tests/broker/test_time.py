@@ -127,6 +127,21 @@ def test_whoever_was_online_when_the_gateway_died_went_then(path: Path) -> None:
     world.kill()
 
 
+def test_a_clock_that_ran_ahead_does_not_take_anybody_along(path: Path) -> None:
+    world = boot(path, "first", confirmed, NOW + MONTH)
+    publish(world, b"0")
+    learn(world, NOW)
+    world.device("ghost")
+    mono = world.mono
+    world.kill()
+    world = boot(path, "first", mono=mono + 5_000)
+    ghost = [entry for entry in entries(path) + entries(path, DISCONNECTED) if entry.clientid == "ghost"]
+    assert [entry.when for entry in ghost] == [NOW]
+    offline = "SELECT offline_at FROM client WHERE clientid = 'ghost'"
+    assert world.store.connection.execute(offline).fetchone() == (NOW,)
+    world.kill()
+
+
 def test_the_views_tell_the_true_time(path: Path) -> None:
     boot(path, "first", confirmed, NOW).stop()
     world = boot(path, "second")
@@ -297,6 +312,9 @@ def test_a_snapshot_that_is_started_again_is_another_boot(path: Path) -> None:
     publish(world, b"1")
     learn(world, NOW + MONTH + 600_000)
     assert [entry.when for entry in entries(path)] == [NOW, NOW + MONTH + 600_000]
+    world = restart(world, path, "first")
+    publish(world, b"2")
+    assert [entry.when for entry in entries(path)] == [NOW, NOW + MONTH + 600_000, NOW + MONTH + 601_000]
     world.kill()
 
 

@@ -113,6 +113,12 @@ def test_a_confirmed_clock_is_followed_both_ways_only_with_evidence() -> None:
     assert judge(trust, clock, NOW + 600_000) == (BOOTED + 600_000, CONFIRMED)
 
 
+@pytest.mark.parametrize("wall", [NOW, 12_000])
+def test_never_holds_also_for_what_was_confirmed_before(wall: int) -> None:
+    clock = Clock("boot", BOOTED, CONFIRMED, LAST)
+    assert judge(Trust("never", WAIT, Witness("ntp")), clock, wall) == (BOOTED, BELIEVED)
+
+
 def test_since_when_is_told() -> None:
     witness, clock = Witness(), fresh_boot()
     trust = Trust("auto", WAIT, witness)

@@ -30,6 +30,9 @@ class WrongClocks(Simulation):
         """Boot -> its true offset."""
         super().__init__(directory, seed)
 
+    def _open_reader(self) -> None:
+        self._reader = LogReader(self.path, waits=True)
+
     # -- the witness -----------------------------------------------------------------------------------------------
 
     def confirms(self, clock: Clock, wall: int, mono: int) -> str:
