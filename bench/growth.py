@@ -66,7 +66,7 @@ def main() -> int:
 def rows(count: int) -> tuple[float, float, float, float]:
     """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting."""
     port = brokers.free_port()
-    with brokers.Broker(brokers.Tidegate(True, port)) as broker:
+    with brokers.Broker(brokers.Tidegate(True, port, "16GiB")) as broker:
         broker.stop()  # the pool has its cursor
         path = broker.directory / "data" / "log.db"
         ingest = _fill(path, count)
@@ -113,7 +113,7 @@ def _trim(path: Path, count: int) -> float:
     began = time.perf_counter()
     while isinstance(plan := Trim(1 << 40, -1000).plan(store.connection, log.at + 1, first + count), Plan):
         log.change(KEEP_SEQ, log.next_seq - 1)
-        log.change(REMOVE, plan.last)
+        log.change(REMOVE, plan.last, plan.floor)
         store.apply(log.take())
     took = time.perf_counter() - began
     store.abandon()
