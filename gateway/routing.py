@@ -175,8 +175,8 @@ class Router:
 
     def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         found: Target | None = None
-        for owner, subscription in self._tree.find(topic.text):
-            if owner is session and (seq is None or subscription.since < seq):
+        for subscription in self._tree.of(session, topic.text):
+            if seq is None or subscription.since < seq:
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
         return found
