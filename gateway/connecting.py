@@ -173,7 +173,7 @@ class Connecting:
         session.window = min(receive_maximum, self._limits.max_inflight)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
         if session.subscriptions:
-            self._broker.router.presence_changed()
+            self._broker.router.presence_changed(session)
 
     def _connack(self, client: Client, packet: Connect, present: bool, assigned: str, expiry: int) -> bytes:
         properties: dict[Property, Any] = {}

@@ -130,7 +130,7 @@ class Sessions:
             wall = self._log.at + session.expiry * 1000
             self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", wall, session.name)
         if session.subscriptions:
-            self._router.presence_changed()
+            self._router.presence_changed(session)
 
     def drop(self, session: Session) -> None:
         """The session ends: nothing of it stays."""
