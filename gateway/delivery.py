@@ -72,6 +72,7 @@ class Delivery(Outlet):
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[3])
         if batch.rows:
             self.live = batch.rows[-1][0]
+            batch.keep_rows()
             self._tail.append(batch)
             self._tail_bytes += batch.size
             self._tail_rest = 0
