@@ -89,7 +89,8 @@ class Tidegate:
 
     stores = True
 
-    def __init__(self, uvloop: bool, redis_port: int | None = None) -> None:
+    def __init__(self, uvloop: bool, redis_port: int | None = None, disk_budget: str = "") -> None:
+        self._disk_budget = disk_budget
         self.name = "tidegate" if uvloop else "tidegate, asyncio"
         self._uvloop = uvloop
         self.redis_port = redis_port
@@ -107,7 +108,8 @@ class Tidegate:
         ]
 
     def environment(self) -> dict[str, str]:
-        return {} if self._uvloop else {"TIDEGATE_NO_UVLOOP": "1"}
+        loop = {} if self._uvloop else {"TIDEGATE_NO_UVLOOP": "1"}
+        return loop | ({"TIDEGATE_STORE__DISK_BUDGET": self._disk_budget} if self._disk_budget else {})
 
 
 class Broker:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import brokers
 from redis import Redis
-from tidegate.gateway.connecting import Limits
+from returning import returning
 from tidegate.gateway.routing import Topic
 from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Log, Name
@@ -41,7 +41,6 @@ DEADLINE = 600.0
 TOPIC = "bench/000"
 SESSIONS = (10, 100, 1_000)
 MANY = 100_000
-WAITING = 2_000
 
 
 def main() -> int:
@@ -53,10 +52,12 @@ def main() -> int:
     print("|---:|---:|---:|---:|---:|")
     for count in [10**exponent for exponent in range(3, 8 if options.large else 7)]:
         print(f"| {count:,} | " + " | ".join(f"{value:,.1f}" for value in rows(count)) + " |", flush=True)
-    print("\n| sessions that sleep | rows a message | µs a message | return of all, ms a session | requests to read |")
-    print("|---:|---:|---:|---:|---:|")
+    print("\n| sessions that sleep | µs a message stored | return of all, ms a session | µs a message | reads of the log |")
+    print("|---|---:|---:|---:|---:|")
     for count in SESSIONS:
-        print(f"| {count:,} | " + " | ".join(f"{value:,.1f}" for value in sessions(count)) + " |", flush=True)
+        for apart in (False, True):
+            name = f"{count:,} {'apart' if apart else 'together'}"
+            print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in returning(count, apart)) + " |", flush=True)
     print(f"\n| {MANY:,} | put, µs each | found, µs each | memory, B each |\n|---|---:|---:|---:|")
     for name, figures in (("topics", topics()), ("subscriptions with wildcards", subscriptions())):
         print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in figures) + " |", flush=True)
@@ -66,7 +67,7 @@ def main() -> int:
 def rows(count: int) -> tuple[float, float, float, float]:
     """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting."""
     port = brokers.free_port()
-    with brokers.Broker(brokers.Tidegate(True, port)) as broker:
+    with brokers.Broker(brokers.Tidegate(True, port, "16GiB")) as broker:
         broker.stop()  # the pool has its cursor
         path = broker.directory / "data" / "log.db"
         ingest = _fill(path, count)
@@ -126,36 +127,6 @@ def _open(path: Path) -> tuple[Store, Log]:
     log = Log(store.identity.next_seq, store.identity.last_at, store.identity.run, store.identity.clock)
     log.tick(mono)
     return store, log
-
-
-def sessions(count: int) -> tuple[float, float, float, float]:
-    """Messages stored while `count` sessions sleep, and their return: each gets all of them."""
-    with tempfile.TemporaryDirectory() as name:
-        world = World(Path(name) / "log.db", Limits(max_inflight=WAITING, max_connections=2 * count))
-        for number in range(count):
-            device = Device(world, f"sleeper-{number}", clean=False)
-            device.subscribe("bench/#")
-            device.disconnect()
-        sender = Device(world, "sender", clean=False)
-        before = world.broker.log.next_seq
-        world.auto = False
-        began = time.perf_counter()
-        for number in range(WAITING):
-            sender.publish(f"bench/{number % 50}", b"%064d" % number, packet_id=number + 1)
-        world.settle()
-        message = (time.perf_counter() - began) / WAITING
-        stored = (world.broker.log.next_seq - before) / WAITING
-        world.broker.delivery._tail.clear()  # an hour later the tail's memory was given back
-        began = time.perf_counter()
-        devices = [Device(world, f"sleeper-{number}", clean=False) for number in range(count)]
-        reads = 0
-        while world.commits or world.reads:
-            reads += len(world.reads)
-            world.settle()
-        took = (time.perf_counter() - began) / count
-        assert all(len(device.messages()) == WAITING for device in devices), "not everything was delivered"
-        world.kill()
-        return stored, message * 1e6, took * 1e3, float(reads)
 
 
 def topics() -> tuple[float, float, float]:

@@ -323,13 +323,17 @@ class App:
 
     def _read(self, job: Callable[[Any], Any], done: Callable[[Any], None]) -> None:
         if self._reader is None:
-            self._reader = Worker("catch-up", self._loop.call_soon_threadsafe)
+            self._reader = Worker("catch-up", self._loop.call_soon_threadsafe, self._rest_catch_up)
         self._reader.submit(lambda: job(self._open_catch_up()), done)
 
     def _open_catch_up(self) -> CatchUp:
         if self._catch_up is None:
             self._catch_up = CatchUp(self._store.path)
         return self._catch_up
+
+    def _rest_catch_up(self) -> None:
+        if self._catch_up is not None:
+            self._catch_up.rest()
 
     def _message_id(self, seq: int, at: int, run: int) -> bytes:
         identity = self._store.identity

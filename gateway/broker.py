@@ -28,7 +28,7 @@ from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
-from .delivery import Delivery, ReadLog
+from .delivery import Delivery
 from .exchanges import Exchanges
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
@@ -49,6 +49,7 @@ from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
+from .walk import ReadLog
 
 PUBACK, PUBREC = 0x40020000, 0x50020000
 BATCH_LIMIT = 16 << 20

@@ -80,7 +80,8 @@ class Connecting:
         self._limits = limits
         self._durability = durability
         self._new_client_id = new_client_id
-        self._wills: list[tuple[float, Session, Will]] = []
+        self._wills: dict[Session, tuple[float, Will]] = {}
+        """Delayed ones, and when they are due."""
 
     # -- in --------------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Connecting:
         session.window = min(receive_maximum, self._limits.max_inflight)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
         if session.subscriptions:
-            self._broker.router.presence_changed()
+            self._broker.router.presence_changed(session)
 
     def _connack(self, client: Client, packet: Connect, present: bool, assigned: str, expiry: int) -> bytes:
         properties: dict[Property, Any] = {}
@@ -262,7 +263,7 @@ class Connecting:
         if will is None:
             return
         if client.will_delay and session.expiry:
-            self._wills.append((broker.now + min(client.will_delay, session.expiry), session, will))
+            self._wills[session] = broker.now + min(client.will_delay, session.expiry), will
         else:
             self._publish_will(session, will)
 
@@ -277,17 +278,15 @@ class Connecting:
 
     def publish_due_wills(self, at_stop: bool = False) -> None:
         """Wills whose delay is over (3.1.3.2.2); a stop does not wait for any."""
-        due = [item for item in self._wills if at_stop or item[0] <= self._broker.now]
-        for item in due:
-            self._wills.remove(item)
-            self._publish_will(item[1], item[2])
+        for session in [session for session, (due, _) in self._wills.items() if at_stop or due <= self._broker.now]:
+            self._publish_will(session, self._wills.pop(session)[1])
 
     def _settle_will(self, session: Session | None, ends: bool) -> None:
         """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9], unless the session ends now (3.1.3.2.2)."""
-        mine = [item for item in self._wills if item[1] is session]
-        self._wills = [item for item in self._wills if item[1] is not session]
-        for _, owner, will in mine if ends else ():
-            self._publish_will(owner, will)
+        if session is not None and session in self._wills:
+            _, will = self._wills.pop(session)
+            if ends:
+                self._publish_will(session, will)
 
     def _publish_will(self, session: Session, will: Will) -> None:
         kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}

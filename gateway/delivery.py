@@ -14,13 +14,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
+from tidegate.store.catchup import ROWS, Fetched
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
+from tidegate.store.piece import MESSAGE, Piece, Stored
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
+from .walk import ReadLog, Walk, wanted
 
 DUP = 8
 TAIL_BYTES = 24 << 20
@@ -28,8 +30,6 @@ TAIL_BYTES = 24 << 20
 RESEND_AT_ONCE = 500
 TAIL_REST = 30
 """Ticks (seconds) without a new batch until then."""
-ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
-"""`read(job, done)`: run `job(catch_up)` in the reader's thread, then `done(result or exception)` here."""
 
 
 class Delivery(Outlet):
@@ -40,7 +40,10 @@ class Delivery(Outlet):
         self.live = log.next_seq - 1
         self.report: Callable[[str], None] = lambda text: None
         self._read = read
+        self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
+        self._recent: Piece | None = None
+        """The last piece that was made of the tail."""
         self._tail_bytes = 0
         self._tail_rest = 0
         self._sated: list[Session] = []
@@ -69,6 +72,7 @@ class Delivery(Outlet):
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3])
         if batch.rows:
             self.live = batch.rows[-1][0]
+            batch.keep_rows()
             self._tail.append(batch)
             self._tail_bytes += batch.size
             self._tail_rest = 0
@@ -77,10 +81,16 @@ class Delivery(Outlet):
 
     def shrink_tail(self) -> None:
         """Called each second: give the tail's memory back when nobody has published for a while."""
+        self._walk.tidy()
         self._tail_rest += 1
         if self._tail_rest > TAIL_REST and self._tail:
-            self._tail.clear()
-            self._tail_bytes = 0
+            self.forget_tail()
+
+    def forget_tail(self) -> None:
+        """What was published is read from the log from now on."""
+        self._tail.clear()
+        self._tail_bytes = 0
+        self._recent = None
 
     def fan_out(
         self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, mono: int, run: int
@@ -160,7 +170,7 @@ class Delivery(Outlet):
         if session.client is not client:
             return
         if isinstance(got, Exception):
-            self._read_failed(session, got)
+            self.read_failed(session, got)
             return
         stored = {message[0]: message for message in got.messages}
         through = min(asked, got.through)
@@ -208,9 +218,11 @@ class Delivery(Outlet):
             elif session.reading is client:
                 return
             elif session.next_seq > self.live:
+                self._walk.leave(session)
                 session.behind = False
                 session.dirty = True
             elif self._tail and session.next_seq >= self._tail[0].first_seq:
+                self._walk.leave(session)
                 self._take_from_tail(session)
             else:
                 self._read_on(session, client)
@@ -294,58 +306,57 @@ class Delivery(Outlet):
         return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
 
     def _take_from_tail(self, session: Session) -> None:
-        """Fill the backlog from the batches in memory."""
-        matched: dict[Topic, bool] = {}
+        """Fill the backlog from the batches in memory; one piece of them serves all who are at its place."""
+        if self._recent is None or not self._recent.first <= session.next_seq <= self._recent.through:
+            self._recent = self._piece_of_tail(session.next_seq)
+        self._keep(session, self._recent, self._walk.limit)
+
+    def _piece_of_tail(self, first: int) -> Piece:
         messages: list[Stored] = []
+        through = first
         for batch in self._tail:
-            start = max(0, session.next_seq - batch.first_seq)
-            for row in batch.rows[start:]:
-                if row[4] != PUBLISH or not row[7] & QOS_MASK:
-                    continue
-                topic = row[6]
-                if topic not in matched:
-                    matched[topic] = self._router.match(session, topic) is not None
-                if matched[topic]:
-                    messages.append((row[0], topic.raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
-            session.next_seq = max(session.next_seq, batch.first_seq + len(batch.rows))
+            rows = batch.rows[max(0, first - batch.first_seq) :]
+            if rows:
+                through = rows[-1][0]
+            for row in rows:
+                if row[4] == PUBLISH and row[7] & QOS_MASK:
+                    messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
             if len(messages) >= ROWS:
                 break
         kinds = {(message[2], len(message[3]), message[4]) for message in messages}
         flags, size, properties = kinds.pop() if len(kinds) == 1 else (0, 0, b"")
-        session.plain = size if flags == 1 and not properties else -1
-        session.backlog.extend(messages)
+        return Piece(first, through, messages, None, size if flags == 1 and not properties else -1)
 
     def _read_on(self, session: Session, client: Client) -> None:
-        first = session.next_seq
-        filters = [text for text, subscription in session.subscriptions.items() if subscription.qos]
-        if not filters:
+        if wanted(session):
+            self._walk.ask(session, client)
+        else:
             session.next_seq = self.live + 1
-            return
-        session.reading = client
-        live = self.live
-        self._read(lambda reader: reader.read(first, live, filters), lambda got: self._have_read(session, client, got))
 
     def _prefetch(self, session: Session, client: Client) -> None:
         """Ask for the next piece while this one is being sent: disk and wire work side by side."""
-        on_disk = not self._tail or session.next_seq < self._tail[0].first_seq
-        if on_disk and session.reading is not client and len(session.backlog) < ROWS and session.next_seq <= self.live:
+        if len(session.backlog) >= ROWS or session.reading is client or session.next_seq > self.live or self._walk.crowded:
+            return
+        if not self._tail or session.next_seq < self._tail[0].first_seq:
             self._read_on(session, client)
 
-    def _have_read(self, session: Session, client: Client, got: Piece | Exception) -> None:
-        if session.reading is client:
-            session.reading = None
-        if session.client is not client:
-            return
-        if isinstance(got, Exception):
-            self._read_failed(session, got)
-            return
-        session.plain = got.plain if not session.backlog or session.plain == got.plain else -1
-        session.backlog.extend(got.messages)
-        session.next_seq = max(got.through + 1, session.next_seq)
+    def hand_over(self, session: Session, client: Client, piece: Piece, limit: int) -> int:
+        """A piece of the log that the session asked for, or as much of it as it may hold; how many messages that was."""
+        count = self._keep(session, piece, limit)
         self._prefetch(session, client)
         self.pump(session)
+        return count
 
-    def _read_failed(self, session: Session, error: Exception) -> None:
+    def _keep(self, session: Session, piece: Piece, limit: int) -> int:
+        leaves_now = min(TURN_BYTES, session.room() * (max(0, piece.plain) + MESSAGE))
+        messages, through = piece.take(session.next_seq, wanted(session), max(limit, leaves_now))
+        if messages:
+            session.plain = piece.plain if not session.backlog or session.plain == piece.plain else -1
+            session.backlog.extend(messages)
+        session.next_seq = through + 1
+        return len(messages)
+
+    def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
         self.report(f"cannot read the log for {session.name.text}: {error}")
         if session.client is not None:
@@ -408,7 +419,7 @@ class Delivery(Outlet):
         if session.client is not client:
             return
         if isinstance(got, Exception):
-            self._read_failed(session, got)
+            self.read_failed(session, got)
             return
         due = session.retained_due.get(topic_filter)
         if due is not None and due[0] is target:

@@ -1,20 +1,24 @@
-"""Who gets a message: the subscription tree, and for each topic its route, computed once until subscriptions change.
+"""Who gets a message: the subscription tree, and for each topic its route, computed once until its subscriptions change.
 
 `Topics` maps the raw bytes of a topic name to one `Topic`, so a PUBLISH costs one look-up for validity, interned number and
 route together. A route's targets are the sessions that are connected now; whether the message goes to disk is decided here
 too: QoS >= 1 for a rule or for any subscription with QoS >= 1, connected or asleep.
+
+Sessions come, go and subscribe all the time. The last changes are remembered: a topic that none of them concerns keeps its
+route, so that a topic with many receivers is not routed anew for every stranger.
 
 Invariant: a topic whose `generation` is the router's has a route that is true now.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.log import Name
-from tidegate.store.topic import FilterTree, without_share
+from tidegate.store.topic import FilterTree, matches, without_share
 
 from .mqtt.decoding import topic_name
 from .session import Session, Subscription
@@ -24,6 +28,9 @@ MAX_TOPIC_BYTES = 32 << 20
 TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
+MAX_CHANGES = 64
+CHEAP = 4
+"""Looking through so many changes, and one more for each of its subscriptions, costs less than a new route."""
 
 
 class Target(NamedTuple):
@@ -51,6 +58,7 @@ class Topic(Name):
         "stored_retained",
         "subscribed",
         "targets",
+        "weight",
     )
     table = "topic"
 
@@ -63,6 +71,8 @@ class Topic(Name):
         self.generation = -1
         self.plain = -1
         self.targets: list[Target] = []
+        self.weight = 0
+        """Subscriptions that its route was made of: what making it again costs."""
         self.stored = False
         self.subscribed = False
         """Whether any session, connected or asleep, has a subscription for it."""
@@ -102,6 +112,8 @@ class Router:
         self._wants: FilterTree[Want, None] = FilterTree()
         self._wants_everywhere: list[Want] = []
         self._kinds: frozenset[int] = frozenset()
+        self._changes: deque[tuple[str, str]] = deque(maxlen=MAX_CHANGES)
+        """(what topics begin with, filter) of the last changes, one for each generation."""
 
     def set_wants(self, wants: Iterable[Want]) -> None:
         """Take the rules' wishes; replaces those before."""
@@ -115,7 +127,7 @@ class Router:
                 self._wants_everywhere.append(want)
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
-        self.generation += 1
+        self._all_changed()
 
     def wanted(self, kind: int, topic: str | None = None) -> bool:
         """Whether a rule wants entries of this kind (for this topic or filter taken as a topic)."""
@@ -130,24 +142,50 @@ class Router:
 
     def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
         self._tree.put(topic_filter, session, subscription)
-        session.matched.clear()
-        self._changed()
+        self._subscriptions_changed(topic_filter, session)
 
     def unsubscribe(self, topic_filter: str, session: Session) -> None:
         self._tree.remove(topic_filter, session)
+        self._subscriptions_changed(topic_filter, session)
+
+    def presence_changed(self, session: Session) -> None:
+        """A session came or went: routes name connected ones only."""
+        if len(session.subscriptions) > MAX_CHANGES:
+            self._all_changed()
+        else:
+            for text in session.subscriptions:
+                self._changed(text)
+
+    def _subscriptions_changed(self, topic_filter: str, session: Session) -> None:
         session.matched.clear()
-        self._changed()
-
-    def presence_changed(self) -> None:
-        """A session with subscriptions came or went: routes name connected ones only."""
-        self.generation += 1
-
-    def _changed(self) -> None:
-        self.generation += 1
         self.subscriptions = len(self._tree)
+        self._changed(topic_filter)
+
+    def _changed(self, topic_filter: str) -> None:
+        self.generation += 1
+        self._changes.append((topic_filter.partition("#")[0].partition("+")[0].rstrip("/"), topic_filter))
+
+    def _all_changed(self) -> None:
+        self.generation += 1
+        self._changes.clear()
+
+    def _unconcerned(self, topic: Topic) -> bool:
+        """Whether nothing that changed since its route was made can have changed it."""
+        changes, missed, text = self._changes, self.generation - topic.generation, topic.text
+        return (
+            topic.generation >= 0
+            and missed <= min(len(changes), CHEAP + topic.weight)
+            and not any(text.startswith(changes[-n][0]) and matches(changes[-n][1], text) for n in range(1, missed + 1))
+        )
 
     def route(self, topic: Topic, publish: int) -> None:
         """Make the topic's route true now. `publish` is the kind of message entries."""
+        if not self._unconcerned(topic):
+            self._make_route(topic, publish)
+        topic.generation = self.generation
+        topic.plain = self.generation if topic.stored else -1
+
+    def _make_route(self, topic: Topic, publish: int) -> None:
         topic.stored = topic.stored_qos0 = topic.stored_retained = topic.subscribed = False
         for want in self._wants_of(topic.text):
             if want.kind == publish:
@@ -155,7 +193,9 @@ class Router:
                 topic.stored_qos0 |= not want.retained_only and want.min_qos == 0
                 topic.stored_retained |= want.retained_only
         merged: dict[Session, Target] = {}
+        topic.weight = 0
         for session, subscription in self._tree.find(topic.text):
+            topic.weight += 1
             topic.subscribed = True
             topic.stored |= subscription.qos > 0
             if session.client is not None:
@@ -165,8 +205,6 @@ class Router:
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
         topic.targets = list(merged.values())
-        topic.generation = self.generation
-        topic.plain = self.generation if topic.stored else -1
 
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.
@@ -185,8 +223,8 @@ class Router:
 
     def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         found: Target | None = None
-        for owner, subscription in self._tree.find(topic.text):
-            if owner is session and (seq is None or subscription.since < seq):
+        for subscription in self._tree.of(session, topic.text):
+            if seq is None or subscription.since < seq:
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
         return found

@@ -35,6 +35,8 @@ class Sessions:
         self._log = log
         self._router = router
         self._by_id: dict[str, Session] = {}
+        self._awake: dict[Session, None] = {}
+        """Connected, or put to sleep since `fold` came by: only their positions move, however many others sleep."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -93,6 +95,7 @@ class Sessions:
         log = self._log
         session = Session(name, expiry, log.now, log.next_seq)
         self._by_id[name.text] = session
+        self._awake[session] = None
         if session.persistent:
             log.change(
                 "INSERT OR REPLACE INTO session (client, created, expiry, expires_at, cursor) VALUES (?,?,?,NULL,?)",
@@ -106,6 +109,7 @@ class Sessions:
     def wake(self, session: Session, expiry: int) -> None:
         """A connection resumes the session, maybe with another expiry."""
         session.expires_at = None
+        self._awake[session] = None
         self.set_expiry(session, expiry)
 
     def set_expiry(self, session: Session, expiry: int) -> None:
@@ -131,11 +135,12 @@ class Sessions:
             wall = self._log.now + session.expiry * 1000
             self._log.change("UPDATE session SET expires_at = ? WHERE client = ?", wall, session.name)
         if session.subscriptions:
-            self._router.presence_changed()
+            self._router.presence_changed(session)
 
     def drop(self, session: Session) -> None:
         """The session ends: nothing of it stays."""
         self._by_id.pop(session.name.text, None)
+        self._awake.pop(session, None)
         for text in session.subscriptions:
             self._router.unsubscribe(text, session)
         session.client = None
@@ -181,10 +186,12 @@ class Sessions:
 
     def fold(self, live: int, at_most: int | None = None) -> None:
         """Write the positions that moved since the last time."""
-        moved = (session for session in self._by_id.values() if session.persistent and session.dirty)
+        moved = (session for session in self._awake if session.persistent and session.dirty)
         for session in list(islice(moved, at_most)):
             session.dirty = False
             self._store_cursor(session, session.position(live))
+            if session.client is None:
+                del self._awake[session]
 
     def fold_for_stop(self, live: int) -> None:
         """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""

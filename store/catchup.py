@@ -1,47 +1,32 @@
-"""Reading on from the log for sessions that fell behind: many rows in one SQLite step.
+"""Reading on from the log for sessions that fell behind: many rows in one SQLite step, and once for all of them.
 
 `sqlite3` gives the interpreter lock away at every step and wins it back late while the event loop is busy. So one query
 gathers a whole piece of the log into one row of joined columns, which is cut up again here. A piece is bounded in rows, in
 payload bytes and in the stretch of log looked through, which also bounds how long the read transaction lasts.
 
-Sessions that went away together come back to the same place: the last few pieces are kept, for them to share one reading. A
-piece is never out of date, because entries do not change; one that could be longer by now is only followed by another.
+Sessions that come back together walk together: a piece is read for the filters of all who are near its place, and the last
+pieces are kept, in bounded memory, for those who come by a little later. Where none of their topics is, the log is passed
+over by `summary` without being read.
 
 Invariant: the rows are in order of seq and complete up to `through`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from .entry import PUBLISH, QOS_MASK
+from .piece import Piece, Stored
 from .schema import open_reader
-from .topic import FilterTree
+from .summary import Summary
 
 ROWS = 4_000
 BYTES = 1 << 20
-STRETCH = 50_000
-MAX_TOPICS_IN_QUERY = 500
-SHARED = 3
-
-
-Stored = tuple[int, bytes, int, bytes, bytes, int, int, int, int]
-"""A message read back: (seq, raw topic, flags, payload, properties, client, at, mono, run). A plain tuple, for speed.
-
-`mono` is read only with properties, where an expiry may be; else it is 0.
-"""
-
-
-class Piece(NamedTuple):
-    """A part of the log: the messages found, and the seq through which it was looked through."""
-
-    messages: list[Stored]
-    through: int
-    plain: int = -1
-    """Payload size if every message has QoS 1, is not retained and has no properties and this size; else -1."""
+KEPT = 16 << 20
+"""Memory for pieces that others may come by for."""
 
 
 class Fetched(NamedTuple):
@@ -68,33 +53,48 @@ class CatchUp:
         self._db = open_reader(path)
         self._names: dict[int, bytes] = {}
         self._plain = -1
-        self._shared: dict[tuple[int, tuple[str, ...]], Piece] = {}
+        self._pieces: list[Piece] = []
+        self._summary = Summary(self._db)
+        self.pieces_read = 0
+        """How often the log itself was asked."""
 
     def close(self) -> None:
         self._db.close()
 
-    def read(self, first: int, live: int, filters: Sequence[str]) -> Piece:
-        """Messages with QoS > 0 from seq `first` through `live` at most, whose topic is matched by one of `filters`."""
-        key = first, tuple(filters)
-        piece = self._shared.get(key)
-        if piece is None:
-            while len(self._shared) >= SHARED:
-                del self._shared[next(iter(self._shared))]
-            piece = self._shared[key] = self._read(first, min(first + STRETCH - 1, live), filters)
+    def rest(self) -> None:
+        """Called when nobody has read for a while: give the memory back."""
+        self._pieces.clear()
+
+    def read(self, first: int, live: int, filters: Set[str], near: Set[str] = frozenset(), rows: int = ROWS) -> Piece:
+        """Messages with QoS > 0 from seq `first` on, through `live` at most, whose topic is matched by one of `filters`.
+
+        What the filters of others who are `near` match is in it too, and maybe more; `rows` bounds a new piece.
+        """
+        for piece in self._pieces:
+            if piece.serves(first, filters):
+                self._pieces.remove(piece)
+                break
+        else:
+            self.pieces_read += 1
+            piece = self._read(first, live, frozenset(filters | near), min(rows, ROWS))
+        self._pieces.append(piece)
+        while len(self._pieces) > 1 and sum(kept.size for kept in self._pieces) > KEPT:
+            del self._pieces[0]
         return piece
 
-    def _read(self, first: int, last: int, filters: Sequence[str]) -> Piece:
+    def _read(self, first: int, live: int, filters: frozenset[str], rows: int) -> Piece:
         self._db.execute("BEGIN")
         try:
-            choice = self._topic_choice(filters)
-            where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
-            messages, whole = self._fetch_within(f"{where} ORDER BY seq LIMIT {ROWS}")
+            run = self._summary.run(first, live, filters, rows)
+            if run.first > run.last:
+                return Piece(first, run.last, [], filters)
+            topics = "" if run.topics is None else f"AND topic IN ({','.join(map(str, run.topics))})"
+            where = f"seq BETWEEN {run.first} AND {run.last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {topics}"
+            messages, whole = self._fetch_within(f"{where} ORDER BY seq LIMIT {rows}")
         finally:
             self._db.execute("COMMIT")
-        if not messages:
-            return Piece([], last)
-        through = last if whole and len(messages) < ROWS else messages[-1][0]
-        return Piece(messages, through, self._plain)
+        through = run.last if not messages or (whole and len(messages) < rows) else messages[-1][0]
+        return Piece(first, through, messages, None if run.topics is None else filters, self._plain if messages else -1)
 
     def _fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
         """The first of the chosen rows (what follows WHERE), as many as BYTES hold, at least one; whether these are all.
@@ -139,25 +139,6 @@ class CatchUp:
         known = {text: self._names.get(int(text)) or self._name(int(text)) for text in set(topic)}
         names = [known[text] for text in topic]
         return list(zip(seq, names, flags, cut, properties, client, at, mono, run, strict=True))
-
-    def _topic_choice(self, filters: Sequence[str]) -> str:
-        """A condition that lets SQLite pass over other topics; none when too many match."""
-        if any(text == "#" for text in filters):
-            return ""
-        exact = [text for text in filters if "+" not in text and "#" not in text]
-        wild = [text for text in filters if text not in exact]
-        numbers: list[int] = []
-        for text in exact:
-            numbers += [n for (n,) in self._db.execute("SELECT id FROM topic WHERE name = ?", (text,))]
-        if wild:
-            tree: FilterTree[None, None] = FilterTree()
-            for text in wild:
-                tree.put(text, None, None)
-            topics = self._db.execute("SELECT id, name FROM topic").fetchall()
-            numbers += [number for number, name in topics if any(True for _ in tree.find(name))]
-        if len(numbers) > MAX_TOPICS_IN_QUERY:
-            return ""
-        return f"AND topic IN ({','.join(map(str, numbers))})"
 
     def _name(self, number: int) -> bytes:
         (text,) = self._db.execute("SELECT name FROM topic WHERE id = ?", (number,)).fetchone()

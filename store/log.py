@@ -25,6 +25,8 @@ Ack = int | bytes
 """An acknowledgement packet: those of 4 bytes as an integer, which is made and joined faster."""
 ROW_BYTES = 250
 """What an entry costs in memory besides its payload, about."""
+NAME_BYTES = 1_000
+"""What a name that is new to the store costs in memory as long as an entry leads to it."""
 
 
 class Name:
@@ -55,6 +57,10 @@ class Batch:
         """Bytes of memory, about."""
         self.unused: list[Unused] = []
         """Names to be removed at the end of the commit (see `store.names`)."""
+
+    def keep_rows(self) -> None:
+        """It was committed, and all that waited for it was told: only its entries are needed on."""
+        self.changes, self.acks, self.after, self.unused = [], {}, [], []
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.changes or self.acks or self.after or self.unused)

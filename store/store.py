@@ -28,7 +28,7 @@ from typing import Any
 from .clock import Clock, Judge, begin, believe, last_known, this_boot
 from .entry import DISCONNECTED
 from .exchange import refuse_emptied, refuse_half
-from .log import Batch, Name, Row
+from .log import NAME_BYTES, Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
 from .schema import LOG, StoreError, disk_fault, explain, open_writer
@@ -37,6 +37,7 @@ WAL_LIMIT = 8 << 20
 WAL_COMMIT = 12_288
 """Bytes that even a small commit adds to the WAL: about three pages."""
 PAGE = 4096
+"""Also what a name that comes or goes adds to the WAL: each stands on a page of its own in the index of names."""
 COLUMNS = 10
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Rows that one statement inserts; a group between two sizes is filled up with rows whose seq is 0, which are left out."""
@@ -116,8 +117,11 @@ class Store:
             # One statement is its own transaction: the interpreter lock is won back once instead of thrice.
             self._db.execute(*insert)
         else:
-            for name, number in self._apply_in_transaction(batch).items():
+            numbers = self._apply_in_transaction(batch)
+            for name, number in numbers.items():
                 name.id = number
+            batch.size += NAME_BYTES * len(numbers)
+            self._unmoved += PAGE * (len(numbers) + sum(len(found.topics) + len(found.clients) for found in batch.unused))
         self.commits += 1
         self._dirty = True
         self._bound_wal(batch)

@@ -145,6 +145,17 @@ class FilterTree(Generic[Key, Value]):
 
     def find(self, topic: str) -> Iterator[tuple[Key, Value]]:
         """Every (key, value) whose filter matches `topic`; one key once per matching filter."""
+        for values in self._matching(topic):
+            yield from values.items()
+
+    def of(self, key: Key, topic: str) -> Iterator[Value]:
+        """The values that this key has for filters that match `topic`; how many others match costs nothing."""
+        for values in self._matching(topic):
+            if key in values:
+                yield values[key]
+
+    def _matching(self, topic: str) -> Iterator[dict[Key, Value]]:
+        """What stands at each filter that matches."""
         levels = topic.split("/")
         nodes = [self._root]
         plain = not topic.startswith("$")
@@ -154,7 +165,7 @@ class FilterTree(Generic[Key, Value]):
             for node in nodes:
                 children = node.children
                 if wild and (rest := children.get("#")) is not None:
-                    yield from rest.values.items()
+                    yield rest.values
                 if (exact := children.get(level)) is not None:
                     below.append(exact)
                 if wild and (any_level := children.get("+")) is not None:
@@ -163,9 +174,10 @@ class FilterTree(Generic[Key, Value]):
             if not nodes:
                 return
         for node in nodes:
-            yield from node.values.items()
+            if node.values:
+                yield node.values
             if (rest := node.children.get("#")) is not None:
-                yield from rest.values.items()
+                yield rest.values
 
 
 class TopicTree(Generic[Value]):

@@ -81,6 +81,11 @@ class World:
         )
         self.broker.load(self.store.connection, identity.clean)
 
+    @property
+    def pieces_read(self) -> int:
+        """How often the log was read on from."""
+        return self._catch_up.pieces_read
+
     def _commit(self, batch: Batch, done: Callable[[Any], None]) -> None:
         self.commits.append((batch, done))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 from tidegate.store.entry import CONNECTED, PUBLISH
 from tidegate.store.log import Log, Name
 from tidegate.store.names import STEP, Names, Unused
-from tidegate.store.store import Store
+from tidegate.store.store import WAL_LIMIT, Store
 from tidegate.store.trim import KEEP_SEQ
 
 from .test_store import NOW, TopicName, open_store
@@ -113,4 +114,25 @@ def test_presence_goes_with_the_last_event_of_a_client_and_not_while_it_is_onlin
     store.connection.execute(KEEP_SEQ, (3,))
     found = [name for step in handed_out(Names(), store) for name in step.clients]
     assert [text for _, text in found] == ["offline"]
+    store.close(NOW)
+
+
+def test_random_names_do_not_grow_the_write_ahead_log(path: Path) -> None:
+    """Each stands on a page of its own in the index of names, so that a few of them dirty as much as thousands of rows."""
+    store, log = open_store(path)
+    chance = random.Random(2)
+    names = [f"{chance.getrandbits(128):032x}" for _ in range(30_000)]
+    for start in range(0, len(names), 200):
+        for text in names[start : start + 200]:
+            log.append(PUBLISH, Name(text), TopicName(text), 1, b"x")
+        store.apply(log.take())
+    numbers = dict(store.connection.execute("SELECT name, id FROM topic").fetchall())
+    log.change("DELETE FROM entry")
+    store.apply(log.take())
+    for start in range(0, len(names), 500):
+        found = tuple((numbers[text], text) for text in names[start : start + 500])
+        log.batch.unused.append(Unused(log.next_seq - 1, found, found))
+        store.apply(log.take())
+    assert store.connection.execute("SELECT count(*) FROM topic").fetchone() == (1,)
+    assert path.with_name("log.db-wal").stat().st_size < WAL_LIMIT * 2
     store.close(NOW)

@@ -1,0 +1,150 @@
+"""The walk through the log of all sessions that fell behind: one read at a time, each for everybody near its place.
+
+Whoever needs more of the log asks, and waits. A read is led in turn by the session that is furthest behind, so that those
+before it are joined instead of being read for again, and by the one that has waited longest, so that nobody starves. What comes
+of it is handed to all who wait at its place, but only to so many at once that online traffic goes on in between; the reader has
+the piece for the others at hand.
+
+Invariant: one read is under way as long as anybody waits, and what sessions hold of the log is bounded for all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tidegate.store.catchup import BYTES, ROWS
+from tidegate.store.piece import MESSAGE, Piece
+
+from .session import Client, Session
+
+ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
+"""`read(job, done)`: run `job(catch_up)` in the reader's thread, then `done(result or exception)` here."""
+
+HELD = 32 << 20
+"""Memory that sessions may fill with what they were handed and have not sent yet, about."""
+SLICE = 4_000
+"""Messages handed out before online traffic has its turn."""
+HAND_OVER = 20
+"""What handing over itself costs, in messages."""
+NEAR = 50_000
+"""How far apart sessions may be to be read for together."""
+MAX_FILTERS = 2_000
+"""With more of them everything is read."""
+
+
+class Walkers(Protocol):
+    """What is needed of the delivery. `live` is the last seq handed to live sessions."""
+
+    live: int
+
+    def hand_over(self, session: Session, client: Client, piece: Piece, limit: int) -> int: ...
+
+    def read_failed(self, session: Session, error: Exception) -> None: ...
+
+
+class Walk:
+    """See the module."""
+
+    def __init__(self, read: ReadLog, walkers: Walkers) -> None:
+        self._read = read
+        self._delivery = walkers
+        self._waiting: dict[Session, Client] = {}
+        self._walkers: dict[Session, None] = {}
+        """Who has asked and has not caught up since."""
+        self._under_way = False
+        self._lowest = False
+        self._last: Piece | None = None
+
+    @property
+    def limit(self) -> int:
+        """Bytes of memory that one session may hold of the log."""
+        return min(BYTES + ROWS * MESSAGE, HELD // max(1, len(self._walkers)))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether sessions share the memory: then none reads ahead."""
+        return len(self._walkers) * 2 * (BYTES + ROWS * MESSAGE) > HELD
+
+    def ask(self, session: Session, client: Client) -> None:
+        """This session needs what follows its `next_seq`."""
+        session.reading = client
+        self._waiting.pop(session, None)  # another connection: the last in the queue
+        self._waiting[session] = client
+        self._walkers[session] = None
+        if not self._under_way:
+            self._go_on()
+
+    def leave(self, session: Session) -> None:
+        """It has caught up."""
+        self._walkers.pop(session, None)
+
+    def tidy(self) -> None:
+        """Called each second: forget who went away."""
+        for session in [session for session in self._walkers if session.client is None]:
+            del self._walkers[session]
+
+    def _go_on(self) -> None:
+        self._lowest = not self._lowest
+        leader = self._leader()
+        self._under_way = leader is not None
+        if leader is None:
+            self._last = None
+            return
+        last, first, live, filters = self._last, leader.next_seq, self._delivery.live, frozenset(wanted(leader))
+        if last is not None and last.serves(first, filters):
+            self._read(lambda reader: last, lambda got: self._have_read(leader, got))
+            return
+        near, together = self._near(first)
+        rows = max(1, self.limit * together // MESSAGE)
+        self._read(lambda reader: reader.read(first, live, filters, near, rows), lambda got: self._have_read(leader, got))
+
+    def _leader(self) -> Session | None:
+        while self._waiting:
+            leader = min(self._waiting, key=_place) if self._lowest else next(iter(self._waiting))
+            if leader.client is self._waiting[leader]:
+                return leader
+            del self._waiting[leader]
+        return None
+
+    def _near(self, first: int) -> tuple[set[str], int]:
+        """The filters of all who are about to pass here, and how many are here now."""
+        filters: set[str] = set()
+        together = 0
+        for session in self._walkers:
+            if abs(session.next_seq - first) <= NEAR:
+                together += first <= session.next_seq < first + ROWS
+                if len(filters) <= MAX_FILTERS:
+                    filters.update(wanted(session))
+        return filters if len(filters) <= MAX_FILTERS else {"#"}, together
+
+    def _have_read(self, leader: Session, got: Piece | Exception) -> None:
+        handed = 0
+        if isinstance(got, Exception):
+            if (client := self._waiting.pop(leader, None)) is not None and leader.client is client:
+                leader.reading = None
+                self._delivery.read_failed(leader, got)
+        else:
+            self._last = got
+            first, through = got.first, got.through
+            for session in [leader, *self._waiting]:
+                client = self._waiting.get(session)
+                if client is None or session.client is not client or not first <= session.next_seq <= through:
+                    continue
+                if not got.serves(session.next_seq, wanted(session)):
+                    continue
+                del self._waiting[session]
+                session.reading = None
+                handed += HAND_OVER + self._delivery.hand_over(session, client, got, self.limit)
+                if handed >= SLICE:
+                    break
+        self._go_on()
+
+
+def wanted(session: Session) -> tuple[str, ...]:
+    """Its filters of which anything is kept in the log for it."""
+    return tuple([text for text, subscription in session.subscriptions.items() if subscription.qos])
+
+
+def _place(session: Session) -> int:
+    return session.next_seq
