@@ -10,26 +10,22 @@ Invariant: no PUBACK, PUBREC, PUBCOMP or SUBACK that promises something durable 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tidegate.store.entry import (
-    GAP,
-    PUBLISH,
-    RETAIN,
-)
+from tidegate.store.entry import PUBLISH, RETAIN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
-from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
+from tidegate.store.trim import KEEP_SEQ, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
 from .exchanges import Exchanges
+from .gaps import Gaps
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -52,7 +48,6 @@ from .subscribing import Subscribing
 
 PUBACK, PUBREC = 0x40020000, 0x50020000
 BATCH_LIMIT = 16 << 20
-"""Bytes that may wait for the disk; above it the clients that add to them are read no further."""
 UNREAD_LIMIT = 2 << 20
 """Bytes of answers that a client may leave unread before it is read no further."""
 FOLD_PAUSE = 0.1
@@ -96,6 +91,9 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
+        self.gaps = Gaps(log, self.delivery.dropped)
+        self.batch_limit = BATCH_LIMIT
+        """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: set[Client] = set()
         self.retained: TopicTree[int] = TopicTree()
         """Topic -> seq of its retained message."""
@@ -136,6 +134,7 @@ class Broker:
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
         self.sessions.load(db, clean, self.now)
+        self.gaps.load(db)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
 
@@ -155,7 +154,7 @@ class Broker:
         batch = self.log.batch
         size = batch.size
         self.handle(client, client.connection.receive(data))
-        crowded = batch.size > BATCH_LIMIT and batch.size > size
+        crowded = batch.size > self.batch_limit and batch.size > size
         if not (crowded or client.blocked or client.held is not None) or client.paused or client.closing:
             return
         if crowded:
@@ -227,11 +226,17 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
-        self.log.change(REMOVE, plan.last, plan.floor)
-        if plan.gap is not None:
-            self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
-            self.log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
+        for sql, parameters in plan.changes:
+            self.log.change(sql, *parameters)
+        self.log.batch.size += plan.cost
+        self.gaps.add(plan.lost)
         self._begin_commit()
+
+    def close_gaps(self, read: int) -> None:
+        """Write down as entries what was lost, when it is time; `read`: how far the far ends have read."""
+        if self.gaps.due(read, self.now):
+            self.gaps.close()
+            self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
         """Let names go that nothing uses, at the end of the batch. From here on no batch gets their numbers from memory:
