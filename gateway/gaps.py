@@ -2,7 +2,7 @@
 
 A far end that is away for weeks would make one record for each step of the trim. So what is lost of one topic is joined in one
 open record, which the store keeps with the removal itself, and becomes an entry when far ends read on (they come to it after
-what is left), or after an hour. The totals by reason and policy ride along.
+what is left), or after a day. The totals by reason and policy ride along.
 
 Invariant: in every commit, what is gone of what somebody waited for is named by an entry or by an open record.
 """
@@ -20,7 +20,7 @@ from tidegate.store.thinning import Lost, by_policy, join
 
 MAX_OPEN = 100
 """Topics named one by one; of more, those of one policy are named by its filter."""
-OPEN_FOR = 3600.0
+OPEN_FOR = 86_400.0
 _KEEP = "INSERT OR REPLACE INTO meta (key, value) VALUES (?,?)"
 OPEN, TOTALS = "gaps", "dropped"
 """Keys of the table `meta`."""
@@ -66,7 +66,7 @@ class Gaps:
         self._log.change(_KEEP, TOTALS, json.dumps(totals))
 
     def due(self, read: int, now: float) -> bool:
-        """Whether the open records should become entries: far ends read on, or they are open for an hour."""
+        """Whether the open records should become entries: far ends read on, or they are open for a day."""
         moved, self._read = read != self._read, read
         if not self._open:
             self._since = now
