@@ -143,6 +143,7 @@ class App:
         )
         self._sockets = Sockets(self.broker, self._tick_clock, _report)
         self.broker.now = time.monotonic()
+        self.broker.router.policies = config.policies
         self.broker.load(store.connection, identity.clean)
         self._trimming = Trimming(
             self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, _report

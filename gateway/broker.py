@@ -41,6 +41,7 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .pressure import Pressure
 from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
@@ -117,6 +118,7 @@ class Broker:
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
+        self.pressure = Pressure(self)
         exchanges, subscribing = Exchanges(self), Subscribing(self)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
@@ -275,8 +277,7 @@ class Broker:
             self._committing = True
             self._later(self._delay, self._delay_over)
             return
-        self._delayed = False
-        self._committing = True
+        self._delayed, self._committing = False, True
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
@@ -387,7 +388,9 @@ class Broker:
         self.received += 1
         qos = flags >> 1 & 3
         if topic.reserved:
-            self._refuse_publish(client, qos, packet_id)
+            self.pressure.refuse_reserved(client, qos, packet_id)
+        elif self.router.refuses(topic, qos, bool(flags & 1)) and (qos < 2 or packet_id not in session.received):
+            self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
         elif qos == 2:
             if packet_id not in session.received:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
@@ -407,14 +410,6 @@ class Broker:
                 self.delivery.acknowledge({client: [ack]})
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
-
-    def _refuse_publish(self, client: Client, qos: int, packet_id: int) -> None:
-        """`$SYS` is ours alone (4.7.2); before 5.0 a client cannot be told and gets its acknowledgement [MQTT-3.3.5-2]."""
-        self.counters["refused_publishes"] += 1
-        reason = ReasonCode.NOT_AUTHORIZED if client.version == 5 else ReasonCode.SUCCESS
-        if qos:
-            answer = PubAck(packet_id, reason) if qos == 1 else PubRec(packet_id, reason)
-            self.delivery.send(client, encode(answer, client.version))
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
         """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""

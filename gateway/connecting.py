@@ -19,6 +19,7 @@ from .delivery import Delivery
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
 from .mqtt.properties import Properties, Property, encode_block
 from .mqtt.reasons import ReasonCode
+from .pressure import Pressure
 from .refusals import Refusals
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
@@ -52,6 +53,7 @@ class Broker(Protocol):
     delivery: Delivery
     sessions: Sessions
     clients: set[Client]
+    pressure: Pressure
     now: float
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
@@ -248,6 +250,7 @@ class Connecting:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
         broker.clients.discard(client)
+        broker.pressure.forget(client)
         session, client.session = client.session, None
         if session is None:
             return

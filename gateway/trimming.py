@@ -80,6 +80,7 @@ class Trimming:
 
     def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:
         broker = self._broker
+        broker.pressure.set_level(self.trim.level)
         if isinstance(plan, Exception):
             self._report(f"cannot trim the log: {plan}", "trim")
         if plan is None or isinstance(plan, Exception):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from tidegate.gateway.gaps import MAX_OPEN
+from tidegate.gateway.mqtt.packets import PubAck, PubRec
+from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.trimming import Reach, Trimming
 from tidegate.store.entry import GAP, PUBLISH, Want
 from tidegate.store.policy import Policies, Policy
@@ -28,13 +30,15 @@ class Box(World):
     def __init__(self, path: Path, budget: int = 400_000) -> None:
         super().__init__(path)
         self.broker.router.set_wants([Want(PUBLISH, "#", 0, False)])
+        self.broker.router.policies = POLICIES
+        self.floor = 0
         self.read_through = 0
         self.trimming = Trimming(
             Trim(budget, FOREVER, POLICIES),
             self.store.connection,
             lambda job, done: done(job()),
             self.broker,
-            lambda: Reach(0, self.read_through),
+            lambda: Reach(self.floor, self.read_through),
             lambda text, kind="": self.said.append(text),
         )
 
@@ -152,3 +156,75 @@ def test_a_removal_and_its_record_are_one_transaction(box: Box, path: Path) -> N
         (text,) = other.execute("SELECT value FROM meta WHERE key = 'gaps'").fetchone()
         after = other.execute("SELECT count(*) FROM entry").fetchone()[0]
     assert before - after == sum(fields[-1] for fields in json.loads(text)) > 0
+
+
+# -- reject_new ------------------------------------------------------------------------------------------------------
+
+
+def fill_up(box: Box) -> None:
+    """With what must not be dropped, until nothing else is left."""
+    box.publish("keep/a", 3_000)
+    box.tick()
+    assert box.broker.router.level == 3, "above every priority: nothing is left to drop"
+    assert "are refused" in box.said[-1]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_mqtt_5_is_told_that_the_quota_is_exceeded(box: Box, qos: int) -> None:
+    fill_up(box)
+    before = messages(box)
+    device = box.device("v5", 5)
+    device.publish("keep/a", b"refused", qos)
+    device.publish("other", b"taken", qos, packet_id=2)
+    answer: type = PubAck if qos == 1 else PubRec
+    assert (first := device.take(answer)).reason == ReasonCode.QUOTA_EXCEEDED and first.packet_id == 1
+    assert device.take(answer).packet_id == 2
+    assert len(messages(box)) == len(before) + 1
+    assert box.broker.pressure.refused == 1
+
+
+def test_before_5_the_acknowledgement_is_withheld_until_there_is_room_and_then_the_client_sends_again(box: Box) -> None:
+    fill_up(box)
+    device = box.device("v4")
+    device.publish("keep/a", b"withheld", packet_id=7)
+    device.publish("high/a", b"taken", packet_id=8)
+    assert [packet.packet_id for packet in device.got if isinstance(packet, PubAck)] == [8]
+    assert not device.closed
+    box.floor = box.read_through = box.broker.delivery.live
+    box.tick()
+    assert device.closed and box.broker.router.level is None
+    again = box.device("v4")
+    again.publish("keep/a", b"withheld", packet_id=7)
+    assert again.take(PubAck).packet_id == 7
+    assert messages(box)[-1][1] == "keep/a"
+
+
+def test_qos_0_still_flows_and_is_not_stored(box: Box) -> None:
+    fill_up(box)
+    before = messages(box)
+    subscriber = box.device("s")
+    subscriber.subscribe("keep/#", 0)
+    box.device("p").publish("keep/a", b"live", 0, retain=True)
+    assert [message[3] for message in subscriber.messages()] == [b"live"]
+    assert messages(box) == before
+
+
+def test_nothing_is_refused_while_something_of_the_same_priority_is_left_to_drop(box: Box) -> None:
+    box.publish("keep/a", 300)
+    box.publish("low/a", 3_000)
+    box.tick()
+    assert box.broker.gaps.open > 0 and box.broker.router.level == 1
+    device = box.device("v5", 5)
+    device.publish("keep/a", b"taken")
+    assert device.take(PubAck).reason != ReasonCode.QUOTA_EXCEEDED
+
+
+def test_a_qos_2_message_that_was_taken_is_not_refused_when_it_is_sent_again(box: Box) -> None:
+    device = box.device("q", clean=False)
+    device.publish("keep/a", b"first", 2, packet_id=5)
+    assert device.take(PubRec).packet_id == 5
+    device.cut()
+    fill_up(box)
+    again = box.device("q", clean=False)
+    again.publish("keep/a", b"first", 2, packet_id=5)
+    assert again.take(PubRec).packet_id == 5
