@@ -134,7 +134,8 @@ class Trim:
         enough = size.free > VACUUM_PAGES and size.free > size.pages // 10
         if not enough and not (size.free and size.pages * size.page > size.limit):
             return None
-        db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        # `execute` would take one step of it, which frees a single page.
+        db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return GO_ON
 

@@ -11,6 +11,7 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,26 @@ class Box(World):
     def __init__(self, data: Path, budget: int, sheet: Sheet) -> None:
         self._data = data
         self._sheet = sheet
+        self._jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         super().__init__(data / "log.db")
         self.store.bound(budget)
         self.broker.router.set_wants([Want(PUBLISH, "#", 0, False)])
         trim = Trim(budget, WEEK * 1000, POLICIES, beside=lambda: file_bytes(data / "uplink.db"))
         self.trimming = Trimming(
-            trim, self.store.connection, lambda job, done: done(job()), self.broker, self._reach, lambda text, kind="": None
+            trim, self.store.connection, self._submit, self.broker, self._reach, lambda text, kind="": None
         )
         carry_out = self.broker.trim
         self.broker.trim = lambda plan: carry_out(self._looked_at(plan))  # type: ignore[method-assign]
+
+    def _submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self._jobs.append((job, done))
+
+    def settle(self) -> None:
+        super().settle()
+        while self._jobs:
+            job, done = self._jobs.pop(0)
+            done(job())
+            super().settle()
 
     def _reach(self) -> Reach:
         return reach(self.broker, cursors(self._data).values() or [0])
