@@ -26,6 +26,7 @@ from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
 from .exchanges import Exchanges
 from .gaps import Gaps
+from .limits import Absence
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -119,6 +120,7 @@ class Broker:
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         self.pressure = Pressure(self)
+        self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
@@ -213,6 +215,7 @@ class Broker:
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
+        self._absence.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -233,12 +236,6 @@ class Broker:
         self.log.batch.size += plan.cost
         self.gaps.add(plan.lost)
         self._begin_commit()
-
-    def close_gaps(self, read: int) -> None:
-        """Write down as entries what was lost, when it is time; `read`: how far the far ends have read."""
-        if self.gaps.due(read, self.now):
-            self.gaps.close()
-            self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
         """Let names go that nothing uses, at the end of the batch. From here on no batch gets their numbers from memory:

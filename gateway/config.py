@@ -117,6 +117,9 @@ class Config:
     max_connections: int
     max_keep_alive: int
     session_expiry: int
+    max_waiting_messages: int
+    max_waiting_bytes: int
+    max_waiting_age: int
     sys_interval: int
     http: tuple[str, int] | None
     """Where health and metrics are asked for; None: nowhere."""
@@ -179,6 +182,9 @@ class _Loader:
             max_connections=values["limits.max_connections"],
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
+            max_waiting_messages=values["limits.max_waiting_messages"],
+            max_waiting_bytes=values["limits.max_waiting_bytes"],
+            max_waiting_age=values["limits.max_waiting_age"],
             sys_interval=values["log.sys_interval"],
             http=values["http.bind"] or None,
             backends=values["uplink.backends"],

@@ -36,6 +36,10 @@ class Limits:
     max_connections: int = 10_000
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER
+    max_waiting_messages: int = 0
+    max_waiting_bytes: int = 0
+    max_waiting_age: int = NEVER
+    """Of what waits for a session that is away; 0 and NEVER: no limit but the disk budget."""
     connect_timeout: float = 10.0
 
 

@@ -13,6 +13,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict, astuple
 
 from tidegate.store.entry import GAP
 from tidegate.store.log import Log
@@ -62,7 +63,7 @@ class Gaps:
         totals: dict[str, dict[str, int]] = {}
         for (reason, policy), count in self.totals.items():
             totals.setdefault(reason, {})[policy] = count
-        self._log.change(_KEEP, OPEN, json.dumps(list(self._open.values())))
+        self._log.change(_KEEP, OPEN, json.dumps([astuple(lost) for lost in self._open.values()]))
         self._log.change(_KEEP, TOTALS, json.dumps(totals))
 
     def due(self, read: int, now: float) -> bool:
@@ -75,7 +76,7 @@ class Gaps:
     def close(self) -> None:
         """Make entries of the open records, in the present batch."""
         for lost in self._open.values():
-            fields = lost._asdict()
+            fields = asdict(lost)
             del fields["policy"]
             self._log.append(GAP, None, None, 0, json.dumps(fields).encode())
         self._open.clear()

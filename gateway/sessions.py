@@ -104,7 +104,7 @@ class Sessions:
 
     def wake(self, session: Session, expiry: int) -> None:
         """A connection resumes the session, maybe with another expiry."""
-        session.expires_at = None
+        session.expires_at = session.waiting = None
         self.set_expiry(session, expiry)
 
     def set_expiry(self, session: Session, expiry: int) -> None:

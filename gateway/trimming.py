@@ -51,7 +51,9 @@ class Trimming:
         """Called each second."""
         if self._broker.now >= self._next:
             self._next = self._broker.now + PAUSE
-            self._broker.close_gaps(self._reach().read)
+            if self._broker.gaps.due(self._reach().read, self._broker.now):
+                self._broker.gaps.close()
+                self._broker.turn_over()
             self.start()
 
     def committed(self, size: int) -> None:

@@ -12,6 +12,8 @@ Invariant: of a class, everything before its walker is gone, or is a gap record,
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .entry import GAP, KIND_NAMES
@@ -56,7 +58,8 @@ _PUT = "INSERT INTO entry SELECT * FROM temp.kept ORDER BY seq"
 _FORGET = "DELETE FROM temp.kept"
 
 
-class Lost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lost:
     """Of one topic, everything of this kind from `first_seq` to `last_seq`: so many entries.
 
     `topic` is the filter of a policy when there were too many topics; `policy` is that filter in any case.
@@ -142,19 +145,20 @@ class Thinning:
         return tuple(found) if len(found) <= MAX_LOST else by_policy(found)
 
 
-def by_policy(found: list[Lost]) -> tuple[Lost, ...]:
+def by_policy(found: Iterable[Lost]) -> tuple[Lost, ...]:
     """The same, with the policies' filters instead of the topics."""
     joined: dict[tuple[str, str], Lost] = {}
     for lost in found:
         name = lost.policy if lost.topic else ""
         key = (lost.event, name)
-        joined[key] = join(joined[key], lost) if key in joined else lost._replace(topic=name)
+        joined[key] = join(joined[key], lost) if key in joined else replace(lost, topic=name)
     return tuple(joined.values())
 
 
 def join(one: Lost, other: Lost) -> Lost:
     """Both in one, under the name of the first."""
-    return one._replace(
+    return replace(
+        one,
         first_seq=min(one.first_seq, other.first_seq),
         last_seq=max(one.last_seq, other.last_seq),
         first_at=min(one.first_at, other.first_at),
