@@ -374,7 +374,7 @@ class App:
         from tidegate.uplink.progress import read_pools
 
         try:
-            return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data)]
+            return [pool.as_dict(time.time_ns() // 1_000_000) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
         except StoreError as error:
             unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]

@@ -35,6 +35,8 @@ class Gaps:
         self._log = log
         self._dropped = dropped
         self._open: dict[tuple[str, str, str], Lost] = {}
+        self._unread: list[tuple[int, Lost]] = []
+        """Written as entries, and not read by any far end yet."""
         self._since = 0.0
         self._read = 0
 
@@ -69,6 +71,7 @@ class Gaps:
     def due(self, read: int, now: float) -> bool:
         """Whether the open records should become entries: far ends read on, or they are open for a day."""
         moved, self._read = read != self._read, read
+        self._unread = [(seq, lost) for seq, lost in self._unread if seq > read]
         if not self._open:
             self._since = now
         return bool(self._open) and (moved or now - self._since >= OPEN_FOR)
@@ -78,9 +81,17 @@ class Gaps:
         for lost in self._open.values():
             fields = asdict(lost)
             del fields["policy"]
-            self._log.append(GAP, None, None, 0, json.dumps(fields).encode())
+            self._unread.append((self._log.append(GAP, None, None, 0, json.dumps(fields).encode()), lost))
         self._open.clear()
         self._log.change("DELETE FROM meta WHERE key = ?", OPEN)
+
+    def ahead(self, cursor: int) -> Counter[str]:
+        """What is gone above this number, by reason; of a record that begins below it, its share."""
+        found: Counter[str] = Counter()
+        for lost in (*self._open.values(), *[lost for seq, lost in self._unread if seq > cursor]):
+            above = min(lost.last_seq - cursor, span := lost.last_seq - lost.first_seq + 1)
+            found[lost.reason] += max(0, lost.count * above // span)
+        return found
 
     @property
     def open(self) -> int:

@@ -20,7 +20,7 @@ from tidegate.store.reader import LogReader
 from tidegate.uplink.backend import Action, Packed
 from tidegate.uplink.plan import Plan
 from tidegate.uplink.pools import Pool
-from tidegate.uplink.progress import Progress
+from tidegate.uplink.progress import Progress, read_pools
 from tidegate.uplink.rule import Rule, load, wants
 from tidegate.uplink.worker import Worker
 
@@ -327,6 +327,7 @@ class Simulation:
             raise AssertionError(f"does not come to rest: {self.box.said[-3:]}")
         self.model.check({device.name for device in lasting}, {device.name for device in lasting})
         self._check_far_end()
+        self._check_balance()
         self._check_retained()
 
     def _calm_step(self, lasting: list[Device]) -> bool:
@@ -365,6 +366,11 @@ class Simulation:
     def _check_far_end(self) -> None:
         wanted = self.wanted()
         assert self.far.state.applied == wanted, first_difference(self.far.state.applied, wanted)
+
+    def _check_balance(self) -> None:
+        """Of what the pool was to carry, every entry is explained."""
+        (pool,) = read_pools(self.path.parent, self.box.broker.gaps.ahead)
+        assert not pool.balance["mismatch"] and not pool.balance["waiting"], str(pool.balance)
 
     def wanted(self) -> list[tuple[int, int, bytes]]:
         """What the far end must have been told: (seq, number of the operation, operation)."""
