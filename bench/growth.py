@@ -30,7 +30,7 @@ from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Log, Name
 from tidegate.store.store import Store
 from tidegate.store.topic import FilterTree
-from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan, Trim
+from tidegate.store.trim import KEEP_SEQ, Plan, Trim
 
 from tests.broker.world import Device, World
 
@@ -114,7 +114,8 @@ def _trim(path: Path, count: int) -> float:
     began = time.perf_counter()
     while isinstance(plan := Trim(1 << 40, -1000).plan(store.connection, log.clock.at(log.mono + 1), first + count), Plan):
         log.change(KEEP_SEQ, log.next_seq - 1)
-        log.change(REMOVE, plan.last, plan.floor)
+        for sql, parameters in plan.changes:
+            log.change(sql, *parameters)
         store.apply(log.take())
     took = time.perf_counter() - began
     store.abandon()

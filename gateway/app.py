@@ -24,7 +24,7 @@ from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.schema import StoreError, explain
-from tidegate.store.store import Store
+from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
 
@@ -38,7 +38,7 @@ from .online_backup import OnlineBackup
 from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
-from .trimming import Trimming, lowest_cursor
+from .trimming import Reach, Trimming, reach
 from .trust import Trust
 
 DEFAULT_AGE = 604_800
@@ -110,6 +110,7 @@ class App:
     def _build(self, mono: int) -> None:
         config, store = self._config, self._store
         identity = store.identity
+        store.bound(config.disk_budget)
         log = Log(identity.next_seq, identity.last_at, identity.run, identity.clock)
         log.tick(mono)
         post = self._loop.call_soon_threadsafe
@@ -134,6 +135,9 @@ class App:
                 max_connections=config.max_connections,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
+                max_waiting_messages=config.max_waiting_messages,
+                max_waiting_bytes=config.max_waiting_bytes,
+                max_waiting_age=config.max_waiting_age,
             ),
             config.durability,
             config.commit_delay,
@@ -143,9 +147,11 @@ class App:
         )
         self._sockets = Sockets(self.broker, self._tick_clock, _report)
         self.broker.now = time.monotonic()
+        self.broker.router.policies = config.policies
         self.broker.load(store.connection, identity.clean)
-        trim = Trim(config.disk_budget, DEFAULT_AGE * 1000)
-        self._trimming = Trimming(trim, store.connection, self._committer.submit, self.broker, self._floor, _report)
+        self._trimming = Trimming(
+            self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, _report
+        )
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -170,8 +176,20 @@ class App:
         self.broker.router.set_wants(wants(files, saved))
         self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
-        self._trimming.trim = Trim(self._config.disk_budget, max(ages, default=0) * 1000)
+        self._trimming.trim = self._trim(max(ages, default=0))
         self._rules_read = read
+
+    def _trim(self, age: int) -> Trim:
+        """Of messages that are kept for so many seconds."""
+        config = self._config
+        return Trim(
+            config.disk_budget,
+            age * 1000,
+            config.policies,
+            config.free_floor,
+            lambda: free_bytes(config.data),
+            lambda: file_bytes(config.data / "uplink.db"),
+        )
 
     def _listen(self, listener: Listener) -> list[str]:
         try:
@@ -340,17 +358,17 @@ class App:
         code, epoch = self._runs.get(run) or (gateway_code(identity.gateway), identity.epoch)
         return message_id(at, code, epoch, seq).encode()
 
-    def _floor(self) -> int:
-        """The lowest cursor of all who wait: sessions as stored, pools as they report."""
+    def _reach(self) -> Reach:
+        """Where the cursors of all who wait are: sessions as stored, pools as they report."""
         if self._supervisor is None:
-            return lowest_cursor(self.broker, ())
+            return reach(self.broker, ())
         from tidegate.uplink.progress import held
 
         try:
-            return lowest_cursor(self.broker, held(self._config.data, self._named))
+            return reach(self.broker, held(self._config.data, self._named))
         except StoreError as error:
             _report(str(error), "uplink.db")
-            return 0
+            return Reach(0, 0)
 
     def _make_supervisor(self) -> Any:
         backends = [name for name in self._config.backends if name != "sqlite"]
@@ -370,7 +388,7 @@ class App:
         from tidegate.uplink.progress import read_pools
 
         try:
-            return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data)]
+            return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
         except StoreError as error:
             unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]

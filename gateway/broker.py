@@ -10,26 +10,23 @@ Invariant: no PUBACK, PUBREC, PUBCOMP or SUBACK that promises something durable 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tidegate.store.entry import (
-    GAP,
-    PUBLISH,
-    RETAIN,
-)
+from tidegate.store.entry import PUBLISH, RETAIN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
-from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
+from tidegate.store.trim import KEEP_SEQ, Plan
 
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery
 from .exchanges import Exchanges
+from .gaps import Gaps
+from .limits import Absence
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -45,6 +42,7 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .pressure import Pressure
 from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
@@ -53,7 +51,6 @@ from .walk import ReadLog
 
 PUBACK, PUBREC = 0x40020000, 0x50020000
 BATCH_LIMIT = 16 << 20
-"""Bytes that may wait for the disk; above it the clients that add to them are read no further."""
 UNREAD_LIMIT = 2 << 20
 """Bytes of answers that a client may leave unread before it is read no further."""
 FOLD_PAUSE = 0.1
@@ -97,6 +94,9 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
+        self.gaps = Gaps(log, self.delivery.dropped)
+        self.batch_limit = BATCH_LIMIT
+        """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: dict[Client, None] = {}
         """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
         self.retained: TopicTree[int] = TopicTree()
@@ -121,6 +121,8 @@ class Broker:
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
+        self.pressure = Pressure(self)
+        self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
@@ -138,6 +140,7 @@ class Broker:
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
         self.sessions.load(db, clean, self.now)
+        self.gaps.load(db)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
 
@@ -157,7 +160,7 @@ class Broker:
         batch = self.log.batch
         size = batch.size
         self.handle(client, client.connection.receive(data))
-        crowded = batch.size > BATCH_LIMIT and batch.size > size
+        crowded = batch.size > self.batch_limit and batch.size > size
         if not (crowded or client.blocked or client.held is not None) or client.paused or client.closing:
             return
         if crowded:
@@ -214,6 +217,7 @@ class Broker:
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
+        self._absence.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -229,10 +233,10 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
-        self.log.change(REMOVE, plan.last, plan.floor)
-        if plan.gap is not None:
-            self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
-            self.log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
+        for sql, parameters in plan.changes:
+            self.log.change(sql, *parameters)
+        self.log.batch.size += plan.cost
+        self.gaps.add(plan.lost)
         self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
@@ -272,8 +276,7 @@ class Broker:
             self._committing = True
             self._later(self._delay, self._delay_over)
             return
-        self._delayed = False
-        self._committing = True
+        self._delayed, self._committing = False, True
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
@@ -384,7 +387,9 @@ class Broker:
         self.received += 1
         qos = flags >> 1 & 3
         if topic.reserved:
-            self._refuse_publish(client, qos, packet_id)
+            self.pressure.refuse_reserved(client, qos, packet_id)
+        elif self.router.refuses(topic, qos, bool(flags & 1)) and (qos < 2 or packet_id not in session.received):
+            self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
         elif qos == 2:
             if packet_id not in session.received:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
@@ -404,14 +409,6 @@ class Broker:
                 self.delivery.acknowledge({client: [ack]})
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
-
-    def _refuse_publish(self, client: Client, qos: int, packet_id: int) -> None:
-        """`$SYS` is ours alone (4.7.2); before 5.0 a client cannot be told and gets its acknowledgement [MQTT-3.3.5-2]."""
-        self.counters["refused_publishes"] += 1
-        reason = ReasonCode.NOT_AUTHORIZED if client.version == 5 else ReasonCode.SUCCESS
-        if qos:
-            answer = PubAck(packet_id, reason) if qos == 1 else PubRec(packet_id, reason)
-            self.delivery.send(client, encode(answer, client.version))
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
         """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""

@@ -9,7 +9,6 @@ Invariant: a `Config` that exists can be run.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -18,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tidegate.store.policy import Policies
 
 from .config_keys import (
     DEFAULT_BIND,
@@ -29,8 +30,10 @@ from .config_keys import (
     Key,
     is_loopback,
     join_address,
+    near,
     split_address,
 )
+from .config_policies import read_policies
 
 
 class Mistake(NamedTuple):
@@ -106,12 +109,17 @@ class Config:
     durability: str
     commit_delay: float
     disk_budget: int
+    free_floor: int
+    policies: Policies
     max_packet_size: int
     max_inflight: int
     max_queued_bytes: int
     max_connections: int
     max_keep_alive: int
     session_expiry: int
+    max_waiting_messages: int
+    max_waiting_bytes: int
+    max_waiting_age: int
     sys_interval: int
     clock_trust: str
     clock_wait: float
@@ -154,6 +162,7 @@ class _Loader:
         listeners, warnings = self._narrow(self._listeners(listen), password_file, base)
         if values["http.bind"]:
             self._check_http(values["http.bind"], listeners)
+        policies = self._policies()
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
@@ -167,12 +176,17 @@ class _Loader:
             durability=values["store.durability"],
             commit_delay=values["store.commit_delay"],
             disk_budget=values["store.disk_budget"],
+            free_floor=values["store.free_floor"],
+            policies=policies,
             max_packet_size=values["limits.max_packet_size"],
             max_inflight=values["limits.max_inflight"],
             max_queued_bytes=values["limits.max_queued_bytes"],
             max_connections=values["limits.max_connections"],
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
+            max_waiting_messages=values["limits.max_waiting_messages"],
+            max_waiting_bytes=values["limits.max_waiting_bytes"],
+            max_waiting_age=values["limits.max_waiting_age"],
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],
@@ -210,7 +224,7 @@ class _Loader:
             elif not isinstance(table, dict):
                 self._fail(self._line(section, None), f"the key {section!r} belongs into a section, such as [gateway]")
             elif section not in KEYS and not any(key.startswith(f"{section}.") for key in LATER_KEYS):
-                self._fail(self._line(section, None), f"unknown section [{section}]{_near(section, known)}")
+                self._fail(self._line(section, None), f"unknown section [{section}]{near(section, known)}")
             else:
                 for name in table:
                     self._check_name(section, name)
@@ -219,8 +233,8 @@ class _Loader:
         known = KEYS.get(section, {})
         if f"{section}.{name}" in LATER_KEYS:
             self._fail(self._line(section, name), f"{section}.{name} comes with a later release: take it out until then")
-        elif name not in known:
-            self._fail(self._line(section, name), f"unknown key {name!r} in [{section}]{_near(name, known)}")
+        elif name not in known and (section, name) != ("store", "policy"):
+            self._fail(self._line(section, name), f"unknown key {name!r} in [{section}]{near(name, known)}")
 
     def _check_environment(self) -> None:
         """A variable that looks like one of ours and is not would be passed over in silence: a misspelt name."""
@@ -229,7 +243,7 @@ class _Loader:
             if variable.startswith(PREFIX) and "__" in variable and variable not in known:
                 text = "listeners are not taken from the environment: use --listen or the file"
                 if not variable.startswith(f"{PREFIX}LISTENER"):
-                    text = f"unknown key{_near(variable, known)}"
+                    text = f"unknown key{near(variable, known)}"
                 self._mistakes.append(Mistake(f"environment variable {variable}", 0, text))
 
     def _value(self, section: str, name: str, key: Key) -> Any:
@@ -253,7 +267,7 @@ class _Loader:
             made = [self._listener({"bind": text}, Mistake(f"--listen {text}", 0, ""), {}) for text in listen]
         else:
             tables = self._tables.get("listener", [{"bind": DEFAULT_BIND}])
-            blocks = self._listener_lines()
+            blocks = self._block_lines("listener")
             made = []
             for number, table in enumerate(tables if isinstance(tables, list) else []):
                 line, keys = blocks[number] if number < len(blocks) else (0, {})
@@ -271,7 +285,7 @@ class _Loader:
         file, block, _ = place
         for name in table:
             if name not in LISTENER_KEYS:
-                text = f"unknown key {name!r} in [[listener]]{_near(name, LISTENER_KEYS)}"
+                text = f"unknown key {name!r} in [[listener]]{near(name, LISTENER_KEYS)}"
                 self._mistakes.append(Mistake(file, keys.get(name, block), text))
         values: dict[str, Any] = {}
         for name, read in LISTENER_KEYS.items():
@@ -326,13 +340,19 @@ class _Loader:
         if fault := next(filter(None, (http.conflict(listener) for listener in listeners)), ""):
             self._fail(self._line("http", "bind"), f"http.bind = {fault}")
 
-    def _listener_lines(self) -> list[tuple[int, dict[str, int]]]:
-        """Of each [[listener]]: the line of the block, and of each key in it."""
+    def _policies(self) -> Policies:
+        store = self._tables.get("store")
+        tables = store.get("policy", []) if isinstance(store, dict) else []
+        line = self._line("store.policy", None) or self._line("store", "policy")
+        return read_policies(tables, self._block_lines("store.policy"), line, self._fail)
+
+    def _block_lines(self, name: str) -> list[tuple[int, dict[str, int]]]:
+        """Of each [[name]]: the line of the block, and of each key in it."""
         blocks: list[tuple[int, dict[str, int]]] = []
         inside = False
         for number, text in enumerate(self._text.split("\n"), 1):
             if text.strip().startswith("["):
-                inside = re.match(r"\[\[\s*listener\s*\]\]", text.strip()) is not None
+                inside = re.match(rf"\[\[\s*{re.escape(name)}\s*\]\]", text.strip()) is not None
                 blocks += [(number, {})] if inside else []
             elif inside and (key := re.match(r"\s*\"?([\w-]+)\"?\s*=", text)):
                 blocks[-1][1][key[1]] = number
@@ -396,8 +416,3 @@ def _version(host: str) -> int:
 
 def _variable(section: str, name: str) -> str:
     return f"{PREFIX}{section}__{name}".upper()
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f": did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _choice(*allowed: str) -> Callable[[Any], str]:
+def choice(*allowed: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, 1)
@@ -86,7 +86,7 @@ def _time(low: float, high: float, text: str) -> Callable[[Any], float]:
     return read
 
 
-def _number(low: int, high: int) -> Callable[[Any], int]:
+def number(low: int, high: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
@@ -121,23 +121,27 @@ KEYS: dict[str, dict[str, Key]] = {
     "gateway": {"name": Key(_text, ""), "data": Key(_text, "")},
     "access": {"password_file": Key(_text, "")},
     "store": {
-        "durability": Key(_choice("full", "normal", "memory"), "full"),
+        "durability": Key(choice("full", "normal", "memory"), "full"),
         "commit_delay": Key(_time(0, 0.1, 'a time from "0ms" to "100ms"'), "0ms"),
         "disk_budget": Key(_size(16 << 20, 1 << 50), "1GiB"),
+        "free_floor": Key(_size(0, 1 << 50), "0"),
     },
     "limits": {
         "max_packet_size": Key(_size(1 << 10, 268_435_460), "1MiB"),
-        "max_inflight": Key(_number(1, 65_535), 1000),
+        "max_inflight": Key(number(1, 65_535), 1000),
         "max_queued_bytes": Key(_size(1 << 10, 1 << 40), "1MiB"),
-        "max_connections": Key(_number(1, 1_000_000), 10_000),
-        "max_keep_alive": Key(_number(1, 65_535), 65_535),
+        "max_connections": Key(number(1, 1_000_000), 10_000),
+        "max_keep_alive": Key(number(1, 65_535), 65_535),
         "session_expiry": Key(_expiry, "never"),
+        "max_waiting_messages": Key(number(0, 1 << 50), 0),
+        "max_waiting_bytes": Key(_size(0, 1 << 50), "0"),
+        "max_waiting_age": Key(_expiry, "never"),
     },
     "clock": {
-        "trust": Key(_choice("auto", "always", "never"), "auto"),
+        "trust": Key(choice("auto", "always", "never"), "auto"),
         "wait": Key(_time(0, 86_400, 'a time from "0s" to "24h"'), "10m"),
     },
-    "log": {"sys_interval": Key(_number(0, 86_400), 10)},
+    "log": {"sys_interval": Key(number(0, 86_400), 10)},
     "http": {"bind": Key(lambda value: split_address(_text(value), "127.0.0.1:9883"), "")},
     "uplink": {"backends": Key(_backends, ["sqlite"])},
 }
@@ -148,6 +152,12 @@ DEFAULT_BIND = "127.0.0.1:1883"
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """All addresses of this machine -> the one that only itself can reach."""
 PREFIX = "TIDEGATE_"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, for whoever has misspelt one, or all of them."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f": did you mean {found[0]}?" if found else f"; known: {', '.join(known) or 'none'}"
 
 
 def split_address(text: str, example: str = "127.0.0.1:1883, 0.0.0.0:1883 or [::]:1883") -> tuple[str, int]:

@@ -19,6 +19,7 @@ from .delivery import Delivery
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
 from .mqtt.properties import Properties, Property, encode_block
 from .mqtt.reasons import ReasonCode
+from .pressure import Pressure
 from .refusals import Refusals
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
@@ -35,6 +36,10 @@ class Limits:
     max_connections: int = 10_000
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER
+    max_waiting_messages: int = 0
+    max_waiting_bytes: int = 0
+    max_waiting_age: int = NEVER
+    """Of what waits for a session that is away; 0 and NEVER: no limit but the disk budget."""
     connect_timeout: float = 10.0
 
 
@@ -52,6 +57,7 @@ class Broker(Protocol):
     delivery: Delivery
     sessions: Sessions
     clients: dict[Client, None]
+    pressure: Pressure
     now: float
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
@@ -249,6 +255,7 @@ class Connecting:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
         broker.clients.pop(client, None)
+        broker.pressure.forget(client)
         session, client.session = client.session, None
         if session is None:
             return

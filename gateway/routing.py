@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tidegate.store.entry import Want
+from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.log import Name
+from tidegate.store.policy import Policies
 from tidegate.store.topic import FilterTree, matches, without_share
 
 from .mqtt.decoding import topic_name
@@ -52,6 +53,7 @@ class Topic(Name):
         "plain",
         "prefix",
         "raw",
+        "refused",
         "reserved",
         "stored",
         "stored_qos0",
@@ -78,6 +80,8 @@ class Topic(Name):
         """Whether any session, connected or asleep, has a subscription for it."""
         self.stored_qos0 = False
         self.stored_retained = False
+        self.refused = False
+        """Whether the disk budget lets nothing more of it be stored."""
 
 
 class Topics(dict[bytes, Topic]):
@@ -108,6 +112,9 @@ class Router:
         self.generation = 0
         self.subscriptions = 0
         self.topics = Topics()
+        self.policies = Policies()
+        self.level: int | None = None
+        """Below this priority, policies that say so refuse what would be stored; None: nothing is refused."""
         self._tree: FilterTree[Session, Subscription] = FilterTree()
         self._wants: FilterTree[Want, None] = FilterTree()
         self._wants_everywhere: list[Want] = []
@@ -128,6 +135,22 @@ class Router:
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
         self._all_changed()
+
+    def set_level(self, level: int | None) -> bool:
+        """Whether this changes what is refused."""
+        if level == self.level or not any(policy.rejects for policy in self.policies.given):
+            return False
+        self.level = level
+        self.generation += 1
+        return True
+
+    def refuses(self, topic: Topic, qos: int, retain: bool) -> bool:
+        """Whether such a message would be stored, and must not be now."""
+        if self.level is None:
+            return False
+        if topic.generation != self.generation:
+            self.route(topic, PUBLISH)
+        return topic.refused and (retain or (topic.stored if qos else topic.stored_qos0))
 
     def wanted(self, kind: int, topic: str | None = None) -> bool:
         """Whether a rule wants entries of this kind (for this topic or filter taken as a topic)."""
@@ -205,6 +228,10 @@ class Router:
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
         topic.targets = list(merged.values())
+        topic.refused = False
+        if self.level is not None:
+            policy = self.policies.of(topic.text)
+            topic.refused = policy.rejects and policy.priority < self.level
 
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.

@@ -138,6 +138,7 @@ class Session:
         "stored_cursor",
         "subscriptions",
         "suspect",
+        "waiting",
         "window",
     )
 
@@ -186,6 +187,8 @@ class Session:
         self.suspect = 0
         """Below this seq a QoS 1 message may have been handed over before a crash: it leaves with the DUP flag (3.3.1.1)."""
         self.dirty = False
+        self.waiting: Any = None
+        """While it is away: what `limits` has counted of what waits for it."""
 
     def free_packet_id(self) -> int:
         """The next packet id that is not in use; the window is far smaller than their number."""

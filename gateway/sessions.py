@@ -108,9 +108,14 @@ class Sessions:
 
     def wake(self, session: Session, expiry: int) -> None:
         """A connection resumes the session, maybe with another expiry."""
-        session.expires_at = None
+        session.expires_at = session.waiting = None
         self._awake[session] = None
         self.set_expiry(session, expiry)
+
+    def moved_asleep(self, session: Session) -> None:
+        """Its position changed although it is not connected, and is to be saved."""
+        session.dirty = True
+        self._awake[session] = None
 
     def set_expiry(self, session: Session, expiry: int) -> None:
         session.expiry = expiry

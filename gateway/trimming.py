@@ -10,28 +10,37 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidegate.store.names import Unused
 from tidegate.store.trim import Plan, Trim
 
-from .broker import Broker, Report
+from .broker import BATCH_LIMIT, Broker, Report
 
 Submit = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 PAUSE = 10.0
+SMALL_BATCH = 64 << 10
+"""Bytes of a batch while the log is near its budget: what comes must not be faster than what goes."""
+
+
+class Reach(NamedTuple):
+    """`floor`: all at or below it is done with by everyone; `read`: the farthest that a far end has read."""
+
+    floor: int
+    read: int
 
 
 class Trimming:
-    """`floor()` is the lowest cursor of all who wait; `trim` may be replaced when the rules change."""
+    """`reach()` tells where the cursors are; `trim` may be replaced when the rules change."""
 
     def __init__(
-        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, floor: Callable[[], int], report: Report
+        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, reach: Callable[[], Reach], report: Report
     ) -> None:
         self.trim = trim
         self._db = db
         self._submit = submit
         self._broker = broker
-        self._floor = floor
+        self._reach = reach
         self._report = report
         self._under_way = False
         self._asked = False
@@ -42,10 +51,14 @@ class Trimming:
         """Called each second."""
         if self._broker.now >= self._next:
             self._next = self._broker.now + PAUSE
+            if self._broker.gaps.due(self._reach().read, self._broker.now):
+                self._broker.gaps.close()
+                self._broker.turn_over()
             self.start()
 
     def committed(self, size: int) -> None:
         """So many bytes more may be on disk now."""
+        self._broker.batch_limit = SMALL_BATCH if self.trim.tight else min(BATCH_LIMIT, self.trim.look_every)
         self._since += size
         if self._since >= self.trim.look_every and not self._under_way and not self._asked:
             self._since = 0
@@ -65,16 +78,17 @@ class Trimming:
 
     def _step(self) -> None:
         log = self._broker.log
-        trim, now, floor = self.trim, log.clock.at(log.mono), self._floor()
+        trim, now, floor = self.trim, log.clock.at(log.mono), self._reach().floor
         self._submit(lambda: trim.plan(self._db, now, floor), self._carry_out)
 
     def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:
         broker = self._broker
+        broker.pressure.set_level(self.trim.level)
         if isinstance(plan, Exception):
             self._report(f"cannot trim the log: {plan}", "trim")
         if plan is None or isinstance(plan, Exception):
             self._under_way = False
-        elif isinstance(plan, Unused) and not (plan.topics or plan.clients or plan.first):
+        elif not (plan.changes if isinstance(plan, Plan) else plan.topics or plan.clients or plan.first):
             self._step()
         else:
             broker.when_durable(self._step)
@@ -84,8 +98,9 @@ class Trimming:
                 broker.collect(plan)
 
 
-def lowest_cursor(broker: Broker, pools: Iterable[int]) -> int:
-    """All at or below it is done with by everyone: sessions, as stored, and pools, by their cursors."""
+def reach(broker: Broker, pools: Iterable[int]) -> Reach:
+    """Of everyone: sessions, as stored, and pools, by their cursors."""
+    pools = list(pools)
     live = broker.delivery.live
     sessions = [session.floor(live) for session in broker.sessions if session.persistent or session.behind]
-    return min([live, *sessions, *pools])
+    return Reach(min([live, *sessions, *pools]), max(pools, default=0))

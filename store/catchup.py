@@ -13,7 +13,8 @@ Invariant: the rows are in order of seq and complete up to `through`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import json
+from collections.abc import Callable, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from typing import NamedTuple
 from .entry import PUBLISH, QOS_MASK
 from .piece import Piece, Stored
 from .schema import open_reader
-from .summary import Summary
+from .summary import STRETCH, Summary
+from .topic import matches
 
 ROWS = 4_000
 BYTES = 1 << 20
@@ -33,6 +35,14 @@ class Fetched(NamedTuple):
     """Messages asked for by number; of those asked for, all through seq `through` are here or gone."""
 
     messages: list[Stored]
+    through: int
+
+
+class Counted(NamedTuple):
+    """How many messages there are through seq `through`, and their bytes."""
+
+    messages: int
+    bytes: int
     through: int
 
 
@@ -119,6 +129,49 @@ class CatchUp:
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
+
+    def count(self, first: int, last: int, filters: Sequence[str], messages: int = 1 << 62, size: int = 1 << 62) -> Counted:
+        """Of those from seq `first` on whose topic is matched: all of a stretch, or the first that make up so many or so many
+        bytes, whichever needs more."""
+        last = min(last, first + STRETCH - 1)
+        self._db.execute("BEGIN")
+        try:
+            where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0"
+            groups = self._db.execute(
+                f"SELECT topic, count(*), sum({_SIZE}) FROM entry WHERE {where} GROUP BY topic"
+            ).fetchall()
+            found = [group for group in groups if any(matches(text, self._text(group[0])) for text in filters)]
+            count, total = sum(group[1] for group in found), sum(group[2] for group in found)
+            if count <= messages or total <= size:
+                return Counted(count, total, last)
+            chosen = f"{where} AND topic IN (SELECT value FROM json_each('{json.dumps([group[0] for group in found])}'))"
+            row = self._db.execute(
+                "SELECT count(*), sum(size), max(seq) FROM (SELECT seq, size, row_number() OVER w AS number,"
+                f" sum(size) OVER w - size AS before FROM (SELECT seq, {_SIZE} AS size FROM entry WHERE {chosen})"
+                f" WINDOW w AS (ORDER BY seq)) WHERE number <= {messages} OR before < {size}"
+            ).fetchone()
+            return Counted(*row)
+        finally:
+            self._db.execute("COMMIT")
+
+    def last_before(self, is_old: Callable[[int, int, int], bool]) -> int:
+        """The last seq of what `is_old(at, mono, run)` says so of, 0 if of nothing; what came before an old one is old."""
+        low, high = self._db.execute("SELECT (SELECT min(seq) FROM entry) - 1, (SELECT max(seq) FROM entry)").fetchone()
+        if high is None:
+            return 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            seq, *born = self._db.execute(
+                "SELECT seq, at, mono, run FROM entry WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (middle,)
+            ).fetchone()
+            if is_old(*born):
+                low = middle
+            else:
+                high = seq - 1
+        return max(0, int(low))
+
+    def _text(self, topic: int) -> str:
+        return (self._names.get(topic) or self._name(topic)).decode()
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .clock import UNKNOWN
-from .entry import QOS_MASK, RETAIN, Entry
+from .entry import GAP, QOS_MASK, RETAIN, Entry
 from .msgid import message_id
 from .schema import WHEN, open_reader
 
@@ -56,6 +56,15 @@ class LogReader:
         """(lowest, highest) seq in the log; (0, 0) when it is empty."""
         low, high = self._db.execute("SELECT (SELECT min(seq) FROM entry), (SELECT max(seq) FROM entry)").fetchone()
         return low or 0, high or 0
+
+    def beginning(self) -> int:
+        """The last number before the oldest entry, those aside that outlive the trim (retained messages, gap records)."""
+        first, top, kept = self._db.execute(
+            "SELECT (SELECT seq FROM entry WHERE kind <> ? AND seq NOT IN (SELECT seq FROM retained) ORDER BY seq LIMIT 1),"
+            " (SELECT max(seq) FROM entry), (SELECT value FROM meta WHERE key = 'seq')",
+            (GAP,),
+        ).fetchone()
+        return int(first - 1 if first else max(top or 0, int(kept or 0)))
 
     def run(self) -> Run:
         """The newest run: this gateway's id, epoch and node name as of now."""

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -265,13 +265,7 @@ class _Rescue:
             first, last = lost.pop() if lost and lost[-1][1] > top else (top + 1, top + 1)
             lost.append((first, max(last, first + self._from.pages * ROWS_A_PAGE)))
         lost += self._holes(max([top, self._known_top(), *(last for _, last in lost)]))
-        merged: list[tuple[int, int]] = []
-        for first, last in sorted(lost):
-            if merged and first <= merged[-1][1] + 1:
-                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-            else:
-                merged.append((first, last))
-        return merged
+        return _merged(lost)
 
     def _missing(self, first: int, last: int) -> list[tuple[int, int]]:
         """What is not there of a range."""
@@ -301,12 +295,15 @@ class _Rescue:
             " WHERE ifnull(next, ?1 + 1) > seq + 1",
             (top, floor),
         ).fetchall()
-        taken = self._taken()
+        taken = _merged(self._taken())
         return [(first, last) for first, last in holes if not any(first >= begin and last <= end for begin, end in taken)]
 
     def _taken(self) -> list[tuple[int, int]]:
-        """The ranges that gap records name already."""
+        """The ranges that gap records name already, or will name when they are written."""
         found = []
+        (open_records,) = self._one("SELECT (SELECT value FROM meta WHERE key = 'gaps')")
+        with suppress(ValueError, TypeError):
+            found += [(int(first), int(last)) for _, _, _, _, first, last, *_ in json.loads(open_records or "[]")]
         for (payload,) in self._db.execute(f"SELECT payload FROM entry WHERE kind = {GAP}"):
             with suppress(ValueError, KeyError, TypeError):
                 gap = json.loads(payload)
@@ -357,6 +354,17 @@ class _Rescue:
     def _one(self, sql: str) -> Row:
         row: Row = self._db.execute(sql).fetchone()
         return row
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same numbers in as few ranges as can be."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
 
 
 def _any(_: Row) -> bool:

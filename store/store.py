@@ -79,6 +79,15 @@ class Store:
         self._db = connection
         self._unmoved = 0
         self._dirty = False
+        self._budget = 1 << 62
+        self._wal_limit = WAL_LIMIT
+        self._over = False
+
+    def bound(self, budget: int) -> None:
+        """What database and WAL may take together: the WAL gets its part, and a reader that holds it cannot break it."""
+        self._budget = budget
+        self._wal_limit = min(WAL_LIMIT, budget // 4)
+        self._db.execute(f"PRAGMA journal_size_limit = {2 * self._wal_limit}").fetchone()
 
     @classmethod
     def open(
@@ -109,6 +118,8 @@ class Store:
 
     def apply(self, batch: Batch) -> None:
         """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
+        if self._over:
+            self._relieve()
         insert = None
         if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
             with suppress(KeyError):
@@ -162,7 +173,7 @@ class Store:
 
     def file_bytes(self) -> int:
         """Bytes of the database and its WAL on disk."""
-        return sum(_size(Path(f"{self.path}{tail}")) for tail in ("", "-wal"))
+        return file_bytes(self.path)
 
     def _number(self, batch: Batch) -> dict[Name, int]:
         """The numbers of names that have none yet."""
@@ -185,13 +196,21 @@ class Store:
         RESTART is tried, and again later, but never waited for.
         """
         self._unmoved += batch.size - 150 * len(batch.rows) + WAL_COMMIT
-        if self._unmoved < WAL_LIMIT // 2:
+        if self._unmoved < self._wal_limit // 2:
             return
         self._unmoved = 0
         done = self._checkpoint("PASSIVE")
-        if done is not None and done[1] * PAGE > WAL_LIMIT:
+        if done is not None and done[1] * PAGE > self._wal_limit:
             done = self._checkpoint("RESTART")
             self.checkpoint_busy += done is not None and done[0]
+            self._over = self.file_bytes() > self._budget
+
+    def _relieve(self) -> None:
+        """Somebody's long read has let the WAL grow until the budget is used up: nothing more until it can be cut."""
+        done = self._checkpoint("TRUNCATE")
+        if done is None or done[0]:
+            raise sqlite3.OperationalError("disk_budget is used up: a long read of log.db keeps its WAL from being cut")
+        self._over = False
 
     def _checkpoint(self, mode: str) -> tuple[int, int, int] | None:
         """(busy, frames, moved); None if the disk refuses. The batch stands: told as failed, it would be written twice."""
@@ -224,6 +243,17 @@ def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
 
 def _values(parameters: tuple[Any, ...], numbers: dict[Name, int]) -> tuple[Any, ...]:
     return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a database and its WAL on disk."""
+    return sum(_size(Path(f"{path}{tail}")) for tail in ("", "-wal"))
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that are free on its file system, for whoever is not root."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def _size(path: Path) -> int:

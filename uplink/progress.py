@@ -16,14 +16,15 @@ import json
 import secrets
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import Format, StoreError, explain, is_ours, open_reader, open_writer
 
+from .balance import Account, Parked, balance
 from .retry import Due
 
 MAX_QUARANTINE = 50_000
@@ -65,8 +66,30 @@ def _schema_2(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX quarantine_due ON quarantine (pool, id) WHERE attempt IS NOT NULL")
 
 
-UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2))
+def _schema_3(connection: sqlite3.Connection) -> None:
+    """The account of what became of everything up to the cursor (`balance`); an earlier file explains what it has."""
+    for column in ("again INTEGER", "passed INTEGER", "missing INTEGER", "solid INTEGER"):
+        connection.execute(f"ALTER TABLE pool ADD COLUMN {column} NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE pool ADD COLUMN named TEXT NOT NULL DEFAULT '{}'")
+    connection.execute("UPDATE pool SET again = delivered - cursor, solid = cursor")
+    connection.execute(
+        "INSERT INTO meta SELECT 'parked_came.' || pool, count(*) FROM"
+        " (SELECT DISTINCT pool, gateway, epoch, seq FROM quarantine) GROUP BY pool"
+    )
+
+
+UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2, _schema_3))
 """`uplink.db`: application_id "TGU1"."""
+
+
+_STANDING = "state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate"
+_ACCOUNT = "again, passed, missing, solid, named"
+_CAME_AND_WENT = "ifnull((SELECT value FROM meta WHERE key = 'parked_{}.' || name), 0)"
+_PARKED_OF = "(SELECT count(*) FROM (SELECT DISTINCT gateway, epoch, seq FROM quarantine WHERE pool = name)), " + ", ".join(
+    _CAME_AND_WENT.format(what) for what in ("came", "sent", "cancelled", "lost")
+)
+_PARKED = f"SELECT {_PARKED_OF} FROM (SELECT :pool AS name)"
+Ahead = Callable[[int], Mapping[str, int]]
 
 
 class Standing(NamedTuple):
@@ -82,6 +105,7 @@ class Standing(NamedTuple):
     delivered: int = 0
     refused: int = 0
     rate: float = 0.0
+    account: Account = Account()
 
 
 class Quarantined(NamedTuple):
@@ -130,6 +154,7 @@ class PoolStatus(NamedTuple):
     drain: float | None
     delivered: int
     refused: int
+    balance: dict[str, Any] = {}  # noqa: RUF012
 
     def as_dict(self, wall: int) -> dict[str, object]:
         """For `status`: the age in seconds instead of a moment; `wall` is now in ms."""
@@ -158,6 +183,10 @@ class Progress:
         """Forget pools that are configured no more; their mark at the far end still knows how far they came."""
         gone = [(name,) for name in self.names() if name not in pools]
         with self._transaction():
+            for (name,) in gone:
+                now = self._parked(name).now
+                self._db.execute("DELETE FROM meta WHERE key GLOB 'parked_*.' || ?", (name,))
+                self._add(f"parked_came.{name}", now)
             self._db.executemany("DELETE FROM pool WHERE name = ?", gone)
             self._db.executemany("DELETE FROM mark WHERE pool = ?", gone)
 
@@ -170,10 +199,13 @@ class Progress:
         """What is saved of the pool; a fresh one begins with the oldest entry."""
         with self._lock:
             row = self._db.execute(
-                "SELECT state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate FROM pool WHERE name = ?",
+                f"SELECT {_STANDING}, {_ACCOUNT} FROM pool WHERE name = ?",
                 (pool,),
             ).fetchone()
-        return Standing(*row) if row else Standing()
+            parked = self._parked(pool).now if row is None else 0
+        if row is None:  # what it has in quarantine from another life counts as carried
+            return Standing(delivered=parked, account=Account(again=parked))
+        return _standing_of(row)
 
     def marks(self, pool: str) -> dict[tuple[str, int], int]:
         """(gateway, epoch) -> the mark this pool's far end confirmed last."""
@@ -184,7 +216,10 @@ class Progress:
     def save(self, pool: str, standing: Standing, marks: Mapping[tuple[str, int], int], at: int) -> None:
         """Write the pool's row and the marks that moved, as one transaction."""
         with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO pool VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", (pool, *standing, at))
+            self._db.execute(
+                f"INSERT OR REPLACE INTO pool (name, {_STANDING}, at, {_ACCOUNT}) VALUES ({','.join('?' * 17)})",
+                (pool, *standing[:10], at, *standing.account),
+            )
             self._db.executemany(
                 "INSERT OR REPLACE INTO mark VALUES (?,?,?,?)",
                 [(pool, gateway, epoch, seq) for (gateway, epoch), seq in marks.items()],
@@ -193,7 +228,10 @@ class Progress:
 
     def quarantine(self, pool: str, rows: Iterable[Quarantined], at: int) -> int:
         """Keep what was refused, synced to disk; how many of the rows are new."""
+        rows = list(rows)
         with self._transaction("FULL"):
+            fresh = {row[:3] for row in rows if not self._has_rows(pool, *row[:3])}
+            self._add(f"parked_came.{pool}", len(fresh))
             before = self._db.total_changes
             self._db.executemany(
                 # A far end that was restored refuses again what is here, or what other rules make of the entry by now.
@@ -221,8 +259,7 @@ class Progress:
     def sent(self, due: Due) -> None:
         """The far end has it: it leaves the quarantine, synced."""
         with self._transaction("FULL"):
-            self._db.execute("DELETE FROM quarantine WHERE id = ? AND attempt = ?", (due.id, due.attempt))
-            self._add("dead_sent", self._db.execute("SELECT changes()").fetchone()[0])
+            self._remove("id = ? AND attempt = ?", (due.id, due.attempt), "dead_sent", "parked_sent")
         self._checkpoint()
 
     def refused_again(self, due: Due, reason: str, at: int) -> None:
@@ -251,8 +288,7 @@ class Progress:
     def _apply_to(self, number: int, action: str, edited: bytes) -> None:
         free = "WHERE id = ? AND attempt IS NULL AND original != x''"
         if action == "drop":
-            self._db.execute("DELETE FROM quarantine WHERE id = ? AND attempt IS NULL", (number,))
-            self._add("dead_dropped", self._db.execute("SELECT changes()").fetchone()[0])
+            self._remove("id = ? AND attempt IS NULL", (number,), "dead_dropped", "parked_cancelled")
         elif action == "retry":
             self._db.execute(f"UPDATE quarantine SET attempt = ? {free}", (secrets.randbits(62), number))
         elif action == "edit":
@@ -290,10 +326,25 @@ class Progress:
     def _bound_quarantine(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM quarantine").fetchone()
         if count > MAX_QUARANTINE:
-            self._db.execute(
-                "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine ORDER BY id LIMIT ?)", (count - MAX_QUARANTINE,)
-            )
-            self._add("quarantine_dropped", count - MAX_QUARANTINE)
+            oldest = "id IN (SELECT id FROM quarantine ORDER BY id LIMIT ?)"
+            self._remove(oldest, (count - MAX_QUARANTINE,), "quarantine_dropped", "parked_lost")
+
+    def _remove(self, where: str, parameters: tuple[int, ...], rows_key: str, entries_key: str) -> None:
+        """Take rows out of the quarantine; what becomes of an entry is what became of its last row."""
+        gone = self._db.execute(
+            f"DELETE FROM quarantine WHERE {where} RETURNING pool, gateway, epoch, seq", parameters
+        ).fetchall()
+        self._add(rows_key, len(gone))
+        for pool, *entry in set(gone):
+            if not self._has_rows(pool, *entry):
+                self._add(f"{entries_key}.{pool}", 1)
+
+    def _has_rows(self, *entry: object) -> bool:
+        sql = "SELECT 1 FROM quarantine WHERE pool = ? AND gateway = ? AND epoch = ? AND seq = ? LIMIT 1"
+        return self._db.execute(sql, entry).fetchone() is not None
+
+    def _parked(self, pool: str) -> Parked:
+        return Parked(*self._db.execute(_PARKED, {"pool": pool}).fetchone())
 
     def _checkpoint(self) -> None:
         """Nobody else checkpoints this file; a busy reader only delays it."""
@@ -304,14 +355,19 @@ class Progress:
                 self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
 
-def read_pools(data: Path) -> list[PoolStatus]:
-    """Every pool as last saved, with what waits for it in the log; empty before the first uplink."""
-    rows = _read(data, "SELECT name, state, error, hint, warning, cursor, delivered, refused, rate FROM pool ORDER BY name")
+def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]:
+    """Every pool as last saved, with what waits for it in the log; empty before the first uplink.
+
+    `ahead` tells what the disk budget has taken above a cursor, by reason, as far as that is known.
+    """
+    old = bool(_read(data, "SELECT 1 FROM pragma_user_version WHERE user_version < 3"))
+    account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0" if old else f"{_ACCOUNT}, {_PARKED_OF}"
+    rows = _read(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
     if not rows:
         return []
     log = LogReader(data / "log.db")
     try:
-        return [_status(log, *row) for row in rows]
+        return [_status(log, name, _standing_of(row), Parked(*row[15:]), ahead) for name, *row in rows]
     finally:
         log.close()
 
@@ -342,15 +398,21 @@ def saved_wants(data: Path) -> dict[str, list[Want]]:
     return {key.removeprefix("wants."): [Want(*want) for want in json.loads(text)] for key, text in rows}
 
 
-def _status(
-    log: LogReader, name: str, state: str, error: str, hint: str, warning: str, cursor: int, delivered: int, refused: int,
-    rate: float,
-) -> PoolStatus:  # fmt: skip
-    oldest = log.at(cursor)
+def _standing_of(row: Sequence[Any]) -> Standing:
+    return Standing(*row[:10])._replace(account=Account(*row[10:15]))
+
+
+def _status(log: LogReader, name: str, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:
+    cursor, rate = standing.cursor, standing.rate
     low, high = log.bounds()
-    waiting = max(0, high - max(cursor, low - 1))
+    past = max(cursor, low - 1)
+    sheet = balance(cursor, standing.delivered, standing.account, parked, high, ahead(cursor))
+    waiting = min(int(sheet["waiting"]), max(0, high - past))
     drain = waiting / rate if rate > 0 else None
-    return PoolStatus(name, state, error, hint, warning, cursor, waiting, oldest, rate, drain, delivered, refused)
+    return PoolStatus(
+        name, standing.state, standing.error, standing.hint, standing.warning, cursor, waiting, log.at(cursor), rate, drain,
+        standing.delivered, standing.refused, sheet,
+    )  # fmt: skip
 
 
 def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ from tidegate.store.entry import Entry
 from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
+from .balance import Tally, named_by
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
@@ -50,6 +51,7 @@ class Log(Protocol):
 
     def births(self) -> list[tuple[str, int, int]]: ...
     def bounds(self) -> tuple[int, int]: ...
+    def beginning(self) -> int: ...
     def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
 
 
@@ -103,6 +105,7 @@ class Worker:
         self._begun = 0
         """Entries before this one are done with, because an epoch that began later has a mark. What the rules of then passed
         over left none, and must not come after it when the rules have changed and the cursor was not saved."""
+        self._tally = Tally()
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
@@ -111,6 +114,8 @@ class Worker:
         self._retry_after = float("-inf")
         self._rate_since = clock.monotonic()
         self._rate_count = 0
+        if not self._standing.cursor:
+            self._account_begins()
         self._hold_before_lost_tail()
         self._save()
 
@@ -142,13 +147,22 @@ class Worker:
         self._standing = self._standing._replace(state="stopped", rate=0.0)
         self._save()
 
+    def _account_begins(self) -> None:
+        account = self._standing.account
+        self._standing = self._standing._replace(account=account._replace(solid=max(account.solid, self._log.beginning())))
+
+    def _go_back(self, back: int, lost_tail: bool = False) -> None:
+        standing = self._standing
+        account = standing.account.gone_back(standing.cursor, back, lost_tail)
+        self._standing = standing._replace(cursor=back, account=account)
+
     def _hold_before_lost_tail(self) -> None:
         """A log that lost its tail begins a new epoch at numbers the cursor may have passed: go back before them."""
         births = self._log.births()
         mine = [number for number, (gateway, epoch, _) in enumerate(births) if (gateway, epoch) == self._standing[5:7]]
         first = [seq for _, _, seq in (births[mine[-1] + 1 :] if mine else births)]
         if first and min(first) <= self._standing.cursor:
-            self._standing = self._standing._replace(cursor=min(first) - 1)
+            self._go_back(min(first) - 1, lost_tail=True)
 
     def _connect(self) -> None:
         self._link = link = self._connect_to()
@@ -190,7 +204,8 @@ class Worker:
             self._begun = min(self._begun, back + 1)
             self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
             if back < self._standing.cursor:
-                self._standing = self._standing._replace(cursor=back, gateway=key[0], epoch=key[1])
+                self._go_back(back)
+                self._standing = self._standing._replace(gateway=key[0], epoch=key[1])
             self._confirmed[key] = self._moved[key] = far
 
     def _carry(self, link: Link) -> Wait:
@@ -205,31 +220,35 @@ class Worker:
                 break
         key = (first.gateway, first.epoch)
         mark = self._marks.get(key, Mark())
-        self._count_arrived(key, entries, mark)
-        operations = self._operations(entries, mark) if first.seq >= self._begun else []
+        arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
+        operations, wanted = self._operations(entries, mark) if first.seq >= self._begun else ([], 0)
+        self._tally = Tally(len(entries), arrived + wanted, named_by(entries))
         if operations:
             self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
         else:
+            if mark.seq > self._confirmed.get(key, 0):
+                self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
             self._move(key, through)
         return GO_ON
 
-    def _count_arrived(self, key: tuple[str, int], entries: Sequence[Entry], mark: Mark) -> None:
+    def _arrived(self, confirmed: int, entries: Sequence[Entry], mark: Mark) -> int:
         """Entries that the far end has without our having heard so: their answer was lost."""
-        confirmed = self._confirmed.get(key, 0)
         if mark.seq <= confirmed:
-            return
+            return 0
         beyond = [e for e in entries if confirmed < e.seq <= mark.seq and e.kind in self._plan.kinds]
-        self._count(sum(bool(self._plan.operations(entry)) for entry in beyond))
-        self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
+        return sum(bool(self._plan.operations(entry)) for entry in beyond)
 
-    def _operations(self, entries: Sequence[Entry], mark: Mark) -> list[Operation]:
-        """What the entries beyond the mark ask for."""
+    def _operations(self, entries: Sequence[Entry], mark: Mark) -> tuple[list[Operation], int]:
+        """What the entries beyond the mark ask for, and how many of them ask for anything."""
         operations: list[Operation] = []
+        wanted = 0
         kinds, make = self._plan.kinds, self._plan.operations
         for entry in entries:
             if entry.kind in kinds and entry.seq > mark.seq:
-                operations += make(entry)
-        return operations[mark.done :]
+                made = make(entry)
+                wanted += bool(made)
+                operations += made
+        return operations[mark.done :], wanted
 
     def _write(self, link: Link, batch: Batch, entries: Sequence[Entry]) -> None:
         started = self._clock.monotonic()
@@ -270,7 +289,6 @@ class Worker:
         key = (batch.gateway, batch.epoch)
         self._marks[key] = Mark(batch.through)
         self._confirmed[key] = self._moved[key] = batch.through
-        self._count(len({operation.seq for operation in batch.operations}))
         self._move(key, batch.through)
         self._well(link)
 
@@ -336,7 +354,12 @@ class Worker:
         self._say_rarely("quarantine", f"{len(rows)} refused and kept in quarantine, the last by {last.target}: {last.reason}")
 
     def _move(self, key: tuple[str, int], through: int) -> None:
-        self._standing = self._standing._replace(cursor=through, gateway=key[0], epoch=key[1])
+        """The cursor goes on over what was tallied."""
+        standing, tally = self._standing, self._tally
+        account = standing.account.moved(standing.cursor, through, tally)
+        self._standing = standing._replace(cursor=through, gateway=key[0], epoch=key[1], account=account)
+        self._tally = Tally()
+        self._count(tally.delivered)
         if self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
-from tidegate.gateway.trimming import lowest_cursor
+from tidegate.gateway.trimming import reach
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.store import Store
 
@@ -200,4 +200,4 @@ def test_a_trim_waits_for_what_a_clean_stop_left_unacknowledged(world: World, pa
     first = min(seq for seq in world.broker.sessions.get("s").inflight.values())  # type: ignore[union-attr]
     world.stop()
     world = _world(path)
-    assert lowest_cursor(world.broker, ()) < first
+    assert reach(world.broker, ()).floor < first

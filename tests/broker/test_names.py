@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck
-from tidegate.gateway.trimming import Trimming
+from tidegate.gateway.trimming import Reach, Trimming
 from tidegate.store.catchup import CatchUp
 from tidegate.store.clock import Moment
 from tidegate.store.entry import ACKED, CONNECTED, DELIVERED, DISCONNECTED, KINDS, PUBLISH, Entry, Want
@@ -51,7 +51,7 @@ class Committing(World):
         self.broker.router.set_wants(Want(kind, "#", 0, False) for kind in kinds)
         self.trim = Found(1 << 30, AGE)
         self.trimming = Trimming(
-            self.trim, self.store.connection, self.submit, self.broker, lambda: 1 << 60, lambda text, kind="": None
+            self.trim, self.store.connection, self.submit, self.broker, lambda: Reach(1 << 60, 0), lambda text, kind="": None
         )
 
     def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.gateway.session import Client, Session
-from tidegate.gateway.trimming import Trimming, lowest_cursor
+from tidegate.gateway.trimming import Trimming, reach
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, Want
 from tidegate.store.trim import Trim
 
@@ -29,7 +29,7 @@ def test_random_client_ids_do_not_grow_the_box(tmp_path: Path) -> None:
         done(job())
 
     trimming = Trimming(
-        trim, world.store.connection, now, world.broker, lambda: lowest_cursor(world.broker, ()), lambda text, kind="": None
+        trim, world.store.connection, now, world.broker, lambda: reach(world.broker, ()), lambda text, kind="": None
     )
     world.auto = False
     chance = random.Random(1)

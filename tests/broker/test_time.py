@@ -15,7 +15,7 @@ from tidegate.gateway.mqtt.properties import Property
 from tidegate.store.clock import BELIEVED, CONFIRMED, Clock, Judge, this_boot
 from tidegate.store.entry import CONNECTED, DISCONNECTED, KINDS, PUBLISH, Entry, Want
 from tidegate.store.reader import LogReader
-from tidegate.store.trim import REMOVE, Plan, Trim
+from tidegate.store.trim import Plan, Trim
 
 from tests.broker.world import NOW, World
 
@@ -225,9 +225,12 @@ def test_a_session_lives_as_long_as_it_was_promised(path: Path) -> None:
 def trimmed(world: World) -> int:
     """Lets go of what is older than a week; the first seq that is left."""
     log, db = world.broker.log, world.store.connection
-    while isinstance(plan := Trim(1 << 30, AGE).plan(db, log.clock.at(world.mono), log.next_seq), Plan):
-        log.change(REMOVE, plan.last, plan.floor)
-        world.store.apply(log.take())
+    trim = Trim(1 << 30, AGE)
+    while (plan := trim.plan(db, log.clock.at(world.mono), log.next_seq)) is not None:
+        if isinstance(plan, Plan):
+            for sql, parameters in plan.changes:
+                log.change(sql, *parameters)
+            world.store.apply(log.take())
     return int(db.execute("SELECT min(seq) FROM entry").fetchone()[0])
 
 

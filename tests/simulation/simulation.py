@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tidegate.store.clock import Clock, Judge, believe
 from tidegate.store.log import Batch, Name, Row
+from tidegate.uplink.progress import read_pools
 from tidegate.uplink.worker import Worker
 
 from tests.broker.world import NOW, World
@@ -321,6 +322,7 @@ class Simulation:
         self.check_wills()
         self.uplink.check(self.model.rows)
         self.check_retained()
+        self.check_balance()
 
     def _calm_step(self, lasting: list[Device]) -> bool:
         """Everything that can move moves once; whether anything did."""
@@ -355,6 +357,11 @@ class Simulation:
 
     def check_wills(self) -> None:
         self.wills.check()
+
+    def check_balance(self) -> None:
+        """Of what each pool was to carry, every entry is explained."""
+        for pool in read_pools(self.path.parent, self.box.broker.gaps.ahead):
+            assert not pool.balance["mismatch"], str(pool.balance)
 
     def check_retained(self) -> None:
         checker = self.box.device("checker")

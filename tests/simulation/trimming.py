@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tidegate.gateway.trimming import Trimming, lowest_cursor
+from tidegate.gateway.trimming import Reach, Trimming, reach
 from tidegate.store.trim import Trim
 from tidegate.uplink.progress import held
 
@@ -44,7 +44,7 @@ class TrimmedSimulation(Simulation):
     def _start_box(self) -> Box:
         box = super()._start_box()
         self._trimming = Trimming(
-            Trim(1 << 30, AGE), box.store.connection, lambda job, done: done(job()), box.broker, self._floor, self._say
+            Trim(1 << 30, AGE), box.store.connection, lambda job, done: done(job()), box.broker, self._reach, self._say
         )
         return box
 
@@ -54,6 +54,6 @@ class TrimmedSimulation(Simulation):
     def _trim(self) -> None:
         self._trimming.start()
 
-    def _floor(self) -> int:
+    def _reach(self) -> Reach:
         """As the gateway has it: by the pools that the broker knows of."""
-        return lowest_cursor(self.box.broker, held(self._directory, self.uplink.named))
+        return reach(self.box.broker, held(self._directory, self.uplink.named))

@@ -1,0 +1,80 @@
+"""Publishes that are refused: to `$SYS`, and while the disk budget is used up to topics whose policy is `reject_new`.
+
+An MQTT 5 client is told, by an acknowledgement that says "quota exceeded": it keeps or drops the message as it likes.
+Before 5.0 there are no such words. The acknowledgement is withheld then, so that the client keeps the message, and the client
+goes on with its other topics; when there is room again its connection is ended, upon which it connects and sends again what is
+unacknowledged. QoS 0 promises nothing: such a message reaches who is connected and is not stored.
+
+Invariant: a message of QoS 1 or 2 that was refused has no entry, and no acknowledgement says that it was taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .mqtt.packets import PubAck, PubRec, encode
+from .mqtt.reasons import ReasonCode
+from .routing import Topic
+from .session import Client
+
+if TYPE_CHECKING:
+    from .broker import Broker
+
+
+class Pressure:
+    """See the module. `refused` counts publishes."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.refused = 0
+        self._broker = broker
+        self._withheld: dict[Client, None] = {}
+
+    def set_level(self, level: int | None) -> None:
+        """Refuse what has a lower priority than `level` and the policy `reject_new`; None: refuse nothing."""
+        broker = self._broker
+        before = broker.router.level
+        if not broker.router.set_level(level):
+            return
+        if level is not None:
+            text = f"the disk budget is used up: publishes with a priority below {level} and when_full = reject_new are refused"
+            broker.report(text, "refused by the budget")
+        if before is not None and (level is None or level < before):
+            self._let_send_again()
+
+    def _let_send_again(self) -> None:
+        withheld, self._withheld = self._withheld, {}
+        for client in withheld:
+            if client in self._broker.clients:
+                self._broker.connecting.drop(client, None)
+        self._broker.delivery.flush()
+
+    def refuse(self, client: Client, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes) -> None:
+        """This publish does not go into the log."""
+        broker = self._broker
+        self.refused += 1
+        qos = flags >> 1 & 3
+        if not qos:
+            sender = client.session.name if client.session is not None else None
+            if topic.targets:
+                broker.delivery.fan_out(
+                    topic, 0, 0, payload, properties, sender, broker.log.at, broker.log.mono, broker.log.run
+                )
+        elif client.version == 5:
+            answer = PubAck if qos == 1 else PubRec
+            # Not before the acknowledgements of what came earlier [MQTT-4.6.0-2].
+            broker.acknowledge(client, encode(answer(packet_id, ReasonCode.QUOTA_EXCEEDED), 5))
+        else:
+            self._withheld[client] = None
+
+    def refuse_reserved(self, client: Client, qos: int, packet_id: int) -> None:
+        """`$SYS` is ours alone (4.7.2); before 5.0 a client cannot be told and gets its acknowledgement [MQTT-3.3.5-2]."""
+        broker = self._broker
+        broker.counters["refused_publishes"] += 1
+        reason = ReasonCode.NOT_AUTHORIZED if client.version == 5 else ReasonCode.SUCCESS
+        if qos:
+            answer = PubAck(packet_id, reason) if qos == 1 else PubRec(packet_id, reason)
+            broker.delivery.send(client, encode(answer, client.version))
+
+    def forget(self, client: Client) -> None:
+        """Its connection has ended."""
+        self._withheld.pop(client, None)
