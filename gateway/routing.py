@@ -185,6 +185,11 @@ class Router:
         topic.generation = self.generation
         topic.plain = self.generation if topic.stored and not topic.refused else -1
 
+    def sleepers(self, topic: str) -> set[Session]:
+        """Persistent sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
+        found = self._tree.find(topic)
+        return {session for session, one in found if one.qos and session.persistent and (session.behind or not session.client)}
+
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.
 

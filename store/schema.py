@@ -224,5 +224,13 @@ CREATE VIEW mqtt_acked AS
   FROM position p JOIN client c ON c.id = p.client JOIN topic t ON t.id = p.topic;
 """
 
-LOG = Format(0x54474C31, "log.db", (_log_1,))
+
+def _log_2(connection: sqlite3.Connection) -> None:
+    """What became of a session's messages; `dropped` is JSON, reason -> count."""
+    connection.execute("ALTER TABLE session ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE session ADD COLUMN expired INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE session ADD COLUMN dropped TEXT NOT NULL DEFAULT '{}'")
+
+
+LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))
 """`log.db`: application_id "TGL1"."""
