@@ -42,7 +42,7 @@ from .trimming import Reach, Trimming, reach
 
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
-ALIVE_PAUSE = 60.0
+ALIVE_PAUSE = BALANCE_PAUSE = 60.0
 CLOCK_STEP = 500
 """ms: what a wall clock may drift or jump before the time of this run's entries is corrected."""
 GC_THRESHOLD = 50_000
@@ -245,7 +245,7 @@ class App:
 
     async def _tick(self) -> None:
         """Once a second: the broker's own timers, the trim, `$SYS`, and the watchdog as long as the disk answers."""
-        next_sys = 0.0
+        next_sys = next_balance = 0.0
         while True:
             await asyncio.sleep(1.0)
             self._tick_clock()
@@ -254,6 +254,10 @@ class App:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
+            if self.broker.now >= next_balance:
+                next_balance = self.broker.now + BALANCE_PAUSE
+                for text in self._snapshot.mismatches():
+                    _report(text, "balance")
             self._note_time()
             self._committer.submit(lambda: None, self._committer_answers)
 
