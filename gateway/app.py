@@ -43,7 +43,7 @@ from .trust import Trust
 
 DEFAULT_AGE = 604_800
 """Seconds the box keeps messages for a sqlite rule without `expired_time`."""
-ALIVE_PAUSE = 60.0
+ALIVE_PAUSE = BALANCE_PAUSE = 60.0
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
@@ -251,7 +251,7 @@ class App:
 
     async def _tick(self) -> None:
         """Once a second: the broker's own timers, the trim, `$SYS`, and the watchdog as long as the disk answers."""
-        next_sys = 0.0
+        next_sys = next_balance = 0.0
         while True:
             await asyncio.sleep(1.0)
             self._tick_clock()
@@ -261,6 +261,10 @@ class App:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
+            if self.broker.now >= next_balance:
+                next_balance = self.broker.now + BALANCE_PAUSE
+                for text in self._snapshot.mismatches():
+                    _report(text, "balance")
             self._note_alive()
             self._committer.submit(lambda: None, self._committer_answers)
 

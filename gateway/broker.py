@@ -22,6 +22,7 @@ from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, Plan
 
+from .accounts import charge
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery
 from .exchanges import Exchanges
@@ -237,6 +238,8 @@ class Broker:
             self.log.change(sql, *parameters)
         self.log.batch.size += plan.cost
         self.gaps.add(plan.lost)
+        for session in charge(self.router, plan.lost):
+            self.sessions.store_account(session)
         self._begin_commit()
 
     def collect(self, unused: Unused) -> None:

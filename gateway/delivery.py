@@ -261,6 +261,7 @@ class Delivery(Outlet):
         del backlog[:taken]
         session.next_id, client.out_size = packet_id, size
         session.dirty = True
+        session.taken += sent
         self.sent += sent
         self._prefetch(session, client)
 
@@ -290,6 +291,7 @@ class Delivery(Outlet):
         del backlog[:count]
         session.next_id = (first + count - 1) % 65_535 + 1
         session.dirty = True
+        session.taken += count
         self.sent += count
         self.send(client, b"".join(packets))
         return True
@@ -380,6 +382,8 @@ class Delivery(Outlet):
             return
         if b"\x02" in properties and self._expired(properties, at, mono, run):
             self.dropped["expired"] += 1
+            session.taken += 1
+            session.expired += 1
             return
         v5 = client.version == 5
         key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5

@@ -38,12 +38,14 @@ class Exchanges:
         if session.releasing and not session.releasing.keys().isdisjoint(acks.packet_ids):
             self._broker.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.3: a PUBACK for QoS 2
             return
+        sent = len(session.inflight)
         if self._broker.router.wanted(ACKED):
             for packet_id in acks.packet_ids:
                 self._log_acked(session, pop(packet_id, 0))
         else:
             for packet_id in acks.packet_ids:
                 pop(packet_id, None)
+        session.delivered += sent - len(session.inflight)
         if session.kept:
             forget_kept(self._broker.log, session, acks.packet_ids)
         session.dirty = True
@@ -70,6 +72,7 @@ class Exchanges:
             self._log_acked(session, seq)
         if packet.reason >= 0x80:
             del session.releasing[packet.packet_id]
+            session.delivered += 1
             self._broker.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
             session.dirty = True
             self._pump(session)
@@ -100,6 +103,7 @@ class Exchanges:
             return
         if seq:
             del session.releasing[packet.packet_id]
+            session.delivered += 1
             self._broker.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
             session.dirty = True
         self._pump(session)

@@ -19,7 +19,7 @@ from tidegate.store.entry import GAP
 from tidegate.store.log import Log
 from tidegate.store.thinning import Lost, by_policy, join
 
-MAX_OPEN = 100
+MAX_AT_ONCE, MAX_OPEN = 50, 100
 """Topics named one by one; of more, those of one policy are named by its filter."""
 OPEN_FOR = 86_400.0
 _KEEP = "INSERT OR REPLACE INTO meta (key, value) VALUES (?,?)"
@@ -55,7 +55,7 @@ class Gaps:
         found = tuple(found)
         if not found:
             return
-        if len(self._open) > MAX_OPEN:
+        if len(found) > MAX_AT_ONCE or len(self._open) > MAX_OPEN:
             found = by_policy(found)
         for lost in found:
             key = (lost.reason, lost.event, lost.topic)

@@ -154,7 +154,10 @@ class Absence:
                 session.waiting.bytes = max(0, session.waiting.bytes - got.bytes)
                 session.waiting.through = max(session.waiting.through, got.through)
             given_up = [packet_id for _, packet_id in oldest]
-        count = got.messages + len(given_up) + self._release(session, got.through)
+        session.taken += got.messages
+        count = got.messages + len(given_up)
+        session.dropped[reason] += count
+        count += self._release(session, got.through)
         for packet_id in given_up:
             del session.inflight[packet_id]
         forget_kept(self._broker.log, session, given_up)

@@ -63,6 +63,46 @@ def _pools(key: str) -> Callable[[Status], Iterable[Sample]]:
     return samples
 
 
+PARTS = ("wanted", "delivered", "in_flight", "waiting", "parked", "cancelled", "expired")
+"""Of a balance; what is dropped has a reason, and a metric of its own."""
+
+
+def _pool_parts(status: Status) -> Iterable[Sample]:
+    for pool in status["pools"]:
+        for part in PARTS:
+            if part in pool.get("balance", {}):
+                yield {"pool": pool["name"], "part": part}, pool["balance"][part]
+
+
+def _session_parts(status: Status) -> Iterable[Sample]:
+    for part in PARTS:
+        if part in status["sessions"]:
+            yield {"part": part}, status["sessions"][part]
+
+
+def _pools_dropped(status: Status) -> Iterable[Sample]:
+    for pool in status["pools"]:
+        for reason, count in pool.get("balance", {}).get("dropped", {}).items():
+            yield {"pool": pool["name"], "reason": reason}, count
+
+
+def _lost(status: Status) -> Iterable[Sample]:
+    for reason, policies in status["store"]["lost"].items():
+        for policy, count in policies.items():
+            yield {"reason": reason, "policy": policy}, count
+
+
+def _refusing(status: Status) -> Iterable[Sample]:
+    if status["store"]["refusing_below"] is not None:
+        yield {}, status["store"]["refusing_below"]
+
+
+def _mismatches(status: Status) -> Iterable[Sample]:
+    yield {"consumer": "sessions"}, status["sessions"]["mismatch"]
+    for pool in status["pools"]:
+        yield {"consumer": pool["name"]}, pool.get("balance", {}).get("mismatch", 0)
+
+
 def _info(status: Status) -> Iterable[Sample]:
     yield (
         {
@@ -111,9 +151,19 @@ METRICS = (
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),
     Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _by("reason", "dropped")),
+    Metric(
+        "tidegate_publishes_refused_total", "counter", "Publishes refused because the disk budget is used up.",
+        _value("messages", "refused"),
+    ),
+    Metric("tidegate_lost_total", "counter", "Entries that the disk budget took from those who waited for them.", _lost),
+    Metric("tidegate_sessions_messages", "gauge", "What became of the messages found for sessions.", _session_parts),
+    Metric("tidegate_sessions_dropped_total", "counter", "Messages that sessions lost.", _by("reason", "sessions", "dropped")),
+    Metric("tidegate_balance_mismatch", "gauge", "What a balance does not explain; 0 is right.", _mismatches),
     Metric("tidegate_store_ok", "gauge", "1 if the disk takes what is written, 0 if acknowledgements are withheld.", _store_ok),
     Metric("tidegate_store_bytes", "gauge", "Bytes of the log on disk.", _value("store", "bytes")),
     Metric("tidegate_store_budget_bytes", "gauge", "Bytes that the log may take.", _value("store", "disk_budget")),
+    Metric("tidegate_store_free_floor_bytes", "gauge", "Bytes left free for others.", _value("store", "free_floor")),
+    Metric("tidegate_store_refusing_below", "gauge", "Priority below which reject_new refuses now.", _refusing),
     Metric("tidegate_store_last_seq", "gauge", "Number of the last entry.", _value("store", "last_seq")),
     Metric("tidegate_store_written_bytes_total", "counter", "Bytes handed to the disk.", _value("store", "bytes_written")),
     Metric("tidegate_store_commits_total", "counter", "Commits of the log.", _value("store", "commits")),
@@ -127,6 +177,8 @@ METRICS = (
     Metric("tidegate_pool_rate", "gauge", "Entries a far end takes per second.", _pools("rate")),
     Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits, at this rate.", _pools("drain")),
     Metric("tidegate_pool_delivered_total", "counter", "Entries a far end has taken.", _pools("delivered")),
+    Metric("tidegate_pool_entries", "gauge", "What became of the entries for a far end: its balance.", _pool_parts),
+    Metric("tidegate_pool_dropped_total", "counter", "Entries a far end never gets, by reason.", _pools_dropped),
     Metric("tidegate_pool_refused_total", "counter", "Records a far end refused for good.", _pools("refused")),
 )  # fmt: skip
 

@@ -107,6 +107,7 @@ class Outlet:
             self._send_qos0(client, parts[0] + parts[1])
             return
         packet_id = session.free_packet_id()
+        session.taken += 1
         if retain:
             session.retaining[packet_id] = seq
         if qos == 1:
@@ -169,7 +170,8 @@ class Outlet:
         """
         session.dirty = True
         if qos == 1:
-            session.inflight.pop(packet_id, None)
+            if session.inflight.pop(packet_id, None) is not None:
+                session.dropped["no_longer_stored"] += 1
             forget_kept(self._log, session, (packet_id,))
             return
         seq, _ = session.releasing[packet_id]

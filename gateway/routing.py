@@ -233,6 +233,11 @@ class Router:
             policy = self.policies.of(topic.text)
             topic.refused = policy.rejects and policy.priority < self.level
 
+    def sleepers(self, topic: str) -> set[Session]:
+        """Persistent sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
+        found = self._tree.find(topic)
+        return {session for session, one in found if one.qos and session.persistent and (session.behind or not session.client)}
+
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.
 

@@ -9,6 +9,7 @@ Invariant: everything below `position()` was acknowledged by the client or was n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -115,7 +116,10 @@ class Session:
         "behind",
         "client",
         "created",
+        "delivered",
         "dirty",
+        "dropped",
+        "expired",
         "expires_at",
         "expiry",
         "fetching",
@@ -138,6 +142,7 @@ class Session:
         "stored_cursor",
         "subscriptions",
         "suspect",
+        "taken",
         "waiting",
         "window",
     )
@@ -187,6 +192,11 @@ class Session:
         self.suspect = 0
         """Below this seq a QoS 1 message may have been handed over before a crash: it leaves with the DUP flag (3.3.1.1)."""
         self.dirty = False
+        self.taken = 0
+        """Messages found for it, see `accounts`: delivered, in flight, expired or dropped by reason."""
+        self.delivered = 0
+        self.expired = 0
+        self.dropped: Counter[str] = Counter()
         self.waiting: Any = None
         """While it is away: what `limits` has counted of what waits for it."""
 

@@ -9,7 +9,9 @@ Invariant: what the store will hold after the current batch is what this book sa
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -56,8 +58,8 @@ class Sessions:
         row = db.execute("SELECT value FROM meta WHERE key = 'suspect'").fetchone()
         suspect = int(row[0]) if clean and row else 0 if clean else self._log.next_seq
         by_number: dict[int, Session] = {}
-        for number, clientid, created, expiry, expires_at, cursor in db.execute(
-            "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor"
+        for number, clientid, created, expiry, expires_at, cursor, delivered, expired, dropped in db.execute(
+            "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor, s.delivered, s.expired, s.dropped"
             " FROM session s JOIN client c ON c.id = s.client"
         ):
             session = Session(Name(clientid, number), expiry, created, cursor + 1)
@@ -67,6 +69,7 @@ class Sessions:
             session.expires_at = None if expires_at is None else now + max(0, expires_at - self._log.now) / 1000
             session.behind = True
             session.suspect = suspect
+            session.delivered, session.expired, session.dropped = delivered, expired, Counter(json.loads(dropped))
             by_number[number] = self._by_id[clientid] = session
         for number, text, options, identifier, since in db.execute(
             "SELECT client, filter, options, identifier, since FROM subscription"
@@ -89,6 +92,9 @@ class Sessions:
                 session.releasing[packet_id] = (seq, state)
         for number, packet_id in db.execute("SELECT client, packet_id FROM received"):
             by_number[number].received[packet_id] = None
+        for session in by_number.values():
+            found = session.delivered + session.expired + session.dropped.total()
+            session.taken = found + len(session.inflight) + len(session.releasing)
 
     def create(self, name: Name, expiry: int) -> Session:
         """A new session; with a row when it outlives its connection."""
@@ -218,9 +224,16 @@ class Sessions:
         if cursor <= session.stored_cursor:
             return
         session.stored_cursor = cursor
-        log, name = self._log, session.name
-        log.change("UPDATE session SET cursor = ? WHERE client = ?", cursor, name)
-        log.change(FORGET_DELIVERIES, name, cursor)
+        self.store_account(session)
+        self._log.change(FORGET_DELIVERIES, session.name, cursor)
+
+    def store_account(self, session: Session) -> None:
+        """What became of its messages, with the cursor as the store has it."""
+        dropped = json.dumps(session.dropped) if session.dropped else "{}"
+        account = session.stored_cursor, session.delivered, session.expired, dropped
+        self._log.change(
+            "UPDATE session SET cursor = ?, delivered = ?, expired = ?, dropped = ? WHERE client = ?", *account, session.name
+        )
 
 
 def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:

@@ -14,6 +14,7 @@ from tidegate.store.clock import CONFIRMED
 from tidegate.store.store import Store
 
 from . import __version__
+from .accounts import overview
 from .broker import Broker
 from .config import Config
 from .trust import Trust
@@ -63,6 +64,7 @@ class Snapshot:
                 "received": broker.received,
                 "sent": delivery.sent,
                 "stored": broker.stored,
+                "refused": broker.pressure.refused,
             },
             "store": {
                 "state": broker.store_fault or store.checkpoint_fault or "ok",
@@ -72,8 +74,12 @@ class Snapshot:
                 "bytes_written": written_bytes(),
                 "commits": store.commits,
                 "disk_budget": config.disk_budget,
+                "free_floor": config.free_floor,
+                "refusing_below": broker.router.level,
+                "lost": self._lost(),
             },
             "clock": self._clock(),
+            "sessions": self._sessions(),
             "backends": list(config.backends),
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
@@ -88,6 +94,23 @@ class Snapshot:
             "since": (trust.since + log.clock.offset) / 1000,
             "time": log.now / 1000,
         }
+
+    def _sessions(self) -> dict[str, Any]:
+        """What became of the messages of sessions that outlive their connection."""
+        return overview([one for one in self._broker.sessions if one.persistent], self._broker.delivery.live)
+
+    def _lost(self) -> dict[str, dict[str, int]]:
+        """What the disk budget ever took from those who waited: reason -> policy -> entries."""
+        found: dict[str, dict[str, int]] = {}
+        for (reason, policy), count in self._broker.gaps.totals.items():
+            found.setdefault(reason, {})[policy] = count
+        return found
+
+    def mismatches(self) -> list[str]:
+        """Balances that do not add up, a line each: something was lost and nobody says why."""
+        found = [(f"pool {pool['name']}", pool.get("balance", {})) for pool in self._pools()]
+        found += [(f"session {one['client']}", one) for one in self._sessions()["most"]]
+        return [f"the balance of {name} does not add up: {one}" for name, one in found if one.get("mismatch")]
 
     def sys_values(self) -> dict[str, bytes]:
         """The `$SYS` topics that monitoring tools for mosquitto know."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+_PARTS = ("delivered", "in_flight", "waiting", "parked", "cancelled", "expired")
+
 
 def render(status: dict[str, Any]) -> str:
     """The lines to print, without a final line break."""
@@ -32,6 +34,9 @@ def render(status: dict[str, Any]) -> str:
     refused = dict(clients["refused"])
     if clients["protocol_errors"]:
         refused["protocol_errors"] = clients["protocol_errors"]
+    lines += _sessions(status.get("sessions", {}))
+    if (level := store.get("refusing_below")) is not None:
+        lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
@@ -55,7 +60,25 @@ def _pool(pool: dict[str, Any]) -> list[str]:
         f"pool        {pool['name']}: {pool['state']}, {waiting}, {pool['delivered']} delivered, {pool['refused']} refused"
     ]
     lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
+    return lines + _balance("            ", pool.get("balance", {}))
+
+
+def _sessions(sessions: dict[str, Any]) -> list[str]:
+    """Those that lost something, a line each."""
+    lines: list[str] = []
+    for one in sessions.get("most", ()):
+        lines += _balance(f"session     {printable(one['client'])}: ", one)
     return lines
+
+
+def _balance(head: str, sheet: dict[str, Any]) -> list[str]:
+    """The sheet of whoever lost something or whose sheet does not add up, on one line."""
+    if not (sheet.get("dropped") or sheet.get("mismatch")):
+        return []
+    parts = [f"{sheet[key]} {key.replace('_', ' ')}" for key in _PARTS if sheet.get(key)]
+    parts += [f"{count} dropped ({reason})" for reason, count in sorted(sheet["dropped"].items())]
+    text = f"{head}{sheet['wanted']} wanted: {', '.join(parts)}"
+    return [text + (f"; {sheet['mismatch']} UNEXPLAINED" if sheet["mismatch"] else "")]
 
 
 def render_refused(answer: dict[str, Any]) -> str:

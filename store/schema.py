@@ -228,6 +228,11 @@ CREATE VIEW mqtt_acked AS
 
 
 def _log_2(connection: sqlite3.Connection) -> None:
+    _clock(connection)
+    _balance(connection)
+
+
+def _clock(connection: sqlite3.Connection) -> None:
     """Of each run how far its clock was known (`store.clock`); the views tell times as they are known by now."""
     connection.execute("ALTER TABLE run ADD COLUMN clock INTEGER NOT NULL DEFAULT 1")
     for view, old in connection.execute(
@@ -235,6 +240,13 @@ def _log_2(connection: sqlite3.Connection) -> None:
     ).fetchall():
         connection.execute(f"DROP VIEW {view}")
         connection.execute(old.replace(_UTC.format("e.at"), _UTC.format(WHEN)))
+
+
+def _balance(connection: sqlite3.Connection) -> None:
+    """What became of a session's messages; `dropped` is JSON, reason -> count."""
+    connection.execute("ALTER TABLE session ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE session ADD COLUMN expired INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE session ADD COLUMN dropped TEXT NOT NULL DEFAULT '{}'")
 
 
 LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))

@@ -24,8 +24,6 @@ STRETCH_BYTES = 2 << 20
 """A stretch: so many rows, or so many bytes of them."""
 SMALL = 2048
 """Bytes of an entry: what is larger leaves pages behind that are free by themselves."""
-MAX_LOST = 50
-"""Topics named one by one in one step; of more, those of one policy are named by its filter."""
 ROW_ON_DISK = 30
 SIZE = f"({ROW_ON_DISK} + ifnull(length(payload), 0) + ifnull(length(properties), 0))"
 MAY_GO = f"(kind <> {GAP} OR seq <= ?) AND seq NOT IN (SELECT seq FROM retained)"
@@ -142,7 +140,7 @@ class Thinning:
             Lost(KIND_NAMES[kind], topic, self._policies.of(topic).topic if topic else "#", reason, *rest)
             for kind, topic, *rest in db.execute(_LOST).fetchall()
         ]
-        return tuple(found) if len(found) <= MAX_LOST else by_policy(found)
+        return tuple(found)
 
 
 def by_policy(found: Iterable[Lost]) -> tuple[Lost, ...]:

@@ -206,7 +206,7 @@ STATUS: dict[str, Any] = {
     "http": "off",
     "clients": {"connected": 3, "sessions": 4, "subscriptions": 5, "refused": {"not_authorized": 6},
                 "protocol_errors": 2},
-    "messages": {"received": 100, "sent": 50, "stored": 90},
+    "messages": {"received": 100, "sent": 50, "stored": 90, "refused": 0},
     "store": {"state": "ok", "durability": "full", "bytes": 1 << 20, "bytes_written": 3 << 19, "commits": 7,
               "disk_budget": 1 << 30},
     "clock": {"trusted": False, "state": "plausible", "why": "nothing confirms it", "since": 1764000000.1, "time": 1764000060},
@@ -231,6 +231,20 @@ def test_the_status_shows_everything_with_its_unit() -> None:
         "dropped     9 disk_budget",
         "refused     6 not_authorized, 2 protocol_errors",
     ]
+
+
+def test_who_lost_something_is_named_with_the_whole_sheet() -> None:
+    sheet = {"wanted": 20, "delivered": 9, "waiting": 4, "parked": 2, "cancelled": 0, "expired": 0, "mismatch": 1,
+             "dropped": {"disk_budget": 3, "damaged": 1}}  # fmt: skip
+    pool = STATUS["pools"][0] | {"balance": sheet}
+    session = {"client": "a\x1b", "wanted": 5, "delivered": 4, "in_flight": 0, "waiting": 0, "expired": 0, "mismatch": 0,
+               "dropped": {"max_waiting_age": 1}}  # fmt: skip
+    store = STATUS["store"] | {"refusing_below": 2}
+    lines = render(STATUS | {"pools": [pool], "sessions": {"most": [session]}, "store": store}).splitlines()
+    explained = "20 wanted: 9 delivered, 4 waiting, 2 parked, 1 dropped (damaged), 3 dropped (disk_budget); 1 UNEXPLAINED"
+    assert f"            {explained}" in lines
+    assert "session     a\ufffd: 5 wanted: 4 delivered, 1 dropped (max_waiting_age)" in lines
+    assert "refusing    publishes below priority 2 with reject_new: 0 so far" in lines
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
         log.append(PUBLISH, client, topics[number % 50], 1 | retain, b"%d " % number * (1 + number * 7 % 30))
     log.append(PUBLISH, client, topics[0], 1, b"large" * 5000)
     log.change("INSERT INTO retained VALUES (?, ?)", topics[10], 11)
-    log.change("INSERT INTO session VALUES (?, 1, 1, NULL, 15000)", client)
+    log.change("INSERT INTO session (client, created, expiry, expires_at, cursor) VALUES (?, 1, 1, NULL, 15000)", client)
     log.change("INSERT INTO subscription VALUES (?, 'a/#', 1, NULL, 1)", client)
     log.change(KEEP_SEQ, COUNT + 1)
     log.change("DELETE FROM entry WHERE seq <= 1000 AND seq <> 11")

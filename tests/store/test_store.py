@@ -202,6 +202,9 @@ def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
         ("first/release", b"0"),
         ("first/release", b"1"),
     ]
+    assert store.connection.execute("PRAGMA user_version").fetchone() == (2,)
+    accounts = store.connection.execute("SELECT delivered, expired, dropped FROM session").fetchall()
+    assert set(accounts) <= {(0, 0, "{}")}
     store.close(NOW)
 
 

@@ -16,6 +16,7 @@ from tidegate.store.log import Log, Name
 from tidegate.store.policy import Policies, Policy
 from tidegate.store.reader import LogReader
 from tidegate.store.store import Store
+from tidegate.store.thinning import by_policy
 from tidegate.store.trim import Lost, Plan, Trim
 
 from .test_store import NOW, TopicName, open_store
@@ -191,7 +192,7 @@ def test_many_topics_are_named_by_their_policy(path: Path) -> None:
     store, log = open_store(path)
     topics = [f"low/{number}" for number in range(3_000)] + ["high/a"] * 100
     fill(store, log, topics)
-    lost = cut(Trim(used(store), FOREVER, THREE), store, log)
+    lost = by_policy(cut(Trim(used(store), FOREVER, THREE), store, log))
     assert max(lost, key=lambda one: one.count).topic == "low/#"
     assert all(one.topic.startswith("low/") for one in lost)
     assert sum(one.count for one in lost) == 3_100 - sum(len(seqs) for seqs in left(store).values())

@@ -1,0 +1,143 @@
+"""The balance of a session: everything found for it is delivered, in flight, expired or dropped, also after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tidegate.gateway.accounts import overview, sheet
+from tidegate.gateway.connecting import Limits
+from tidegate.gateway.mqtt.packets import Publish, PubRec
+from tidegate.gateway.mqtt.properties import Property
+
+from .test_budget import Box
+from .world import World
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+@pytest.fixture
+def world(path: Path) -> Iterator[World]:
+    world = World(path)
+    yield world
+    world.kill()
+
+
+def account(world: World) -> dict[str, Any]:
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    found = sheet(session, world.broker.delivery.live)
+    assert found["mismatch"] == 0, str(found)
+    parts = found["delivered"] + found["in_flight"] + found["waiting"] + found["expired"] + sum(found["dropped"].values())
+    assert found["wanted"] == parts
+    return found
+
+
+def publish(world: World, count: int, **properties: int) -> None:
+    device = world.device("p", 5)
+    for number in range(count):
+        device.send(Publish("t", b"%d" % number, 1, False, False, number + 1, dict(properties)))  # type: ignore[arg-type]
+    device.disconnect()
+    world.settle()
+
+
+def test_delivered_is_what_was_acknowledged(world: World) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 1)
+    publish(world, 10)
+    assert (account(world)["wanted"], account(world)["in_flight"]) == (10, 10)
+    device.ack_all()
+    assert (account(world)["delivered"], account(world)["in_flight"]) == (10, 0)
+
+
+def test_qos_2_is_delivered_when_it_is_complete(world: World) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 2)
+    world.device("p").publish("t", b"x", 2)
+    (message,) = device.messages()
+    device.send(PubRec(message[2]))
+    assert account(world)["in_flight"] == 1
+    device.send_bytes(b"\x70\x02" + message[2].to_bytes(2, "big"))
+    assert (account(world)["delivered"], account(world)["in_flight"]) == (1, 0)
+
+
+def test_what_waits_counts_before_it_is_looked_at(world: World) -> None:
+    world.device("s", clean=False).subscribe("t", 1)
+    world.device("s", clean=False).disconnect()
+    publish(world, 7)
+    assert (account(world)["wanted"], account(world)["waiting"]) == (7, 7)
+    world.device("s", clean=False).ack_all()
+    assert (account(world)["delivered"], account(world)["waiting"]) == (7, 0)
+
+
+def test_what_expired_is_told(world: World) -> None:
+    world.device("s", clean=False).subscribe("t", 1)
+    world.device("s", clean=False).disconnect()
+    device = world.device("p", 5)
+    device.send(Publish("t", b"x", 1, False, False, 1, {Property.MESSAGE_EXPIRY_INTERVAL: 5}))
+    device.disconnect()
+    world.wait(10)
+    assert world.device("s", clean=False).ack_all() == []
+    assert account(world)["expired"] == 1
+
+
+def test_the_account_survives_a_crash(world: World, path: Path) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 1)
+    publish(world, 10)
+    device.ack_all()
+    world.wait(1)
+    other = World(path)
+    assert account(other)["delivered"] == 10
+    other.kill()
+
+
+def test_given_up_because_of_limits_is_dropped(path: Path) -> None:
+    world = World(path, Limits(max_waiting_messages=4))
+    world.device("s", clean=False).subscribe("t", 1)
+    world.device("s", clean=False).disconnect()
+    publish(world, 10)
+    for _ in range(3):
+        world.wait(1)
+    assert account(world)["dropped"] == {"max_waiting_messages": 6}
+    assert len(world.device("s", clean=False).ack_all()) == 4
+    world.wait(1)
+    assert account(world)["wanted"] == 10
+    world.kill()
+
+
+def test_what_the_budget_takes_from_a_sleeper_is_dropped_and_kept_over_a_crash(path: Path) -> None:
+    box = Box(path)
+    sleeper = box.device("s", clean=False)
+    sleeper.subscribe("low/#", 1)
+    sleeper.disconnect()
+    box.publish("low/a", 3_000)
+    box.tick()
+    lost = box.broker.gaps.open
+    assert account(box)["dropped"] == {"disk_budget": lost} and lost > 0
+    box.kill()
+    box = Box(path)
+    assert account(box)["dropped"] == {"disk_budget": lost}
+    returning = box.device("s", clean=False)
+    got = 0
+    while messages := returning.ack_all():
+        got += len(messages)
+    assert got == 3_000 - lost
+    assert account(box)["wanted"] == 3_000
+    box.kill()
+
+
+def test_a_message_that_is_nowhere_is_a_mismatch(world: World) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 1)
+    publish(world, 3)
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    session.inflight.popitem()
+    found = overview(world.broker.sessions, world.broker.delivery.live)
+    assert (found["mismatch"], found["most"][0]["client"]) == (1, "s")
