@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
@@ -163,7 +163,7 @@ class _Slowest:
 
 def replay(broker: Broker, messages: int) -> list[Figure]:
     """Messages for a sleeping session, and their delivery when it returns."""
-    stored = _store_for_sleeper(broker, messages)
+    stored = store_for(broker, messages)
     load = Load()
     sock = wire.connect(broker.port, b"sleeper", clean=False)
     Subscriber(load, sock, 1, [messages // PUBLISHERS] * PUBLISHERS)
@@ -175,7 +175,7 @@ def replay(broker: Broker, messages: int) -> list[Figure]:
 
 def start_up(broker: Broker, messages: int) -> list[Figure]:
     """Seconds until a CONNECT is answered when so many rows wait, after SIGTERM and after SIGKILL."""
-    _store_for_sleeper(broker, messages)
+    store_for(broker, messages)
     figures = []
     for how in (signal.SIGTERM, signal.SIGKILL):
         broker.stop(how)
@@ -224,10 +224,12 @@ def drain(broker: Broker, messages: int) -> list[Figure]:
     return [Figure("drain into Redis (peer: a raw redis-py pipeline)", "/s", ours, peer=raw)]
 
 
-def _store_for_sleeper(broker: Broker, messages: int) -> Result:
-    sleeper = wire.connect(broker.port, b"sleeper", clean=False)
-    wire.subscribe(sleeper, b"bench/#", 1)
-    wire.disconnect(sleeper)
+def store_for(broker: Broker, messages: int, names: Sequence[bytes] = (b"sleeper",)) -> Result:
+    """Publish so many messages while these sessions sleep."""
+    for name in names:
+        sleeper = wire.connect(broker.port, name, clean=False)
+        wire.subscribe(sleeper, b"bench/#", 1)
+        wire.disconnect(sleeper)
     load = Load()
     _publishers(load, broker, messages // PUBLISHERS, 1, 0)
     result = load.run(broker.cpu_seconds)

@@ -196,8 +196,11 @@ class Delivery(Outlet):
             return
         self.send(client, _dup(head, DUP) + PACKET_ID[packet_id] + tail)
 
-    def pump(self, session: Session) -> None:
-        """Send retained messages that wait, then to a session that is behind, as much as window and socket take."""
+    def pump(self, session: Session, its_turn: bool = False) -> None:
+        """Send retained messages that wait, then to a session that is behind, as much as window and socket take.
+
+        Where many are behind each waits for its turn, however much it has at hand.
+        """
         if session.client is not None and (session.retained or session.retained_due):
             self._send_waiting_retained(session, session.client)
             self._fetch_retained(session, session.client)
@@ -213,10 +216,12 @@ class Delivery(Outlet):
                 return
             if session.room() <= 0:
                 return
-            if session.backlog:
+            if session.backlog and (its_turn or not self._walk.crowded):
                 self._send_backlog(session, client)
             elif session.reading is client:
                 return
+            elif session.backlog:
+                self._walk.ask(session, client)
             elif session.next_seq > self.live:
                 self._walk.leave(session)
                 session.behind = False
@@ -342,21 +347,22 @@ class Delivery(Outlet):
         if not self._tail or session.next_seq < self._tail[0].first_seq:
             self._read_on(session, client)
 
-    def hand_over(self, session: Session, client: Client, piece: Piece, limit: int) -> int:
-        """A piece of the log that the session asked for, or as much of it as it may hold; how many messages that was."""
-        count = self._keep(session, piece, limit)
-        self._prefetch(session, client)
-        self.pump(session)
-        return count
+    def hand_over(self, session: Session, client: Client, piece: Piece | None, limit: int) -> int:
+        """Its turn, with what it is to have of the log if it needs more; how many messages left."""
+        before = self.sent
+        if piece is not None:
+            self._keep(session, piece, limit)
+            self._prefetch(session, client)
+        self.pump(session, its_turn=True)
+        return self.sent - before
 
-    def _keep(self, session: Session, piece: Piece, limit: int) -> int:
+    def _keep(self, session: Session, piece: Piece, limit: int) -> None:
         leaves_now = min(TURN_BYTES, session.room() * (max(0, piece.plain) + MESSAGE))
         messages, through = piece.take(session.next_seq, wanted(session), max(limit, leaves_now))
         if messages:
             session.plain = piece.plain if not session.backlog or session.plain == piece.plain else -1
             session.backlog.extend(messages)
         session.next_seq = through + 1
-        return len(messages)
 
     def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""

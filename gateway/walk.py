@@ -38,7 +38,7 @@ class Walkers(Protocol):
 
     live: int
 
-    def hand_over(self, session: Session, client: Client, piece: Piece, limit: int) -> int: ...
+    def hand_over(self, session: Session, client: Client, piece: Piece | None, limit: int) -> int: ...
 
     def read_failed(self, session: Session, error: Exception) -> None: ...
 
@@ -63,11 +63,11 @@ class Walk:
 
     @property
     def crowded(self) -> bool:
-        """Whether sessions share the memory: then none reads ahead."""
+        """Whether there are so many that none reads ahead, and each waits for its turn to send."""
         return len(self._walkers) * 2 * (BYTES + ROWS * MESSAGE) > HELD
 
     def ask(self, session: Session, client: Client) -> None:
-        """This session needs what follows its `next_seq`."""
+        """This session needs what follows its `next_seq`, or just its turn if it has a backlog."""
         session.reading = client
         self._waiting.pop(session, None)  # another connection: the last in the queue
         self._waiting[session] = client
@@ -92,7 +92,7 @@ class Walk:
             self._last = None
             return
         last, first, live, filters = self._last, leader.next_seq, self._delivery.live, frozenset(wanted(leader))
-        if last is not None and last.serves(first, filters):
+        if self._only_turn(leader) or (last is not None and last.serves(first, filters)):
             self._read(lambda reader: last, lambda got: self._have_read(leader, got))
             return
         near, together = self._near(first)
@@ -118,32 +118,43 @@ class Walk:
                     filters.update(wanted(session))
         return filters if len(filters) <= MAX_FILTERS else {"#"}, together
 
-    def _have_read(self, leader: Session, got: Piece | Exception) -> None:
-        handed = 0
+    def _have_read(self, leader: Session, got: Piece | Exception | None) -> None:
         if isinstance(got, Exception):
             if (client := self._waiting.pop(leader, None)) is not None and leader.client is client:
                 leader.reading = None
                 self._delivery.read_failed(leader, got)
         else:
             self._last = got
-            first, through = got.first, got.through
-            for session in [leader, *self._waiting]:
-                client = self._waiting.get(session)
-                if client is None or session.client is not client or not first <= session.next_seq <= through:
-                    continue
-                if not got.serves(session.next_seq, wanted(session)):
-                    continue
-                del self._waiting[session]
-                session.reading = None
-                handed += HAND_OVER + self._delivery.hand_over(session, client, got, self.limit)
-                if handed >= SLICE:
-                    break
+            self._hand_over(leader, got)
         self._go_on()
+
+    def _hand_over(self, leader: Session, piece: Piece | None) -> None:
+        handed = 0
+        for session in [leader, *self._waiting]:
+            client = self._waiting.get(session)
+            if client is None or session.client is not client:
+                continue
+            only_turn = self._only_turn(session)
+            if not only_turn and not (piece is not None and _has_next(piece, session)):
+                continue
+            del self._waiting[session]
+            session.reading = None
+            handed += HAND_OVER + self._delivery.hand_over(session, client, None if only_turn else piece, self.limit)
+            if handed >= SLICE:
+                break
+
+    def _only_turn(self, session: Session) -> bool:
+        """Whether it needs no more of the log, or not yet."""
+        return session.next_seq > self._delivery.live or (bool(session.backlog) and self.crowded)
 
 
 def wanted(session: Session) -> tuple[str, ...]:
     """Its filters of which anything is kept in the log for it."""
     return tuple([text for text, subscription in session.subscriptions.items() if subscription.qos])
+
+
+def _has_next(piece: Piece, session: Session) -> bool:
+    return piece.first <= session.next_seq <= piece.through and piece.serves(session.next_seq, wanted(session))
 
 
 def _place(session: Session) -> int:
