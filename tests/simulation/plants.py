@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,17 @@ from tidegate.uplink.worker import Worker
 from .lying_disk import LyingDisk
 from .model import Model
 from .simulation import Box, Simulation
+
+
+@contextmanager
+def spoilt(where: Any, name: str, replacement: Any) -> Iterator[None]:
+    """One thing of the gateway is another for a while."""
+    before = getattr(where, name)
+    setattr(where, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
 
 
 class HastyBox(Box):

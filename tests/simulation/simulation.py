@@ -8,6 +8,7 @@ chance comes from one generator, so a seed repeats a failure exactly.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import sqlite3
@@ -15,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tidegate.gateway.session import NEVER
+from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Batch, Name, Row
 from tidegate.uplink.worker import Worker
 
@@ -28,6 +31,8 @@ from .wills import Wills
 RETAINED = re.compile("(INSERT OR REPLACE INTO|DELETE FROM) retained ")
 SLEEPY, ALERT = 1, 40
 """Weights of an outage of the disk beginning and ending."""
+SLEEPS_ON = 0.7
+"""How often a device whose session ends some time does not come back yet."""
 
 
 class Box(World):
@@ -142,11 +147,23 @@ class Simulation:
             self.counts[step.__name__] += 1
             step()
 
+    def story(self) -> str:
+        """What happened, in a few characters: the same seed tells the same story on every machine. (Message ids are not in
+        it: they hold the gateway's own id.)"""
+        digest = hashlib.sha256()
+        for row in self.model.rows:
+            names = [name.text for name in row[5:7] if name is not None]
+            digest.update(repr((row[0], row[1], row[4], names, row[7], row[8] if row[4] == PUBLISH else b"")).encode())
+        digest.update(self.uplink.story().encode())
+        return f"{self.counts.total()} steps, {len(self.model.rows)} rows, {digest.hexdigest()[:16]}"
+
     # -- devices and network ---------------------------------------------------------------------------------------
 
     def _device_acts(self) -> None:
         device = self.chance.choice(self.devices)
         if device.wire is None:
+            if 0 < device.kind.expiry < NEVER and self.chance.random() < SLEEPS_ON:
+                return
             device.connect(self.box)
             assert device.wire is not None
             self._wires.append(device.wire)
@@ -223,7 +240,7 @@ class Simulation:
         self.box.fault = None
 
     def _time_passes(self) -> None:
-        milliseconds = self.chance.choice((1, 50, 1000, 5000))
+        milliseconds = self.chance.choice((1, 50, 1000, 2000, 5000))
         self._wall += milliseconds
         self._mono += milliseconds
         self.box.broker.now += milliseconds / 1000

@@ -183,10 +183,14 @@ class Uplink:
         good = [read for read, _ in self.starts if not read.mistake]
         return good[-1] if good else RuleBook((), ())
 
+    def story(self) -> str:
+        return repr([far.state.applied for far in self.far.values()])
+
     # -- what must be true -----------------------------------------------------------------------------------------
 
     def check(self, rows: Sequence[Row]) -> None:
         """At the end, when the last file names every pool and nothing waits."""
+        assert self.starts[-1][0] == self.book, "the uplink goes by older rules"
         for pool in POOLS:
             self.check_pool(pool, rows)
 
