@@ -139,7 +139,7 @@ class Store:
             self._dirty = self._checkpoint("PASSIVE") is None
 
     def close(self, wall: int) -> None:
-        """End the run cleanly: the next start keeps the epoch."""
+        """End the run cleanly: the next start knows that nobody was left online and nothing sent twice."""
         self._db.execute("UPDATE run SET clean = 1, alive_at = ? WHERE id = ?", (wall, self.identity.run))
         top = "SELECT max(value, ifnull((SELECT max(seq) FROM entry), 0)) FROM meta WHERE key = 'seq'"
         self._db.execute(f"UPDATE meta SET value = ({top}) WHERE key = 'seq'")
@@ -147,7 +147,7 @@ class Store:
         self._db.close()
 
     def abandon(self) -> None:
-        """Close without a word: the next start begins a new epoch."""
+        """Close without a word: the next start takes it for a crash."""
         self._db.close()
 
     def file_bytes(self) -> int:
@@ -224,7 +224,7 @@ def _size(path: Path) -> int:
 
 
 def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Identity:
-    """Write the row of this run: the gateway's id (a copied card gets a new one) and the epoch it works in."""
+    """Write the row of this run: the gateway's id (a copied card gets a new one) and its own epoch."""
     db.execute("BEGIN IMMEDIATE")
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta").fetchall())
     machine = this_machine()
@@ -237,12 +237,8 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
-    if last is None:
-        epoch = 1
-    elif clean and last[0] == gateway:
-        epoch = last[1]
-    else:
-        epoch = last[1] + epoch_step(wall, mono)
+    # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
+    epoch = 1 if last is None else last[1] + epoch_step(wall, mono)
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",

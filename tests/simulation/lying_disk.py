@@ -76,6 +76,11 @@ class LyingDisk(Simulation):
     def _remember(self) -> None:
         self._image = self.box.store.connection.serialize()
 
+    def after_stop(self) -> None:
+        """A copy of the whole card is made of a gateway that was stopped as it should be."""
+        if self.chance.random() < 0.5:
+            self._image = self.path.read_bytes()
+
     def _lose(self) -> None:
         """A crash, and the log is as it was."""
         self.box.kill()

@@ -283,7 +283,10 @@ class Simulation:
         if self.box.fault is None:
             self.box.stop()
             self.wills.stopped()
+            self.after_stop()
             self.begin_again()
+
+    def after_stop(self) -> None: ...
 
     def begin_again(self) -> None:
         for device in self.devices:

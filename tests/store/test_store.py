@@ -45,14 +45,15 @@ def publish(log: Log, text: str, count: int = 1, flags: int = 1) -> None:
         log.append(PUBLISH, client, topic, flags, b"%d" % number)
 
 
-def test_a_clean_stop_keeps_gateway_and_epoch_and_goes_on_counting(path: Path) -> None:
+def test_a_clean_stop_keeps_the_gateway_and_goes_on_counting_in_a_new_epoch(path: Path) -> None:
     store, log = open_store(path)
     publish(log, "t", 3)
     store.apply(log.take())
     store.close(NOW)
     again, _ = open_store(path, NOW + 1000)
     assert again.identity.clean
-    assert (again.identity.gateway, again.identity.epoch) == (store.identity.gateway, store.identity.epoch)
+    assert again.identity.gateway == store.identity.gateway
+    assert again.identity.epoch > store.identity.epoch, "this file may be an old copy, laid back after others went on"
     assert again.identity.next_seq == 4
     again.close(NOW)
 
