@@ -26,7 +26,7 @@ from .exchange import exchange, finish_exchange, is_half, make_part, part_of, re
 from .leaves import entries_of
 from .msgid import TIME_WIDTH, gateway_code
 from .schema import LOG, Format, StoreError, open_writer
-from .store import epoch_step, this_boot
+from .store import EPOCH_STEP, epoch_step, this_boot
 
 Progress = Callable[[str, int], None]
 """Called with a table's name and how many of its rows were saved."""
@@ -39,8 +39,8 @@ NAMES = (("client", "clientid"), ("topic", "name"))
 YEAR = 365 * 86_400_000
 SET_CLOCK = 1_600_000_000_000
 """ms: a clock that shows less was never set."""
-UNKNOWN_EPOCHS = 20_000
-"""Epochs passed over when rows of `run` are lost: more than the unclean starts can have begun that nobody knows of."""
+UNKNOWN_EPOCHS = 1_000 * EPOCH_STEP
+"""Epochs passed over when rows of `run` are lost: more than the starts can have begun that nobody knows of."""
 _TOPS = (
     "SELECT max(CAST(value AS INTEGER)) FROM meta WHERE key = 'seq'",
     "SELECT max(first_seq) - 1 FROM run",

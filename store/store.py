@@ -47,6 +47,7 @@ def _insert_sql(columns: str, selected: str) -> dict[int, str]:
 
 _INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?,?)", "*")
 _PLAIN_INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?)", "*, NULL")
+EPOCH_STEP = 100_000
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
 
 
@@ -253,8 +254,9 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
 
 
 def epoch_step(wall: int, mono: int) -> int:
-    """1 to 1000, another one at each start: two lives that begin with the same lost or restored log must not share an epoch."""
-    return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
+    """1 to EPOCH_STEP, another one at each start: two lives that begin with the same lost or restored log must not share an
+    epoch, nor one of them that of a life which came after the other."""
+    return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % EPOCH_STEP
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:
