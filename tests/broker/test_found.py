@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, Publish, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.trimming import lowest_cursor
-from tidegate.store.entry import PUBLISH, Want
+from tidegate.store.entry import DISCONNECTED, PUBLISH, Want
 from tidegate.store.store import Store
 
 from tests.broker.world import NOW, World
@@ -201,3 +201,27 @@ def test_a_trim_waits_for_what_a_clean_stop_left_unacknowledged(world: World, pa
     world.stop()
     world = _world(path)
     assert lowest_cursor(world.broker, ()) < first
+
+
+def test_a_message_that_expired_while_the_disk_was_full_is_not_delivered(world: World) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 1)
+    publisher = world.device("p", version=5)
+    world.auto = False
+    for number, expiry in enumerate((10, 60), 1):
+        publisher.send(Publish("t", b"%d" % expiry, 1, False, False, number, {Property.MESSAGE_EXPIRY_INTERVAL: expiry}))
+    world.wait(30)
+    world.settle()
+    assert [m[3] for m in subscriber.messages()] == [b"60"]
+    assert world.broker.delivery.dropped["expired"] == 1
+
+
+def test_connections_end_in_the_order_in_which_they_came(world: World) -> None:
+    world.broker.router.set_wants([Want(DISCONNECTED, "#", 0, False)])
+    names = [f"c{number}" for number in range(50)]
+    for name in names:
+        world.device(name)
+    world.auto = False
+    world.broker.stop()
+    batches = [batch for batch, _ in world.commits]
+    assert [row[5].text for batch in batches for row in batch.rows if row[4] == DISCONNECTED] == names
