@@ -225,3 +225,24 @@ def test_connections_end_in_the_order_in_which_they_came(world: World) -> None:
     world.broker.stop()
     batches = [batch for batch, _ in world.commits]
     assert [row[5].text for batch in batches for row in batch.rows if row[4] == DISCONNECTED] == names
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_retained_copy_with_its_message_s_packet_id_does_not_hide_that_it_is_done(world: World, path: Path, end: str) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("#", 2)
+    publisher = world.device("p")
+    publisher.publish("first", b"holds the position back")
+    publisher.publish("t", b"kept", qos=2, retain=True)
+    first, kept = subscriber.messages()
+    subscriber.send(PubRec(kept[2]))
+    subscriber.send(PubComp(kept[2]))
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    session.next_id = kept[2]
+    subscriber.subscribe("t", 2)
+    (copy,) = subscriber.messages()
+    assert (copy[1] & 1, copy[2]) == (1, kept[2])
+    getattr(world, end)()
+    subscriber = _world(path).device("s", clean=False)
+    assert sorted((m[3], m[1] & 1) for m in subscriber.messages()) == [(first[3], 0), (copy[3], 1)]
