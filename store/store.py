@@ -240,7 +240,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
     # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
-    epoch = 1 if last is None else last[1] + epoch_step(wall, mono)
+    epoch = 1 if last is None else next_epoch(last[1], wall, mono)
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, first_seq, started_at, alive_at)"
         " VALUES (?,?,?,?,?,?,?,?,?) RETURNING id",
@@ -254,10 +254,15 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean)
 
 
-def epoch_step(wall: int, mono: int) -> int:
-    """1 to EPOCH_STEP, another one at each start: two lives that begin with the same lost or restored log must not share an
-    epoch, nor one of them that of a life which came after the other."""
-    return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % EPOCH_STEP
+def next_epoch(last: int, wall: int, mono: int) -> int:
+    """The epoch of a life that begins at `wall` (ms), after those through `last` that its log knows of.
+
+    An older log that was laid back does not know all: what its lost lives wrote must be older than what it writes now, at the
+    far end too. So an epoch is the time of its beginning. Where the clock is behind, it is 1 to EPOCH_STEP above the last,
+    another step at each start, so that two lives which begin with the same log do not share one.
+    """
+    digest = hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()
+    return max(wall, last + 1 + int.from_bytes(digest[:4], "big") % EPOCH_STEP)
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int) -> int:

@@ -19,7 +19,7 @@ from tidegate.uplink.progress import read_pools
 
 from tests.house.test_cli import tidegate
 from tests.support.client import Kind, MqttClient
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, running
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -30,6 +30,9 @@ backend.redis.pool1.server = 127.0.0.1:{port}
 backend.redis.hook.message.publish.1 = {{"action": {{"function": "on_message_publish"}}, "pool": "pool1"}}
 backend.redis.hook.message.publish.2 = {{"action": {{"commands": ["RPUSH payloads ${{payload}}"]}}, "pool": "pool1"}}
 backend.redis.hook.message.publish.3 = {{"action": {{"commands": ["RPUSH ids ${{msgid}}"]}}, "pool": "pool1"}}
+backend.redis.hook.message.publish.4 = {{"action": {{"function": "on_message_retain"}}, "pool": "pool1"}}
+backend.redis.hook.client.connected.1 = {{"action": {{"function": "on_client_connected"}}, "pool": "pool1"}}
+backend.redis.hook.client.disconnected.1 = {{"action": {{"function": "on_client_disconnected"}}, "pool": "pool1"}}
 """
 
 
@@ -40,6 +43,8 @@ class Card:
         rules = {"emqx_backend_redis.conf": RULES.format(port=server.port)}
         self.gateway = Gateway(directory, data=directory / "data", toml=TOML, files=rules)
         self.sent: list[str] = []
+        self.states: list[str] = []
+        """What was retained under `state`, one after the other."""
 
     @property
     def data(self) -> Path:
@@ -50,6 +55,8 @@ class Card:
             for number in range(count):
                 client.publish_and_wait(f"t/{name}", f"{name}-{number}".encode())
                 self.sent.append(f"{name}-{number}")
+            client.publish_and_wait("state", name.encode(), retain=True)
+            self.states.append(name)
 
     def drain(self) -> None:
         def drained() -> bool:
@@ -61,7 +68,9 @@ class Card:
         if how == "stopped":
             assert self.gateway.stop() == 0
         else:
+            children = self.gateway.children()
             self.gateway.kill()
+            wait_until(lambda: not any(map(running, children)))
 
     def copy_to(self, place: Path, names: str = "*.db*") -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -109,6 +118,13 @@ def check(server: RedisServer, payloads: list[str]) -> None:
         assert [far.hget(f"mqtt:msg:{msgid}", "payload") for msgid in ids] == found
 
 
+def check_state(server: RedisServer, last: str) -> None:
+    """The last retained value stands there, and who spoke last is known to be away."""
+    with server.client() as far:
+        assert far.hget("mqtt:retain:state", "payload") == last
+        assert far.hget(f"mqtt:client:sensor-{last}", "state") == "0"
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("where", ["another machine", "a container of the same machine"])
 def test_a_cloned_card_and_its_original_write_to_one_far_end(
@@ -134,7 +150,7 @@ def test_a_cloned_card_and_its_original_write_to_one_far_end(
         for one in (card, clone):
             one.drain()
         assert clone.gateway.stop() == 0
-    check(server, card.sent + clone.sent)
+    check(server, [*card.sent, *card.states, *clone.sent, *clone.states])
     assert card.gateway.stop() == 0
 
 
@@ -155,9 +171,11 @@ def test_a_card_in_a_replacement_board_goes_on_as_another_gateway(server: RedisS
     card.publish("after", 20)
     with MqttClient(card.gateway.port, "display", clean=False) as display:
         got = [display.expect(Kind.PUBLISH) for _ in card.sent]
-    assert [message.payload.decode() for message in got] == card.sent, "the session has moved with the card"
+    assert [message.payload.decode() for message in got] == [name for name in card.sent if "-" in name], (
+        "the session has moved with the card"
+    )
     card.drain()
-    check(server, card.sent)
+    check(server, [*card.sent, *card.states])
     assert card.gateway.stop() == 0
 
 
@@ -178,7 +196,8 @@ def test_an_older_image_laid_back_sends_all_that_is_new(
     card.gateway.start()
     card.publish("after", 40)
     card.drain()
-    check(server, card.sent)
+    check(server, [*card.sent, *card.states])
+    check_state(server, "after")
     assert card.gateway.stop() == 0
 
 
@@ -193,5 +212,6 @@ def test_a_restored_backup_sends_all_that_is_new(tmp_path: Path, server: RedisSe
     card.gateway.start()
     card.publish("after", 40)
     card.drain()
-    check(server, card.sent)
+    check(server, [*card.sent, *card.states])
+    check_state(server, "after")
     assert card.gateway.stop() == 0

@@ -325,3 +325,24 @@ def test_what_a_dead_run_left_in_the_wal_is_moved_into_the_database(path: Path) 
         assert moved.execute("SELECT count(*) FROM mqtt_msg").fetchone() == (3,)
     again.abandon()
     store.abandon()  # not before: the last to close would have moved it
+
+
+def test_an_older_copy_laid_back_begins_an_epoch_above_those_it_does_not_know(path: Path) -> None:
+    open_store(path)[0].close(NOW)
+    image = path.read_bytes()
+    for hour in range(1, 4):
+        lost, _ = open_store(path, NOW + hour * 3_600_000)
+        lost.close(NOW)
+    path.write_bytes(image)
+    again, _ = open_store(path, NOW + 5 * 3_600_000)
+    assert again.identity.epoch > lost.identity.epoch
+    again.close(NOW)
+
+
+def test_epochs_rise_though_the_clock_went_back(path: Path) -> None:
+    epochs = []
+    for wall in (NOW, NOW + 1000, 1000, 2000, NOW):
+        store, _ = open_store(path, wall)
+        epochs.append(store.identity.epoch)
+        store.close(wall)
+    assert epochs == sorted(set(epochs))
