@@ -47,7 +47,9 @@ class ForgottenUplink(Uplink):
 
     def edit(self) -> None: ...
 
-    def check_pool(self, pool: str, rows: Sequence[Row]) -> None:
+    def take_stock(self) -> None: ...
+
+    def check_pool(self, pool: str, rows: Sequence[Row], at_end: bool = True) -> None:
         far, book = self.far[pool], whole()
         arrived = Counter((seq, untagged(data)[1]) for seq, _, data in far.state.applied)
         parked = {(seq, data) for seq, kept in self.quarantined(pool).items() for _, data in kept}

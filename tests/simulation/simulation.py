@@ -139,6 +139,7 @@ class Simulation:
             self._restart_uplink: 2,
             self._edit_rules: 3,
             self._reload: 4,
+            self._take_stock: 1,
         }
         return list(steps), list(steps.values())
 
@@ -265,6 +266,9 @@ class Simulation:
     def _reload(self) -> None:
         """SIGHUP."""
         self.uplink.tell(self.box)
+
+    def _take_stock(self) -> None:
+        self.uplink.take_stock()
 
     # -- ends and beginnings ---------------------------------------------------------------------------------------
 
