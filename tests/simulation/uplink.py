@@ -271,6 +271,7 @@ class Uplink:
         kept: Kept = {}
         with closing(sqlite3.connect(self._directory / "uplink.db")) as db:
             for seq, original in db.execute("SELECT seq, original FROM quarantine WHERE pool = ?", (f"redis.{pool}",)):
+                assert original, f"{pool}: {seq} is parked without what was refused"
                 kept.setdefault(seq, []).append(untagged(original))
         for refusal in self.far[pool].state.refused.values():  # noted there, not heard of here
             kept.setdefault(refusal.seq, []).append(untagged(refusal.original))
