@@ -24,8 +24,14 @@ SENT_QOS1 = 4
 """On disk only, written by a clean stop: a QoS 1 delivery that was not acknowledged."""
 AS_RETAINED = 8
 """On disk only, added to the state: the packet has the retain flag."""
-ADD_DELIVERY = "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)"
-SET_DELIVERY = "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?"
+DONE_BEFORE = 16
+"""On disk only, added to the state: the message itself had the packet id too and is done; this is its retained copy."""
+ADD_DELIVERY = (
+    "INSERT INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET"
+    f" state = excluded.state | CASE state WHEN {COMPLETE} THEN {DONE_BEFORE} ELSE state & {DONE_BEFORE} END"
+)
+SET_DELIVERY = f"UPDATE inflight SET state = ? | (state & {DONE_BEFORE}) WHERE client = ? AND seq = ? AND packet_id = ?"
+ONLY_DONE = f"UPDATE inflight SET state = {COMPLETE} WHERE client = ? AND seq = ? AND packet_id = ? AND state & {DONE_BEFORE}"
 DELETE_DELIVERY = "DELETE FROM inflight WHERE client = ?"
 FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED})"
 
@@ -83,9 +89,9 @@ class Sessions:
             session = by_number[number]
             if state & AS_RETAINED:
                 session.retaining[packet_id] = seq
-                state -= AS_RETAINED
-            elif seq >= session.next_seq:
+            if seq >= session.next_seq and state & (AS_RETAINED | DONE_BEFORE) != AS_RETAINED:
                 session.handled[seq] = None
+            state &= 7
             if state == SENT_QOS1:
                 session.inflight[packet_id] = session.kept[packet_id] = seq
             elif state != COMPLETE:
@@ -241,7 +247,8 @@ def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
     for packet_id in packet_ids:
         seq = session.kept.pop(packet_id, None)
         if seq is not None:
-            log.change(f"{DELETE_DELIVERY} AND seq = ? AND packet_id = ?", session.name, seq, packet_id)
+            log.change(ONLY_DONE, session.name, seq, packet_id)
+            log.change(f"{DELETE_DELIVERY} AND seq = ? AND packet_id = ? AND state <> {COMPLETE}", session.name, seq, packet_id)
 
 
 def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:

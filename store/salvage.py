@@ -27,7 +27,7 @@ from .exchange import exchange, finish_exchange, is_half, make_part, part_of, re
 from .leaves import entries_of
 from .msgid import TIME_WIDTH, gateway_code
 from .schema import LOG, Format, StoreError, open_writer
-from .store import epoch_step
+from .store import EPOCH_STEP, next_epoch
 
 Progress = Callable[[str, int], None]
 """Called with a table's name and how many of its rows were saved."""
@@ -40,8 +40,8 @@ NAMES = (("client", "clientid"), ("topic", "name"))
 YEAR = 365 * 86_400_000
 SET_CLOCK = 1_600_000_000_000
 """ms: a clock that shows less was never set."""
-UNKNOWN_EPOCHS = 20_000
-"""Epochs passed over when rows of `run` are lost: more than the unclean starts can have begun that nobody knows of."""
+UNKNOWN_EPOCHS = 1_000 * EPOCH_STEP
+"""Epochs passed over when rows of `run` are lost: more than the starts can have begun that nobody knows of."""
 _TOPS = (
     "SELECT max(CAST(value AS INTEGER)) FROM meta WHERE key = 'seq'",
     "SELECT max(first_seq) - 1 FROM run",
@@ -323,7 +323,8 @@ class _Rescue:
             "SELECT (SELECT ifnull(max(epoch), 0) FROM run), (SELECT ifnull(max(seq), 0) FROM entry),"
             " (SELECT ifnull(max(at), 0) FROM entry)"
         )
-        epoch = known + epoch_step(self._now, time.monotonic_ns()) + (UNKNOWN_EPOCHS if "run" in self._from.lost else 0)
+        known += UNKNOWN_EPOCHS if "run" in self._from.lost else 0
+        epoch = next_epoch(known, self._now, time.monotonic_ns())
         top, at = max(top, self._known_top(), *(last for _, last in lost), 0), max(at, alive)
         (run,) = self._one("SELECT 1 + max((SELECT ifnull(max(id), 0) FROM run), (SELECT ifnull(max(run), 0) FROM entry))")
         moved = db.execute("UPDATE entry SET run = ? WHERE run NOT IN (SELECT id FROM run)", (run,)).rowcount

@@ -129,9 +129,11 @@ def sync_directory(directory: Path) -> None:
 
 def is_ours(connection: sqlite3.Connection, path: Path, form: Format) -> bool:
     """Whether the file has this format; False for one that was just made. Raises StoreError: another program's, or newer."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # In one statement: its writer may just be making the file.
+    application_id, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
+        " FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if application_id != form.application_id and (tables or application_id):
         raise StoreError(
             f"{path} belongs to another program (application_id {application_id}): choose another data "

@@ -49,6 +49,7 @@ def _insert_sql(columns: str, selected: str) -> dict[int, str]:
 
 _INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?,?)", "*")
 _PLAIN_INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?)", "*, NULL")
+EPOCH_STEP = 100_000
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
 
 
@@ -160,7 +161,7 @@ class Store:
             self._dirty = self._checkpoint("PASSIVE") is None
 
     def close(self, wall: int) -> None:
-        """End the run cleanly: the next start keeps the epoch."""
+        """End the run cleanly: the next start knows that nobody was left online and nothing sent twice."""
         self._db.execute("UPDATE run SET clean = 1, alive_at = ? WHERE id = ?", (wall, self.identity.run))
         top = "SELECT max(value, ifnull((SELECT max(seq) FROM entry), 0)) FROM meta WHERE key = 'seq'"
         self._db.execute(f"UPDATE meta SET value = ({top}) WHERE key = 'seq'")
@@ -168,7 +169,7 @@ class Store:
         self._db.close()
 
     def abandon(self) -> None:
-        """Close without a word: the next start begins a new epoch."""
+        """Close without a word: the next start takes it for a crash."""
         self._db.close()
 
     def file_bytes(self) -> int:
@@ -264,7 +265,7 @@ def _size(path: Path) -> int:
 
 
 def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: Judge, boot: str) -> Identity:
-    """Write the row of this run: the gateway's id (a copied card gets a new one) and the epoch it works in."""
+    """Write the row of this run: the gateway's id (a copied card gets a new one) and its own epoch."""
     db.execute("BEGIN IMMEDIATE")
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta").fetchall())
     machine = this_machine()
@@ -278,12 +279,10 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
-    if last is None:
-        epoch = 1
-    elif clean and last[0] == gateway:
-        epoch = last[1]
-    else:
-        epoch = last[1] + epoch_step(wall, mono)
+    # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
+    epoch = 1 if last is None else next_epoch(last[1], mono + clock.offset, mono)
+    # Later than all before: of an epoch an id holds only the last digits, which do not order it.
+    after = max(at, last[3]) + 1 if last is not None else 0
     alive = last_known(db) - clock.offset if last is not None and last[4] == clock.boot else 0
     (run,) = db.execute(
         "INSERT INTO run (gateway, code, epoch, node, boot, clock_offset, clock, first_seq, started_at, alive_at)"
@@ -294,16 +293,22 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
         ),
     ).fetchone()
     if not clean:
-        next_seq = _log_ghosts(db, run, next_seq, max(at, last[3]), alive, clock)
+        next_seq = _log_ghosts(db, run, next_seq, after, alive, clock)
     for key, value in (("gateway", gateway), ("machine", machine), ("seq", next_seq - 1)):
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
     db.execute("COMMIT")
-    return Identity(gateway, node, epoch, run, next_seq, max(at, last[3] if last else 0), clean, clock)
+    return Identity(gateway, node, epoch, run, next_seq, after, clean, clock)
 
 
-def epoch_step(wall: int, mono: int) -> int:
-    """1 to 1000, another one at each start: two lives that begin with the same lost or restored log must not share an epoch."""
-    return 1 + int.from_bytes(hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()[:4], "big") % 1000
+def next_epoch(last: int, wall: int, mono: int) -> int:
+    """The epoch of a life that begins at `wall` (ms), after those through `last` that its log knows of.
+
+    An older log that was laid back does not know all: what its lost lives wrote must be older than what it writes now, at the
+    far end too. So an epoch is the time of its beginning. Where the clock is behind, it is 1 to EPOCH_STEP above the last,
+    another step at each start, so that two lives which begin with the same log do not share one.
+    """
+    digest = hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()
+    return max(wall, last + 1 + int.from_bytes(digest[:4], "big") % EPOCH_STEP)
 
 
 def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int, clock: Clock) -> int:

@@ -160,11 +160,9 @@ class ClusterLink:
         ):
             self._of_ours(answer)
         ledger = self._ledger.key(batch.gateway)
-        originals = {(operation.seq, operation.number): operation.packed.data for operation in batch.operations}
-        refusals = [
-            Refusal(batch.epoch, seq, number, reason, originals[seq, number])
-            for (seq, number), reason in sorted(refused.items())
-        ]
+        writes = {(operation.seq, operation.number): operation.packed.data for operation in batch.operations}
+        # What a late tail of ours had refused beyond this batch is told again with its own.
+        refusals = [Refusal(batch.epoch, *key, refused[key], write) for key, write in writes.items() if key in refused]
         notes: list[bytes] = []
         for refusal in refusals:
             notes += (b"%d:%d:%d" % refusal[:3], b"%b\0%b" % (refusal.reason.encode(), refusal.original))

@@ -32,7 +32,7 @@ class Ledger:
         return f"tidegate:ledger:{self._suffix.format(gateway)}".encode()
 
     def refused_key(self, gateway: str) -> bytes:
-        """Of the hash `epoch:seq:number` -> reason, NUL, the write that was refused."""
+        """Of the hash `epoch:seq:number` -> reason, and behind a zero byte the write (older versions noted none)."""
         return f"tidegate:refused:{self._suffix.format(gateway)}".encode()
 
     def marks(self, gateway: str) -> dict[int, Mark]:

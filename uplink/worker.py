@@ -194,7 +194,9 @@ class Worker:
         firsts: dict[tuple[str, int], int] = {}
         for gateway, epoch, seq in self._log.births():
             firsts.setdefault((gateway, epoch), seq)
-        self._begun = max((seq for key, seq in firsts.items() if self._marks.get(key, Mark()) != Mark()), default=0)
+        # A mark below the epoch's first entry is that of a lost life which had the same number.
+        marked = [seq for key, seq in firsts.items() if (mark := self._marks.get(key)) and (mark.seq >= seq or mark.done)]
+        self._begun = max(marked, default=0)
         low, _ = self._log.bounds()
         for key, confirmed in self._confirmed.items():
             far = self._marks.get(key, Mark()).seq

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, Publish, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.trimming import reach
-from tidegate.store.entry import PUBLISH, Want
+from tidegate.store.entry import DISCONNECTED, PUBLISH, Want
 from tidegate.store.store import Store
 
 from tests.broker.world import NOW, World
@@ -201,3 +201,48 @@ def test_a_trim_waits_for_what_a_clean_stop_left_unacknowledged(world: World, pa
     world.stop()
     world = _world(path)
     assert reach(world.broker, ()).floor < first
+
+
+def test_a_message_that_expired_while_the_disk_was_full_is_not_delivered(world: World) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("t", 1)
+    publisher = world.device("p", version=5)
+    world.auto = False
+    for number, expiry in enumerate((10, 60), 1):
+        publisher.send(Publish("t", b"%d" % expiry, 1, False, False, number, {Property.MESSAGE_EXPIRY_INTERVAL: expiry}))
+    world.wait(30)
+    world.settle()
+    assert [m[3] for m in subscriber.messages()] == [b"60"]
+    assert world.broker.delivery.dropped["expired"] == 1
+
+
+def test_connections_end_in_the_order_in_which_they_came(world: World) -> None:
+    world.broker.router.set_wants([Want(DISCONNECTED, "#", 0, False)])
+    names = [f"c{number}" for number in range(50)]
+    for name in names:
+        world.device(name)
+    world.auto = False
+    world.broker.stop()
+    batches = [batch for batch, _ in world.commits]
+    assert [row[5].text for batch in batches for row in batch.rows if row[4] == DISCONNECTED] == names
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_retained_copy_with_its_message_s_packet_id_does_not_hide_that_it_is_done(world: World, path: Path, end: str) -> None:
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("#", 2)
+    publisher = world.device("p")
+    publisher.publish("first", b"holds the position back")
+    publisher.publish("t", b"kept", qos=2, retain=True)
+    first, kept = subscriber.messages()
+    subscriber.send(PubRec(kept[2]))
+    subscriber.send(PubComp(kept[2]))
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    session.next_id = kept[2]
+    subscriber.subscribe("t", 2)
+    (copy,) = subscriber.messages()
+    assert (copy[1] & 1, copy[2]) == (1, kept[2])
+    getattr(world, end)()
+    subscriber = _world(path).device("s", clean=False)
+    assert sorted((m[3], m[1] & 1) for m in subscriber.messages()) == [(first[3], 0), (copy[3], 1)]

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .clocks import WrongClocks
+from .lying_disk import LyingDisk
 from .simulation import Simulation
+from .trimming import TrimmedSimulation
 
 MEMORY = Path("/dev/shm")
+Kinds = Sequence[type[Simulation]]
+KINDS_OF_SIMULATION: dict[str, Kinds] = {
+    "all": (Simulation, TrimmedSimulation, LyingDisk, WrongClocks),
+    "plain": (Simulation,),
+    "trimmed": (TrimmedSimulation,),
+    "lying": (LyingDisk,),
+    "clocks": (WrongClocks,),
+}
 
 
 @dataclass
@@ -23,29 +35,51 @@ class Sheet:
     seconds: float = 0.0
 
 
-def run_seed(seed: int, steps: int, simulation_type: type[Simulation] = Simulation) -> None:
-    """One simulation to its end. Raises AssertionError where something is not as it must be."""
-    with tempfile.TemporaryDirectory(prefix="tidegate-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        simulation = simulation_type(Path(directory), seed)
-        try:
-            simulation.run(steps)
-            simulation.finish()
-        finally:
-            simulation.close()
+def run_seed(seed: int, steps: int, kind: type[Simulation] = Simulation) -> str:
+    """One simulation to its end, and its story in short. Raises AssertionError where something is not as it must be."""
+    with _simulation(seed, kind) as simulation:
+        simulation.run(steps)
+        simulation.finish()
+        return simulation.story()
 
 
-def campaign(seconds: float, steps: int, first: int, say: Callable[[str], None]) -> Sheet:
-    """Seeds from `first` on for that long; each failure is said at once."""
+def campaign(seconds: float, steps: int, first: int, kinds: Kinds, say: Callable[[str], None]) -> Sheet:
+    """Seeds from `first` on for that long, the kinds in turn; each failure is said at once."""
     sheet = Sheet()
     began = time.monotonic()
     while (now := time.monotonic() - began) < seconds or not sheet.seeds:
-        seed = first + sheet.seeds
+        seed, kind = first + sheet.seeds, kinds[sheet.seeds % len(kinds)]
         try:
-            run_seed(seed, steps)
+            run_seed(seed, steps, kind)
         except Exception as error:  # noqa: BLE001 - whatever it is, the seed must be told
             sheet.failed += 1
-            say(f"seed {seed} with {steps} steps, after {now:.0f} s: {type(error).__name__}: {error}")
+            say(f"{kind.__name__} seed {seed} with {steps} steps, after {now:.0f} s: {type(error).__name__}: {error}")
         sheet.seeds += 1
         sheet.steps += steps
     sheet.seconds = time.monotonic() - began
     return sheet
+
+
+def survival(kind: type[Simulation], seed: int, steps: int, at_most: int) -> int | None:
+    """How many steps a planted bug survives from this seed on; None if it was not found in `at_most`."""
+    survived = 0
+    while survived < at_most:
+        with _simulation(seed, kind) as simulation:
+            try:
+                simulation.run(steps)
+                simulation.finish()
+            except AssertionError:
+                return survived + simulation.counts.total()
+        survived += steps
+        seed += 1000
+    return None
+
+
+@contextmanager
+def _simulation(seed: int, kind: type[Simulation]) -> Iterator[Simulation]:
+    with tempfile.TemporaryDirectory(prefix="tidegate-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as directory:
+        simulation = kind(Path(directory), seed)
+        try:
+            yield simulation
+        finally:
+            simulation.close()

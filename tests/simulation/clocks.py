@@ -66,17 +66,25 @@ class WrongClocks(Simulation):
 
     def _clock_steps(self) -> None:
         """By hand."""
+        self._doubt()
         self._synchronised = False
         self._wall = self._true + self.chance.choice((-YEAR, -600_000, -5_000, 0, 7_000, 86_400_000, 10 * YEAR))
         self._tell_time()
 
+    def _doubt(self) -> None:
+        """What is left of a session's life may be reckoned anew."""
+        for device in self.devices:
+            device.in_doubt = True
+
     def _time_server(self) -> None:
+        self._doubt()
         self._synchronised = True
         self._wall = self._true
         self._tell_time()
 
     def _power_fails(self) -> None:
         self.box.kill()
+        self._doubt()
         self._power_comes_back(self._true)
         self.begin_again()
 

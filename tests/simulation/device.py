@@ -49,8 +49,6 @@ WINDOW = 20
 """Publishes a device leaves unacknowledged."""
 SMALL_PACKETS = 150
 """The packet size that a device with a limit takes: below a large payload, far above the others."""
-EXPIRY_SLACK = 6_000
-"""ms between the end of a session's time and the tick that ends it, at most."""
 
 
 class Wire:
@@ -117,9 +115,9 @@ KINDS = (
     Kind(5),
     Kind(expiry=0),
     Kind(5, small_packets=True, receive_maximum=5),
-    Kind(5, expiry=4),
+    Kind(5, expiry=3),
     Kind(5, expiry=0),
-    Kind(),
+    Kind(5, expiry=3),
 )
 
 
@@ -139,8 +137,9 @@ class Device:
         """The wall clock was moved: after a restart nobody can say when the session ends."""
         self.ended: int | None = None
         """When the broker knew of the last connection's end; None if nobody can say."""
+        self._begins_anew = False
         self._unheard = False
-        """A connection was tried when the session may have expired, and no CONNACK came: the one that is there may be new."""
+        """A connection was tried and no CONNACK came: the session that is there may be a new one."""
         self._left = 0
         """When the last connection ended here."""
         self._chance = chance
@@ -173,7 +172,7 @@ class Device:
         self._owed.clear()
         self._asked.clear()
         self._outstanding.clear()
-        clean = not self.persistent or self._unheard
+        clean = self._begins_anew = not self.persistent or self._unheard
         self._unheard = self.kind.expiry != NEVER
         packet = Connect(self.version, self.name, clean, 0, None, None, self._will_packet(wire.will), self._properties())
         data = encode(packet, self.version)
@@ -346,7 +345,7 @@ class Device:
         assert packet.reason == 0, f"{self.name}: refused with {packet.reason}"
         self._check_expiry(packet.session_present)
         expires = self.kind.expiry != NEVER
-        may_have_expired = self._unheard or self._may_have_expired()
+        may_have_expired = self._begins_anew or self._may_have_expired()
         self._model.connected(self.name, self.persistent, packet.session_present, may_have_expired, expires)
         self._wills.connected(self.name, packet.session_present, self.wire.will if self.wire else b"")
         self.connected, self.in_doubt, self.ended, self._unheard = True, False, None, False
@@ -368,12 +367,12 @@ class Device:
     def _may_have_expired(self) -> bool:
         if self.kind.expiry == NEVER:
             return False
-        return self.in_doubt or self._now() - self._left >= self.kind.expiry * 1000
+        return self.in_doubt or self.wire is None or self.wire.met_at - self._left >= self.kind.expiry * 1000
 
     def _check_expiry(self, present: bool) -> None:
         if self.kind.expiry == NEVER or self.ended is None or self.in_doubt or self.wire is None:
             return
-        over = self.wire.met_at - self.ended > self.kind.expiry * 1000 + EXPIRY_SLACK
+        over = self.wire.met_at - self.ended > self.kind.expiry * 1000
         assert not (over and present), f"{self.name}: its session outlived its expiry"
 
     def _on_message(self, topic: str, flags: int, packet_id: int, payload: bytes, properties: bytes) -> None:

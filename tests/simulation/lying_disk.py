@@ -47,7 +47,9 @@ class ForgottenUplink(Uplink):
 
     def edit(self) -> None: ...
 
-    def check_pool(self, pool: str, rows: Sequence[Row]) -> None:
+    def take_stock(self) -> None: ...
+
+    def check_pool(self, pool: str, rows: Sequence[Row], at_end: bool = True) -> None:
         far, book = self.far[pool], whole()
         arrived = Counter((seq, untagged(data)[1]) for seq, _, data in far.state.applied)
         parked = {(seq, data) for seq, kept in self.quarantined(pool).items() for _, data in kept}
@@ -75,6 +77,11 @@ class LyingDisk(Simulation):
 
     def _remember(self) -> None:
         self._image = self.box.store.connection.serialize()
+
+    def after_stop(self) -> None:
+        """A copy of the whole card is made of a gateway that was stopped as it should be."""
+        if self.chance.random() < 0.5:
+            self._image = self.path.read_bytes()
 
     def _lose(self) -> None:
         """A crash, and the log is as it was."""

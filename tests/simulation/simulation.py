@@ -8,6 +8,7 @@ chance comes from one generator, so a seed repeats a failure exactly.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import sqlite3
@@ -15,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tidegate.gateway.session import NEVER
 from tidegate.store.clock import Clock, Judge, believe
+from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Batch, Name, Row
 from tidegate.uplink.progress import read_pools
 from tidegate.uplink.worker import Worker
@@ -30,6 +33,8 @@ from .wills import Wills
 RETAINED = re.compile("(INSERT OR REPLACE INTO|DELETE FROM) retained ")
 SLEEPY, ALERT = 1, 40
 """Weights of an outage of the disk beginning and ending."""
+SLEEPS_ON = 0.7
+"""How often a device whose session ends some time does not come back yet."""
 
 
 class Box(World):
@@ -145,6 +150,7 @@ class Simulation:
             self._restart_uplink: 2,
             self._edit_rules: 3,
             self._reload: 4,
+            self._take_stock: 1,
         }
         return list(steps), list(steps.values())
 
@@ -153,11 +159,23 @@ class Simulation:
             self.counts[step.__name__] += 1
             step()
 
+    def story(self) -> str:
+        """What happened, in a few characters: the same seed tells the same story on every machine. (Message ids are not in
+        it: they hold the gateway's own id.)"""
+        digest = hashlib.sha256()
+        for row in self.model.rows:
+            names = [name.text for name in row[5:7] if name is not None]
+            digest.update(repr((row[0], row[1], row[4], names, row[7], row[8] if row[4] == PUBLISH else b"")).encode())
+        digest.update(self.uplink.story().encode())
+        return f"{self.counts.total()} steps, {len(self.model.rows)} rows, {digest.hexdigest()[:16]}"
+
     # -- devices and network ---------------------------------------------------------------------------------------
 
     def _device_acts(self) -> None:
         device = self.chance.choice(self.devices)
         if device.wire is None:
+            if 0 < device.kind.expiry < NEVER and self.chance.random() < SLEEPS_ON:
+                return
             device.connect(self.box)
             assert device.wire is not None
             self._wires.append(device.wire)
@@ -234,7 +252,7 @@ class Simulation:
         self.box.fault = None
 
     def _time_passes(self) -> None:
-        milliseconds = self.chance.choice((1, 50, 1000, 5000))
+        milliseconds = self.chance.choice((1, 50, 1000, 2000, 5000))
         self._wall += milliseconds
         self._mono += milliseconds
         self.box.broker.now += milliseconds / 1000
@@ -266,6 +284,9 @@ class Simulation:
         """SIGHUP."""
         self.uplink.tell(self.box)
 
+    def _take_stock(self) -> None:
+        self.uplink.take_stock()
+
     # -- ends and beginnings ---------------------------------------------------------------------------------------
 
     def _crash(self) -> None:
@@ -283,7 +304,10 @@ class Simulation:
         if self.box.fault is None:
             self.box.stop()
             self.wills.stopped()
+            self.after_stop()
             self.begin_again()
+
+    def after_stop(self) -> None: ...
 
     def begin_again(self) -> None:
         for device in self.devices:

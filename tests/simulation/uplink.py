@@ -183,15 +183,24 @@ class Uplink:
         good = [read for read, _ in self.starts if not read.mistake]
         return good[-1] if good else RuleBook((), ())
 
+    def story(self) -> str:
+        return repr([far.state.applied for far in self.far.values()])
+
     # -- what must be true -----------------------------------------------------------------------------------------
 
     def check(self, rows: Sequence[Row]) -> None:
         """At the end, when the last file names every pool and nothing waits."""
+        assert self.starts[-1][0] == self.book, "the uplink goes by older rules"
         for pool in POOLS:
             self.check_pool(pool, rows)
 
-    def check_pool(self, pool: str, rows: Sequence[Row]) -> None:
-        """Wanted = delivered + parked, for each row; nothing else is there."""
+    def take_stock(self) -> None:
+        """At any time: of what is before the last that was applied nothing is missing; the rest waits."""
+        for pool in POOLS:
+            self.check_pool(pool, self.model.rows, at_end=False)
+
+    def check_pool(self, pool: str, rows: Sequence[Row], at_end: bool = True) -> None:
+        """Wanted = delivered + parked + waiting, for each row; nothing else is there, and at the end nothing waits."""
         applied: dict[int, list[Tagged]] = {}
         last = 0
         for seq, _, data in self.far[pool].state.applied:
@@ -212,7 +221,8 @@ class Uplink:
             self._check_passed(pool, passed, start, kept)
             low, passed = start, []
             self._check_row(pool, row, [start], got, kept)
-        self._check_passed(pool, passed, len(self.starts) - 1, kept)
+        if at_end:
+            self._check_passed(pool, passed, len(self.starts) - 1, kept)
         assert not applied, f"{pool}: got what is not in the log: {sorted(applied.items())[:3]}"
 
     def _check_passed(self, pool: str, passed: Sequence[tuple[int, int, Row]], last: int, kept: Kept) -> None:
@@ -261,7 +271,10 @@ class Uplink:
         kept: Kept = {}
         with closing(sqlite3.connect(self._directory / "uplink.db")) as db:
             for seq, original in db.execute("SELECT seq, original FROM quarantine WHERE pool = ?", (f"redis.{pool}",)):
+                assert original, f"{pool}: {seq} is parked without what was refused"
                 kept.setdefault(seq, []).append(untagged(original))
+        for refusal in self.far[pool].state.refused.values():  # noted there, not heard of here
+            kept.setdefault(refusal.seq, []).append(untagged(refusal.original))
         return kept
 
     def _start_at(self, index: int) -> int:
