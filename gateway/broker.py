@@ -30,6 +30,7 @@ from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
 from .exchanges import Exchanges
+from .made import MadeSubscriptions
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -120,6 +121,8 @@ class Broker:
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         exchanges, subscribing = Exchanges(self), Subscribing(self)
+        self.subscribing = subscribing
+        self.made = MadeSubscriptions(self, subscribing)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
             PubAck: exchanges.on_puback,
@@ -136,6 +139,7 @@ class Broker:
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
         self.sessions.load(db, clean, self.now)
+        self.made.load(db)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
 

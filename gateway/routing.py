@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tidegate.store.entry import Want
+from tidegate.store.local import NO_RULES, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.topic import FilterTree
 
@@ -101,9 +102,11 @@ class Router:
         self._tree: FilterTree[Session, Subscription] = FilterTree()
         self._wants: FilterTree[Want, None] = FilterTree()
         self._kinds: frozenset[int] = frozenset()
+        self.local = NO_RULES
 
-    def set_wants(self, wants: Iterable[Want]) -> None:
-        """Take the rules' wishes; replaces those before."""
+    def set_wants(self, wants: Iterable[Want], local: LocalRules = NO_RULES) -> None:
+        """Take what the rules want logged, and what they ask of the broker itself; replaces those before."""
+        self.local = local
         self._wants = FilterTree()
         kinds = set()
         for want in wants:

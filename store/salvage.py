@@ -55,6 +55,7 @@ _CLEAR = (
     ("subscription", "subscriptions", "client NOT IN (SELECT client FROM session)"),
     ("inflight", "open deliveries", "client NOT IN (SELECT client FROM session)"),
     ("received", "guards against repeated QoS 2 messages", "client NOT IN (SELECT client FROM session)"),
+    ("fetch", "fetches under way", "client NOT IN (SELECT client FROM session)"),
     (
         "position", "positions", "client NOT IN (SELECT id FROM client) OR topic NOT IN (SELECT id FROM topic)",
     ),

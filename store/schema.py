@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import msgid
-from .entry import PUBLISH, QOS_MASK, RETAIN
+from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
 
 LOG_NAME = "log.db"
 Migration = Callable[[sqlite3.Connection], None]
@@ -161,7 +161,15 @@ def _migrate(connection: sqlite3.Connection, form: Format) -> None:
 
 
 def _log_1(connection: sqlite3.Connection) -> None:
-    for statement in _LOG_1.split(";\n"):
+    _run(connection, _LOG_1)
+
+
+def _log_2(connection: sqlite3.Connection) -> None:
+    _run(connection, _LOG_2)
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";\n"):
         if statement.strip():
             connection.execute(statement)
 
@@ -224,5 +232,20 @@ CREATE VIEW mqtt_acked AS
   FROM position p JOIN client c ON c.id = p.client JOIN topic t ON t.id = p.topic;
 """
 
-LOG = Format(0x54474C31, "log.db", (_log_1,))
+_LOG_2 = f"""
+CREATE TABLE fetch (
+  client INTEGER NOT NULL, filter TEXT NOT NULL, cursor INTEGER, through INTEGER NOT NULL,
+  PRIMARY KEY (client, filter)) WITHOUT ROWID;
+CREATE TABLE taken (seq INTEGER PRIMARY KEY);
+DROP VIEW mqtt_msg;
+CREATE VIEW mqtt_msg AS
+  SELECT e.seq AS id, {_MSGID} AS msgid, t.name AS topic, c.clientid AS sender, r.node AS node,
+    e.flags & {QOS_MASK} AS qos, (e.flags & {RETAIN}) / {RETAIN} AS retain, e.payload AS payload,
+    {_UTC.format("e.at")} AS arrived
+  FROM entry e JOIN run r ON r.id = e.run JOIN topic t ON t.id = e.topic JOIN client c ON c.id = e.client
+  WHERE e.kind = {PUBLISH} AND e.flags & {STORED} > 0 AND NOT (e.flags & {RETAIN} AND length(e.payload) = 0)
+    AND NOT EXISTS (SELECT 1 FROM taken WHERE seq = e.seq);
+"""
+
+LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))
 """`log.db`: application_id "TGL1"."""

@@ -28,9 +28,11 @@ from .vocabulary import (
     DEFAULT_ACTION_KEYS,
     EVENTS,
     EXPIRED_TIME,
+    FIRST_FETCH,
     FUNCTION_ALIASES,
     FUNCTIONS,
     LATER,
+    LOGGED_FOR_SQLITE,
     OFFLINE_OPTIONS,
     PAYLOAD_FORMATS,
     POOL_KEYS,
@@ -40,6 +42,7 @@ from .vocabulary import (
 
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
+_SQLITE_KINDS = frozenset((PUBLISH, CONNECTED, DISCONNECTED))
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -60,13 +63,15 @@ class Rule:
     max_returned_count: int
     time_range: int
     payload_format: str
+    first_fetch: str
     file: str
     line: int
+    backend: str
 
     @property
     def works(self) -> bool:
         """False for functions that a later version brings."""
-        return self.function not in LATER
+        return self.backend == "sqlite" or self.function not in LATER
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +124,12 @@ def wants(rule_files: Iterable[RuleFile], saved: Mapping[str, Iterable[Want]] | 
 
 
 def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
+    local = rule_file.backend == "sqlite"
     if not rule_file.mistakes:
-        return [want for rule in rule_file.rules if rule.works for want in [_want(rule)]]
-    if rule_file.events:
-        return [Want(kind, "#", 0, False) for kind in sorted(rule_file.events)]
+        logged = [rule for rule in rule_file.rules if rule.works and (not local or rule.function in LOGGED_FOR_SQLITE)]
+        return [_want(rule) for rule in logged]
+    if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
+        return [Want(kind, "#", 0, False) for kind in sorted(events)]
     return before or [Want(PUBLISH, "#", 1, False), Want(CONNECTED, "#", 0, False), Want(DISCONNECTED, "#", 0, False)]
 
 
@@ -166,7 +173,8 @@ class _Reader:
         count, time_range = self._offline_options(raw)
         rule = Rule(
             EVENTS[event], event, raw.number, self._topic(raw), function, commands, statements, self._pool(raw),
-            self._expired_time(raw, function), count, time_range, self._payload_format(raw), self._file, raw.line,
+            self._expired_time(raw, function), count, time_range, self._payload_format(raw), self._first_fetch(raw),
+            self._file, raw.line, self._backend,
         )  # fmt: skip
         return rule if len(self._raw.mistakes) == before else None
 
@@ -270,6 +278,12 @@ class _Reader:
         value = raw.body.get("payload_format", "plain_text")
         if value not in PAYLOAD_FORMATS:
             self._fail(raw, f'unknown payload_format "{value}"{nearest(str(value), PAYLOAD_FORMATS)}')
+        return str(value)
+
+    def _first_fetch(self, raw: RawRule) -> str:
+        value = raw.body.get("first_fetch", "window")
+        if value not in FIRST_FETCH:
+            self._fail(raw, f'unknown first_fetch "{value}"{nearest(str(value), FIRST_FETCH)}')
         return str(value)
 
     def _warn_of_later(self, rules: list[Rule]) -> None:

@@ -53,7 +53,11 @@ WRITING = frozenset(
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
 
-RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "payload_format")
+LOGGED_FOR_SQLITE = WRITING | {"on_message_store"}
+"""Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
+
+RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "first_fetch", "payload_format")
+FIRST_FETCH = ("window", "none")
 OFFLINE_OPTIONS = ("max_returned_count", "time_range")
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 

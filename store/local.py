@@ -1,0 +1,91 @@
+"""What the rules of `emqx_backend_sqlite.conf` ask of the broker itself: the functions whose far end is the box's own log.
+
+The broker knows no rule files: `uplink.local` reads them into these values. A rule's filter is matched against a message's
+topic, or against a subscription's filter taken as if it were a topic, so `queue/#` means `queue/+` and not `#`.
+
+Invariant: `NO_RULES`, the default, asks for nothing, and then the broker does nothing beyond MQTT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .topic import matches
+
+PUBSUB, QUEUE = 1, 2
+"""What an acknowledgement does: moves the client's position; takes the message away for everyone."""
+
+
+class FetchRule(NamedTuple):
+    """Stored messages for a new subscription. `count` 0: as many as there are; `span` in ms."""
+
+    topic_filter: str
+    queue: bool
+    count: int
+    span: int
+    window_first: bool
+    """Whether a client without a position gets the window, or nothing."""
+
+
+class Keep(NamedTuple):
+    """Messages that count as stored: of this filter, up to an age in ms."""
+
+    topic_filter: str
+    age: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRules:
+    """All rules of the file, in the order of their numbers."""
+
+    lookup_new: bool = False
+    """`on_subscribe_lookup` when a session is created."""
+    lookup_always: bool = False
+    """`on_subscribe_lookup` at every connect."""
+    fetches: tuple[FetchRule, ...] = ()
+    acks: tuple[tuple[str, int], ...] = ()
+    """(filter, PUBSUB or QUEUE)."""
+    forgets: tuple[str, ...] = ()
+    """Filters of `on_acked_delete`."""
+    keeps: tuple[Keep, ...] = ()
+
+    @property
+    def lookup(self) -> bool:
+        return self.lookup_new or self.lookup_always
+
+    def fetch_for(self, topic_filter: str) -> FetchRule | None:
+        """The rule for a new subscription. Of several the first; one to one before one to many."""
+        name = without_share(topic_filter)
+        found = [rule for rule in self.fetches if matches(rule.topic_filter, name)]
+        return min(found, key=lambda rule: not rule.queue, default=None)
+
+    def ack_of(self, topic: str) -> int:
+        """PUBSUB, QUEUE, both (3) or 0."""
+        done = 0
+        for topic_filter, what in self.acks:
+            if matches(topic_filter, topic):
+                done |= what
+        return done
+
+    def forgets_position(self, topic_filter: str) -> bool:
+        return _any_matches(self.forgets, without_share(topic_filter))
+
+    def age_of(self, topic: str) -> int:
+        """How long (ms) messages of the topic are kept for fetching, 0 when no rule stores them."""
+        return max((keep.age for keep in self.keeps if matches(keep.topic_filter, topic)), default=0)
+
+
+NO_RULES = LocalRules()
+
+
+def without_share(topic_filter: str) -> str:
+    """The filter that a shared subscription is about."""
+    if topic_filter.startswith("$share/"):
+        return topic_filter.split("/", 2)[2]
+    return topic_filter
+
+
+def _any_matches(filters: Iterable[str], name: str) -> bool:
+    return any(matches(topic_filter, name) for topic_filter in filters)
