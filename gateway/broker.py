@@ -16,11 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tidegate.store.entry import (
-    GAP,
-    PUBLISH,
-    RETAIN,
-)
+from tidegate.store.entry import GAP, PUBLISH, RETAIN
+from tidegate.store.history import FORGET_TAKEN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.schema import disk_fault
@@ -46,6 +43,7 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .offline import Offline
 from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
@@ -123,6 +121,9 @@ class Broker:
         exchanges, subscribing = Exchanges(self), Subscribing(self)
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
+        self.offline = Offline(self, self._read_in_turn)
+        self.sessions.ended = self.offline.ended
+        self.delivery.feed = self.offline.feed
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
             PubAck: exchanges.on_puback,
@@ -140,6 +141,7 @@ class Broker:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
         self.sessions.load(db, clean, self.now)
         self.made.load(db)
+        self.offline.load(db)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
 
@@ -216,6 +218,7 @@ class Broker:
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
+        self.offline.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -225,6 +228,7 @@ class Broker:
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
         self.connecting.publish_due_wills(at_stop=True)
+        self.offline.fold()
         self.sessions.fold_for_stop(self.delivery.live)
         self._begin_commit()
 
@@ -232,6 +236,7 @@ class Broker:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
         self.log.change(REMOVE, plan.last, plan.floor)
+        self.log.change(FORGET_TAKEN, plan.last)
         if plan.gap is not None:
             self.delivery.dropped["disk_budget"] += int(plan.gap["count"])
             self.log.append(GAP, None, None, 0, json.dumps(plan.gap).encode())
@@ -279,6 +284,8 @@ class Broker:
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
+            self.offline.fold(FOLD_AT_ONCE)
+        self.offline.fold_urgent()
         batch = self.log.take()
         self._commit(batch, lambda result: self._committed(batch, result))
 

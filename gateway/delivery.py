@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
-from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.entry import PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
+from .progress import Progress
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 
@@ -28,6 +29,7 @@ TAIL_BYTES = 24 << 20
 RESEND_AT_ONCE = 500
 TAIL_REST = 30
 """Ticks (seconds) without a new batch until then."""
+Feed = Callable[[Session, Progress, Client], bool]
 ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
 """`read(job, done)`: run `job(catch_up)` in the reader's thread, then `done(result or exception)` here."""
 
@@ -39,6 +41,8 @@ class Delivery(Outlet):
         super().__init__(log, router, max_queued_bytes, message_id)
         self.live = log.next_seq - 1
         self.report: Callable[[str], None] = lambda text: None
+        self.feed: Feed = lambda session, progress, client: False
+        """What a session fetches is handed out by `offline`."""
         self._read = read
         self._tail: deque[Batch] = deque()
         self._tail_bytes = 0
@@ -120,8 +124,8 @@ class Delivery(Outlet):
             if client.maximum_packet_size and self._too_large(client, *parts):
                 continue
             self._send_stored(session, client, seq, qos, parts)
-            if self._router.wanted(DELIVERED):
-                self._log_delivered(session, topic, seq, at, run)
+            if topic.watched:
+                self._note(session, topic, seq, qos, at, run)
 
     # -- reading on ------------------------------------------------------------------------------------------------
 
@@ -138,6 +142,8 @@ class Delivery(Outlet):
                 again.append((seq, packet_id, 2))
         session.behind = True
         session.resend = sorted(again)
+        if session.persistent and session.progress is not None:  # it resumes when what it began is durable
+            session.progress.ready()
         self.pump(session)
 
     def _resend_on(self, session: Session, client: Client) -> None:
@@ -156,7 +162,7 @@ class Delivery(Outlet):
         if session.client is not client:
             return
         if isinstance(got, Exception):
-            self._read_failed(session, got)
+            self.read_failed(session, got)
             return
         stored = {message[0]: message for message in got.messages}
         through = min(asked, got.through)
@@ -180,6 +186,8 @@ class Delivery(Outlet):
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)
             return
+        if self._router.watches(topic) and topic.acks:
+            session.followed().sent[message[0]] = topic.raw
         self.send(client, _dup(head, DUP) + PACKET_ID[packet_id] + tail)
 
     def pump(self, session: Session) -> None:
@@ -199,7 +207,11 @@ class Delivery(Outlet):
                 return
             if session.room() <= 0:
                 return
-            if session.backlog:
+            progress = session.progress
+            if progress is not None and progress.pending:
+                if not self.feed(session, progress, client):
+                    return
+            elif session.backlog:
                 self._send_backlog(session, client)
             elif session.reading is client:
                 return
@@ -284,7 +296,7 @@ class Delivery(Outlet):
         target = self._router.match(session, topic)
         if target is None or min(target.qos, flags & QOS_MASK) != 1 or target.no_local or target.identifiers:
             return None
-        if target.since >= seq or client.maximum_packet_size or self._router.wanted(DELIVERED):
+        if target.since >= seq or client.maximum_packet_size or self._router.watches(topic):
             return None
         key = 4 | (32 if target.retain_as_published and flags & RETAIN else 0) | (client.version == 5)
         return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
@@ -333,7 +345,7 @@ class Delivery(Outlet):
         if session.client is not client:
             return
         if isinstance(got, Exception):
-            self._read_failed(session, got)
+            self.read_failed(session, got)
             return
         session.plain = got.plain if not session.backlog or session.plain == got.plain else -1
         session.backlog.extend(got.messages)
@@ -341,7 +353,7 @@ class Delivery(Outlet):
         self._prefetch(session, client)
         self.pump(session)
 
-    def _read_failed(self, session: Session, error: Exception) -> None:
+    def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
         self.report(f"cannot read the log for {session.name.text}: {error}")
         if session.client is not None:
@@ -349,34 +361,41 @@ class Delivery(Outlet):
 
     def _send_late(self, session: Session, client: Client, message: Stored) -> None:
         """Send one message of the log to a session that was behind, if it is still for it."""
-        seq, raw, flags, payload, properties, sender, at, run = message
-        topic = self._router.topics[raw]
+        seq = message[0]
+        topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
             target = self._router.match(session, topic, seq)
-        if target is None:
+        if target is None or not min(target.qos, message[2] & QOS_MASK):
             return
+        if session.handled and session.handled.pop(seq, 0) is None:
+            return
+        self.send_old(session, client, message, target)
+
+    def send_old(self, session: Session, client: Client, message: Stored, target: Target) -> int:
+        """Send a message of the log, if it is still worth it; its QoS, 0 if it need not be acknowledged."""
+        seq, raw, flags, payload, properties, sender, at, run = message
+        topic = self._router.topics[raw]
         _, granted, _, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
-        if not qos or (no_local and _is(session, sender)):
-            return
-        if session.handled and seq in session.handled:
-            del session.handled[seq]
-            return
+        if no_local and _is(session, sender):
+            return 0
         if b"\x02" in properties and self._expired(properties, at):
             self.dropped["expired"] += 1
-            return
+            return 0
         v5 = client.version == 5
         key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
         if v5 and (identifiers or properties):
             properties = self._properties(properties, identifiers, at)
         head, tail = self._variant(topic, key, payload, properties)
         if self._too_large(client, head, tail):
-            return
+            return 0
         if qos == 1 and seq < session.suspect:
             head = _dup(head, DUP)
         self._send_stored(session, client, seq, qos, (head, tail))
-        self._log_delivered(session, topic, seq, at, run)
+        if self._router.watches(topic):
+            self._note(session, topic, seq, qos, at, run)
+        return qos
 
     # -- retained --------------------------------------------------------------------------------------------------
 
@@ -404,7 +423,7 @@ class Delivery(Outlet):
         if session.client is not client:
             return
         if isinstance(got, Exception):
-            self._read_failed(session, got)
+            self.read_failed(session, got)
             return
         due = session.retained_due.get(topic_filter)
         if due is not None and due[0] is target:
@@ -431,6 +450,8 @@ class Delivery(Outlet):
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
+                if qos and self._router.watches(topic) and topic.acks:
+                    session.followed().sent[message[0]] = topic.raw
         del session.retained[:taken]
         if len(session.retaining) > 2 * session.window:
             session.retaining = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tidegate.store.entry import Want
+from tidegate.store.entry import DELIVERED, PUBLISH, Want
 from tidegate.store.local import NO_RULES, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.topic import FilterTree
@@ -42,6 +42,7 @@ class Topic(Name):
     """A topic name with its route. `plain` is its `generation` when QoS 1 messages are stored, else -1."""
 
     __slots__ = (
+        "acks",
         "generation",
         "plain",
         "prefix",
@@ -52,6 +53,7 @@ class Topic(Name):
         "stored_retained",
         "subscribed",
         "targets",
+        "watched",
     )
     table = "topic"
 
@@ -69,6 +71,10 @@ class Topic(Name):
         """Whether any session, connected or asleep, has a subscription for it."""
         self.stored_qos0 = False
         self.stored_retained = False
+        self.acks = 0
+        """PUBSUB, QUEUE: what an acknowledgement does besides."""
+        self.watched = False
+        """Whether a delivery is to be logged or followed."""
 
 
 class Topics(dict[bytes, Topic]):
@@ -103,6 +109,7 @@ class Router:
         self._wants: FilterTree[Want, None] = FilterTree()
         self._kinds: frozenset[int] = frozenset()
         self.local = NO_RULES
+        self.watching = False
 
     def set_wants(self, wants: Iterable[Want], local: LocalRules = NO_RULES) -> None:
         """Take what the rules want logged, and what they ask of the broker itself; replaces those before."""
@@ -113,6 +120,7 @@ class Router:
             self._wants.put(want.topic_filter, want, None)
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
+        self.watching = bool(local.acks) or DELIVERED in kinds
         self.generation += 1
 
     def wanted(self, kind: int, topic: str | None = None) -> bool:
@@ -157,9 +165,21 @@ class Router:
                 merged[session] = target if before is None else _merge(before, target)
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
+        topic.acks = self.local.ack_of(topic.text)
+        topic.watched = bool(topic.acks) or self.wanted(DELIVERED, topic.text)
         topic.targets = list(merged.values())
         topic.generation = self.generation
         topic.plain = self.generation if topic.stored else -1
+
+    def fresh(self, topic: Topic) -> Topic:
+        """The topic with a route that is true now."""
+        if topic.generation != self.generation:
+            self.route(topic, PUBLISH)
+        return topic
+
+    def watches(self, topic: Topic) -> bool:
+        """Whether a delivery of it is to be logged or followed."""
+        return self.watching and self.fresh(topic).watched
 
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.

@@ -17,6 +17,7 @@ from tidegate.store.log import Name
 
 from .mqtt.connection import Connection
 from .mqtt.packets import Will
+from .progress import Progress
 
 SENT = 1
 RELEASED = 2
@@ -128,6 +129,7 @@ class Session:
         "next_seq",
         "persistent",
         "plain",
+        "progress",
         "reading",
         "received",
         "releasing",
@@ -186,6 +188,14 @@ class Session:
         self.suspect = 0
         """Below this seq a QoS 1 message may have been handed over before a crash: it leaves with the DUP flag (3.3.1.1)."""
         self.dirty = False
+        self.progress: Progress | None = None
+        """Only where rules follow what the client has read."""
+
+    def followed(self) -> Progress:
+        """Its progress, from now on if it has none yet."""
+        if self.progress is None:
+            self.progress = Progress()
+        return self.progress
 
     def free_packet_id(self) -> int:
         """The next packet id that is not in use; the window is far smaller than their number."""
@@ -215,8 +225,10 @@ class Session:
     def _before_unacknowledged(self, last: int) -> int:
         """The seq before the lowest that was sent and is not acknowledged, `last` if there is none."""
         seqs: Collection[int] = self.inflight.values()
-        if self.releasing or self.retaining:
+        fetched: Collection[int] = self.progress.fetched if self.progress is not None else ()
+        if self.releasing or self.retaining or fetched:
             sent = [(packet_id, seq) for packet_id, (seq, state) in self.releasing.items() if state == SENT]
-            # What left as retained may be as old as it likes: it holds no cursor back.
-            seqs = [seq for packet_id, seq in (*self.inflight.items(), *sent) if self.retaining.get(packet_id) != seq]
+            # What left as retained or was fetched may be as old as it likes: it holds no cursor back.
+            both = (*self.inflight.items(), *sent)
+            seqs = [seq for packet_id, seq in both if self.retaining.get(packet_id) != seq and seq not in fetched]
         return min(seqs) - 1 if seqs else last

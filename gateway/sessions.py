@@ -10,7 +10,7 @@ Invariant: what the store will hold after the current batch is what this book sa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from tidegate.store.log import Log, Name
@@ -25,7 +25,10 @@ AS_RETAINED = 8
 ADD_DELIVERY = "INSERT OR REPLACE INTO inflight (client, seq, packet_id, state) VALUES (?,?,?,?)"
 SET_DELIVERY = "UPDATE inflight SET state = ? WHERE client = ? AND seq = ? AND packet_id = ?"
 DELETE_DELIVERY = "DELETE FROM inflight WHERE client = ?"
-FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED})"
+AS_FETCHED = 16
+"""On disk only, added to the state: fetched for a new subscription, so below the session's cursor from the start."""
+FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED}) AND state < {AS_FETCHED}"
+FORGET_FETCHED = f"{DELETE_DELIVERY} AND seq < ? AND state & 7 = {COMPLETE} AND state >= {AS_FETCHED}"
 
 
 class Sessions:
@@ -35,6 +38,8 @@ class Sessions:
         self._log = log
         self._router = router
         self._by_id: dict[str, Session] = {}
+        self.ended: Callable[[Session], None] = lambda session: None
+        """Told of a followed session that is dropped."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -75,7 +80,11 @@ class Sessions:
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
         ):
             session = by_number[number]
-            if state & AS_RETAINED:
+            fetched = state & AS_FETCHED
+            state -= fetched
+            if fetched:
+                session.followed().take_up(seq, state == COMPLETE)
+            elif state & AS_RETAINED:
                 session.retaining[packet_id] = seq
                 state -= AS_RETAINED
             elif seq >= session.next_seq:
@@ -123,6 +132,8 @@ class Sessions:
         session.retained.clear()
         session.retained_due.clear()
         session.resend = []
+        if session.progress is not None:
+            session.progress.rest()
         session.client = None
         session.dirty = True
         if session.expiry != NEVER:
@@ -134,6 +145,8 @@ class Sessions:
 
     def drop(self, session: Session) -> None:
         """The session ends: nothing of it stays."""
+        if session.progress is not None:
+            self.ended(session)
         self._by_id.pop(session.name.text, None)
         for text in session.subscriptions:
             self._router.unsubscribe(text, session)
@@ -220,4 +233,6 @@ def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
 
 def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:
     """The state of a delivery as its row has it."""
+    if session.progress is not None and seq in session.progress.fetched:
+        return state | AS_FETCHED
     return state | AS_RETAINED if session.retaining.get(packet_id) == seq else state

@@ -66,6 +66,8 @@ class Subscribing:
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
         new = broker.sessions.subscribe(session, wanted.filter, subscription)
+        if new and wanted.qos:
+            broker.offline.subscribed(session, wanted.filter, since)
         if broker.router.wanted(SUBSCRIBED, wanted.filter):
             broker.log.append(SUBSCRIBED, session.name, _filter_topic(wanted.filter), wanted.qos)
         return Made(wanted, subscription, new, since)
@@ -85,6 +87,7 @@ class Subscribing:
             for one in made:
                 if one.brings_retained:
                     self._send_retained(client, session, one)
+            self._broker.offline.begin(session)
 
     def _send_retained(self, client: Client, session: Session, made: Made) -> None:
         text = made.wanted.filter
@@ -94,6 +97,8 @@ class Subscribing:
                     self._broker.delivery.send_value(client, self._broker.router.topics[name.encode()], payload)
         seqs = [seq for seq in self._broker.retained.find(text) if seq <= made.through]
         if seqs:
+            if session.progress is not None:
+                session.progress.skip(text, seqs)
             self._broker.delivery.queue_retained(client, text, target_of(session, made.subscription), seqs)
 
     def on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
@@ -111,6 +116,8 @@ class Subscribing:
         """Take one subscription away; whether it was there."""
         broker = self._broker
         gone = broker.sessions.unsubscribe(session, text)
+        if gone:
+            broker.offline.unsubscribed(session, text)
         if gone and broker.router.wanted(UNSUBSCRIBED, text):
             broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text))
         return gone

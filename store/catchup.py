@@ -12,13 +12,14 @@ Invariant: the rows are in order of seq and complete up to `through`.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from .entry import PUBLISH, QOS_MASK
-from .schema import open_reader
+from .schema import know_topics, open_reader
 from .topic import FilterTree
 
 ROWS = 4_000
@@ -62,9 +63,15 @@ class CatchUp:
 
     def __init__(self, path: Path) -> None:
         self._db = open_reader(path)
+        know_topics(self._db)
         self._names: dict[int, bytes] = {}
         self._plain = -1
         self._shared: dict[tuple[int, tuple[str, ...]], Piece] = {}
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For other questions to the log, in this thread and within 20 ms."""
+        return self._db
 
     def close(self) -> None:
         self._db.close()
@@ -82,9 +89,9 @@ class CatchUp:
     def _read(self, first: int, last: int, filters: Sequence[str]) -> Piece:
         self._db.execute("BEGIN")
         try:
-            choice = self._topic_choice(filters)
+            choice = self.topic_choice(filters)
             where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {choice}"
-            messages, whole = self._fetch_within(f"{where} ORDER BY seq LIMIT {ROWS}")
+            messages, whole = self.fetch_within(f"{where} ORDER BY seq LIMIT {ROWS}")
         finally:
             self._db.execute("COMMIT")
         if not messages:
@@ -92,7 +99,7 @@ class CatchUp:
         through = last if whole and len(messages) < ROWS else messages[-1][0]
         return Piece(messages, through, self._plain)
 
-    def _fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
+    def fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
         """The first of the chosen rows (what follows WHERE), as many as BYTES hold, at least one; whether these are all.
 
         The sizes are looked at first and by themselves: SQLite then reads no payload for them.
@@ -111,7 +118,7 @@ class CatchUp:
         wanted = ",".join(str(int(seq)) for seq in ordered)
         self._db.execute("BEGIN")
         try:
-            messages, whole = self._fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+            messages, whole = self.fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
@@ -135,7 +142,7 @@ class CatchUp:
         names = [known[text] for text in topic]
         return list(zip(seq, names, flags, cut, properties, client, at, run, strict=True))
 
-    def _topic_choice(self, filters: Sequence[str]) -> str:
+    def topic_choice(self, filters: Sequence[str]) -> str:
         """A condition that lets SQLite pass over other topics; none when too many match."""
         if any(text == "#" for text in filters):
             return ""

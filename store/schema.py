@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import msgid
 from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
+from .topic import matches
 
 LOG_NAME = "log.db"
 Migration = Callable[[sqlite3.Connection], None]
@@ -58,6 +59,11 @@ def open_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise StoreError(explain(path, error)) from error
     return connection
+
+
+def know_topics(connection: sqlite3.Connection) -> None:
+    """Let SQL ask `topic_matches(filter, name)`."""
+    connection.create_function("topic_matches", 2, matches, deterministic=True)
 
 
 def explain(path: Path, error: sqlite3.Error) -> str:

@@ -1,0 +1,157 @@
+"""How far one client has come in topics whose stored messages it fetches, and the fetches it waits for. Pure.
+
+Acknowledgements are only noted; `positions` folds them into one number per topic, the end of the contiguous acknowledged
+prefix: nothing at or below it waits for the client, neither sent nor still to be fetched.
+
+Invariant: `sent` holds exactly the followed messages that left and were not acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tidegate.store.topic import matches
+
+if TYPE_CHECKING:
+    from tidegate.store.history import Look
+
+
+END = 1 << 62
+
+
+class Fetch:
+    """Stored messages for one new subscription. It is a cursor: `next`, None until it is known where the window begins."""
+
+    __slots__ = ("first", "look", "next", "piece", "reading", "ready", "skip", "stored", "taken", "text", "through")
+
+    def __init__(self, text: str, through: int, cursor: int | None = None) -> None:
+        self.text = text
+        self.through = through
+        self.next = self.first = cursor
+        self.stored = cursor or 0
+        """The cursor in the store; above `through` when all is acknowledged, and then it is not there any more."""
+        self.look: Look | None = None
+        self.ready = False
+        """Whether everything through `through` can be read by now."""
+        self.reading: Any = None
+        """The connection for which a piece is being read; an answer for an older one does not count."""
+        self.piece: list[Any] = []
+        """Read and not sent yet."""
+        self.skip: set[int] = set()
+        """Goes out as retained message instead."""
+        self.taken: set[int] = set()
+        """Acknowledged by others since the piece was asked for."""
+
+    def covers(self, seq: int, topic: str) -> bool:
+        """Whether this fetch hands out the message, or has."""
+        return self.first is not None and self.first <= seq <= self.through and matches(self.text, topic)
+
+    def begin(self, first: int) -> None:
+        """It is known where the messages begin."""
+        self.first = self.next = first
+
+    def waits_at(self) -> int:
+        """No message below is still to be handed out."""
+        return self.piece[0][0] if self.piece else self.next or 0
+
+    def rest(self) -> None:
+        """The connection is gone: what was not sent is read again."""
+        if self.piece:
+            self.next = self.piece[0][0]
+        self.piece = []
+        self.skip = set()
+        self.reading = None
+
+
+class Progress:
+    """See the module; a session has one as soon as a message of it is followed."""
+
+    __slots__ = ("acked", "done", "fetched", "fetches", "pending", "sent")
+
+    def __init__(self) -> None:
+        self.sent: dict[int, bytes] = {}
+        """seq -> raw topic."""
+        self.acked: dict[bytes, list[int]] = {}
+        """Raw topic -> seqs acknowledged since the position was last written."""
+        self.fetches: dict[str, Fetch] = {}
+        """By filter, until the client unsubscribes."""
+        self.pending: list[Fetch] = []
+        """Those of them that are not handed out yet, the oldest first."""
+        self.fetched: dict[int, None] = {}
+        """seqs on their way to the client because they were fetched."""
+        self.done: dict[int, None] = {}
+        """After a restart: fetched before it, not to be sent as new."""
+
+    def take_up(self, seq: int, complete: bool) -> None:
+        """A fetched message that was on its way before a restart."""
+        self.done[seq] = None
+        if not complete:
+            self.fetched[seq] = None
+
+    def add(self, fetch: Fetch) -> None:
+        self.fetches[fetch.text] = fetch
+        self.pending.append(fetch)
+
+    def skip(self, text: str, seqs: list[int]) -> None:
+        """These go out as retained messages."""
+        if text in self.fetches:
+            self.fetches[text].skip.update(seqs)
+
+    def remove(self, text: str) -> Fetch | None:
+        fetch = self.fetches.pop(text, None)
+        if fetch in self.pending:
+            self.pending.remove(fetch)
+        return fetch
+
+    def forget_topics(self, topic_filter: str) -> None:
+        """The positions of these topics were dropped: what comes back now must not make new ones."""
+        self.sent = {seq: raw for seq, raw in self.sent.items() if not matches(topic_filter, raw.decode())}
+        self.acked = {raw: seqs for raw, seqs in self.acked.items() if not matches(topic_filter, raw.decode())}
+
+    def give_up(self, seq: int, fetched: bool) -> None:
+        """The message can never be sent again."""
+        self.sent.pop(seq, None)
+        if fetched:
+            self.fetched.pop(seq, None)
+
+    def ready(self) -> None:
+        """Everything that the fetches are about can be read."""
+        for fetch in self.pending:
+            fetch.ready = True
+
+    def rest(self) -> None:
+        """The connection is gone."""
+        for fetch in self.pending:
+            fetch.rest()
+
+    def positions(self) -> Iterator[tuple[bytes, int]]:
+        """The topics whose position moved, and where it is now; what is above a message that waits stays noted."""
+        if not self.acked:
+            return
+        lowest: dict[bytes, int] = {}
+        for seq, raw in self.sent.items():
+            if raw in self.acked and seq < lowest.get(raw, seq + 1):
+                lowest[raw] = seq
+        for raw, seqs in list(self.acked.items()):
+            end = min([lowest.get(raw, END), *self._waiting(raw)])
+            reached = [seq for seq in seqs if seq < end]
+            if not reached:
+                continue
+            yield raw, max(reached)
+            if len(reached) == len(seqs):
+                del self.acked[raw]
+            else:
+                self.acked[raw] = [seq for seq in seqs if seq >= end]
+
+    def _waiting(self, raw: bytes) -> Iterator[int]:
+        return (fetch.waits_at() for fetch in self.pending if matches(fetch.text, raw.decode()))
+
+    def moved_fetches(self) -> Iterator[tuple[Fetch, int]]:
+        """Fetches whose cursor is above the stored one, and where it is: above `through` when all is acknowledged."""
+        lowest = min(self.fetched, default=END)
+        for fetch in self.fetches.values():
+            end = fetch.waits_at() if fetch in self.pending else fetch.through + 1
+            cursor = min(end, lowest) if lowest <= fetch.through else end
+            if fetch.stored < cursor and fetch.stored <= fetch.through:
+                yield fetch, min(cursor, fetch.through + 1)
