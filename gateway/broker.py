@@ -122,8 +122,6 @@ class Broker:
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
         self.offline = Offline(self, self._read_in_turn)
-        self.sessions.ended = self.offline.ended
-        self.delivery.feed = self.offline.feed
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
             PubAck: exchanges.on_puback,
@@ -431,7 +429,7 @@ class Broker:
         flags = qos | (RETAIN if retain else 0)
         seq = 0
         if (topic.stored if qos else topic.stored_qos0) or (retain and (payload or topic.stored_retained)):
-            seq = log.append(PUBLISH, sender, topic, flags, payload, properties)
+            seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
             waits = True
         if retain:
             waits |= self._set_retained(topic, seq, payload)

@@ -59,6 +59,8 @@ class Offline:
         self._queues: dict[Fetch, None] = {}
         """Pieces of queues that are being read or sent: what somebody acknowledges meanwhile is taken out of them."""
         self._next_sweep = 0.0
+        broker.sessions.ended = self.ended
+        broker.delivery.feed = self.feed
 
     def load(self, db: sqlite3.Connection) -> None:
         """Read back the fetches of sessions, after the sessions."""

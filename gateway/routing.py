@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tidegate.store.entry import DELIVERED, PUBLISH, Want
+from tidegate.store.entry import DELIVERED, PUBLISH, STORED_QOS0, Want
 from tidegate.store.local import NO_RULES, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.topic import FilterTree
@@ -44,6 +44,7 @@ class Topic(Name):
     __slots__ = (
         "acks",
         "generation",
+        "kept_qos0",
         "plain",
         "prefix",
         "raw",
@@ -71,6 +72,8 @@ class Topic(Name):
         """Whether any session, connected or asleep, has a subscription for it."""
         self.stored_qos0 = False
         self.stored_retained = False
+        self.kept_qos0 = 0
+        """Flag of entries with QoS 0."""
         self.acks = 0
         """PUBSUB, QUEUE: what an acknowledgement does besides."""
         self.watched = False
@@ -165,6 +168,7 @@ class Router:
                 merged[session] = target if before is None else _merge(before, target)
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
+        topic.kept_qos0 = STORED_QOS0 if topic.stored_qos0 and self.local.keeps_qos0(topic.text) else 0
         topic.acks = self.local.ack_of(topic.text)
         topic.watched = bool(topic.acks) or self.wanted(DELIVERED, topic.text)
         topic.targets = list(merged.values())

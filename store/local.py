@@ -34,6 +34,8 @@ class Keep(NamedTuple):
 
     topic_filter: str
     age: int
+    every_qos: bool = False
+    """QoS 0 as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,9 @@ class LocalRules:
     def age_of(self, topic: str) -> int:
         """How long (ms) messages of the topic are kept for fetching, 0 when no rule stores them."""
         return max((keep.age for keep in self.keeps if matches(keep.topic_filter, topic)), default=0)
+
+    def keeps_qos0(self, topic: str) -> bool:
+        return any(keep.every_qos and matches(keep.topic_filter, topic) for keep in self.keeps)
 
 
 NO_RULES = LocalRules()

@@ -8,15 +8,20 @@ Invariant: a file with a mistake gives None, and whoever asked keeps the rules t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from tidegate.store.entry import CONNECTED, SESSION_CREATED
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
 
-from .rule import Rule, RuleFile
 from .vocabulary import EXPIRED_TIME
 
+if TYPE_CHECKING:
+    from .rule import Rule, RuleFile
+
 _ACKS = {"on_message_acked": PUBSUB, "on_message_acked_for_pubsub": PUBSUB, "on_message_acked_for_queue": QUEUE}
+_POSITIONS = ("on_message_acked", "on_message_acked_for_pubsub")
 _STORES = ("on_message_publish", "on_message_store")
 
 
@@ -34,7 +39,11 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
         acks=tuple((rule.topic_filter, _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
         forgets=tuple(rule.topic_filter for rule in rules if rule.function == "on_acked_delete"),
         keeps=tuple(
-            Keep(rule.topic_filter, 1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]))
+            Keep(
+                rule.topic_filter,
+                1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]),
+                rule.function == "on_message_store",
+            )
             for rule in rules
             if rule.function in _STORES
         ),
@@ -44,3 +53,35 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
 def _fetch(rule: Rule) -> FetchRule:
     queue = rule.function == "on_message_fetch_for_queue"
     return FetchRule(rule.topic_filter, queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
+
+
+def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
+    """(line, text) of what is allowed and hardly meant."""
+    all_rules = list(rules)
+
+    def partner(rule: Rule, *functions: str) -> Rule | None:
+        found = (other for other in all_rules if other.function in functions)
+        return next((other for other in found if _overlap(rule.topic_filter, other.topic_filter)), None)
+
+    for rule in all_rules:
+        if rule.function == "on_message_store" and (other := partner(rule, "on_message_publish")):
+            yield rule.line, f"on_message_publish (line {other.line}) has the same topics: stored once, QoS 0 too"
+        if rule.function == "on_message_fetch_for_queue" and not partner(rule, "on_message_acked_for_queue"):
+            yield rule.line, "no on_message_acked_for_queue for these topics: every new subscriber gets every message again"
+        if rule.function in ("on_message_fetch", "on_message_fetch_for_pubsub") and not partner(rule, *_POSITIONS):
+            yield (
+                rule.line,
+                "no on_message_acked_for_pubsub for these topics: every new subscription gets the same again",
+            )
+        if rule.function.startswith("on_message_fetch") and not partner(rule, *_STORES):
+            yield rule.line, "no rule stores messages of these topics (on_message_publish), so there is nothing to fetch"
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether a topic may be matched by both filters."""
+    for mine, theirs in zip_longest(one.split("/"), other.split("/")):
+        if "#" in (mine, theirs):
+            return True
+        if mine != theirs and (mine is None or theirs is None or "+" not in (mine, theirs)):
+            return False
+    return True

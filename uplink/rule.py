@@ -21,6 +21,7 @@ from tidegate.store.topic import topic_filter_fault
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
+from .local import doubts
 from .pools import Pool, read_pools
 from .vocabulary import (
     ACTION_KEYS,
@@ -102,6 +103,8 @@ def load(path: Path, backend: str) -> RuleFile:
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
     _warn_of_open_credentials(raw, path, pools)
+    if backend == "sqlite":
+        raw.warnings += [Mistake(str(path), line, text) for line, text in doubts(rules)]
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
     events = frozenset(EVENTS[event] for event in raw.events if event in EVENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck, PubComp, PubRec, PubRel, Unsubscribe
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
+from tidegate.store.trim import Plan
 
 from tests.broker.world import Device, World
 
@@ -434,3 +436,69 @@ def test_old_messages_of_a_queue_are_kept_as_long_as_the_storing_rule_says(path:
     assert look(one_to_many(world, "one", "queue/a")) == ["1"]
     world.wait(5 * 24 * 3600)
     assert look(one_to_many(world, "two", "queue/a")) == []
+
+
+def test_the_mark_of_a_taken_message_goes_with_it(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "queue/a", ["1"])
+    assert take(one_to_many(world, "one", "queue/a")) == ["1"]
+    assert len(rows(path, "SELECT seq FROM taken")) == 1
+    world.broker.trim(Plan(world.broker.log.next_seq, world.broker.log.next_seq, None))
+    world.settle()
+    assert rows(path, "SELECT seq FROM taken") == []
+
+
+# -- both ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fetched_qos_2_message_that_is_done_stays_done_while_an_older_one_is_open(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "pubsub/a", ["1", "2"], qos=2)
+    device = one_to_many(world, "s", qos=2, clean=False)
+    _, second = device.messages()
+    device.send(PubRec(second[2]))
+    device.send(PubComp(second[2]))
+    publish(world, "elsewhere", ["x"])
+    world.wait(1)
+    world.kill()
+    assert look(world_again := open_world(path).device("s", clean=False)) == ["1"]
+    assert world_again.messages() == []
+
+
+def test_on_message_store_keeps_qos_0_too(path: Path) -> None:
+    local = replace(RULES, keeps=(Keep("pubsub/#", HOUR, every_qos=True), Keep("#", HOUR)))
+    world = World(path)
+    world.broker.router.set_wants([Want(PUBLISH, "#", 0, False)], local)
+    publish(world, "pubsub/a", ["0"], qos=0)
+    publish(world, "pubsub/a", ["1"], qos=1)
+    publish(world, "other", ["only for another backend"], qos=0)
+    assert rows(path, "SELECT payload, qos FROM mqtt_msg") == [(b"0", 0), (b"1", 1)]
+    assert [(m[1] >> 1 & 3, m[3]) for m in one_to_many(world, "s").messages()] == [(0, b"0"), (1, b"1")]
+
+
+def test_positions_of_clients_that_are_long_gone_are_forgotten(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "pubsub/a", ["1"])
+    for client_id, clean in (("gone", True), ("asleep", False)):
+        device = one_to_many(world, client_id, clean=clean)
+        assert take(device) == ["1"]
+        device.disconnect()
+    world.wait(40 * 24 * 3600)
+    assert [client for client, *_ in rows(path, "SELECT clientid FROM mqtt_acked")] == ["gone", "asleep"]
+    world.broker.trim(Plan(world.broker.log.next_seq, world.broker.log.next_seq, None))
+    world.settle()
+    publish(world, "pubsub/a", ["2"])
+    world.wait(3601)
+    assert [client for client, *_ in rows(path, "SELECT clientid FROM mqtt_acked")] == ["asleep"]
+
+
+def test_without_rules_nothing_is_followed(path: Path) -> None:
+    world = World(path)
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False)])
+    publish(world, "pubsub/a", ["1"])
+    device = one_to_many(world, "s", clean=False)
+    publish(world, "pubsub/a", ["2"])
+    assert take(device) == ["2"]
+    session = world.broker.sessions.get("s")
+    assert session is not None and session.progress is None
+    assert rows(path, "SELECT * FROM mqtt_acked") == rows(path, "SELECT * FROM fetch") == []

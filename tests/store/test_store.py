@@ -192,6 +192,12 @@ def test_files_of_the_first_release_open_unchanged(tmp_path: Path) -> None:
         ("first/release", b"0"),
         ("first/release", b"1"),
     ]
+    views = store.connection.execute("SELECT payload FROM mqtt_msg ORDER BY id").fetchall()
+    assert views == [(b"0",), (b"1",)]
+    store.connection.execute("INSERT INTO taken SELECT min(id) FROM mqtt_msg")
+    assert store.connection.execute("SELECT payload FROM mqtt_msg").fetchall() == [(b"1",)]
+    assert store.connection.execute("SELECT client, filter, cursor, through FROM fetch").fetchall() == []
+    assert store.connection.execute("PRAGMA user_version").fetchone() == (2,)
     store.close(NOW)
 
 
