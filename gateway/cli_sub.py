@@ -8,7 +8,6 @@ Invariant: when a command says that it is done, it is on the disk.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import click
 
 from .cli_parts import CONFIG, DATA, Failure, load_config
+from .status import printable
 
 INACTIVE = (
     "it has no effect yet: put the rule on_subscribe_lookup into emqx_backend_sqlite.conf (docs/sqlite.md), then send the"
@@ -71,13 +71,15 @@ def list_(config_file: Path | None, data: Path | None, as_json: bool, client: st
     """Show the subscriptions made for all clients, or for CLIENT; the gateway need not run."""
     rows = _rows(load_config(config_file, data).data / "log.db", client)
     for row in rows:
-        text = f"{row['clientid']}  {row['topic']}  QoS {row['qos']}"
+        text = printable(f"{row['clientid']}  {row['topic']}  QoS {row['qos']}")
         click.echo(json.dumps(row, ensure_ascii=False) if as_json else text)
     if not rows and not as_json:
         click.echo("none" + (f" for {client}" if client else ""))
 
 
 def _rows(path: Path, client: str | None) -> list[dict[str, Any]]:
+    import sqlite3
+
     from tidegate.store.schema import StoreError, explain, open_reader
 
     if not path.exists():
