@@ -449,6 +449,8 @@ class Delivery(Outlet):
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
+                if qos and session.progress is not None and session.progress.skips(message[0]):
+                    session.progress.fetched[message[0]] = None
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
                 if qos and self._router.watches(topic) and topic.acks:
                     session.followed().sent[message[0]] = topic.raw

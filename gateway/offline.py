@@ -37,7 +37,7 @@ from .delivery import ReadLog
 from .outlet import TURN_BYTES
 from .progress import Fetch, Progress
 from .routing import target_of
-from .session import Client, Session
+from .session import COMPLETE, RELEASED, Client, Session
 from .sessions import FORGET_FETCHED
 
 if TYPE_CHECKING:
@@ -69,6 +69,23 @@ class Offline:
             session = self._broker.sessions.get(clientid)
             if session is not None:
                 session.followed().add(Fetch(text, through, cursor))
+        if db.execute("SELECT EXISTS (SELECT 1 FROM fetch) OR EXISTS (SELECT 1 FROM position)").fetchone()[0]:
+            self._load_deliveries(db)
+
+    def _load_deliveries(self, db: sqlite3.Connection) -> None:
+        """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it."""
+        for clientid, seq, topic, state in db.execute(
+            "SELECT c.clientid, i.seq, t.name, i.state & 7 FROM inflight i JOIN client c ON c.id = i.client"
+            " JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic ORDER BY i.client, i.seq"
+        ):
+            session, raw = self._broker.sessions.get(clientid), topic.encode()
+            if session is None:
+                continue
+            if state in (RELEASED, COMPLETE):
+                session.followed().acked.setdefault(raw, []).append(seq)
+                self._dirty[session] = None
+            else:
+                session.followed().sent[seq] = raw
 
     # -- subscriptions ---------------------------------------------------------------------------------------------
 
@@ -86,8 +103,12 @@ class Offline:
 
     def unsubscribed(self, session: Session, text: str) -> None:
         broker, progress = self._broker, session.progress
-        if progress is not None and progress.remove(text) is not None and session.persistent:
-            broker.log.change(DELETE_FETCH, session.name, text)
+        if progress is not None and (fetch := progress.remove(text)) is not None:
+            self._queues.pop(fetch, None)
+            self._urgent[session] = None
+            if session.persistent:
+                broker.log.change(DELETE_FETCH, session.name, text)
+                broker.log.change(FORGET_FETCHED, session.name, progress.lowest_cursor())
         if broker.router.local.forgets_position(text):
             if progress is not None:
                 progress.forget_topics(text)
@@ -138,6 +159,8 @@ class Offline:
         """The exchange is over."""
         if seq in progress.fetched:
             del progress.fetched[seq]
+            if progress.skips(seq):
+                progress.done[seq] = None
             self._dirty[session] = None
 
     # -- folding ---------------------------------------------------------------------------------------------------
@@ -168,8 +191,9 @@ class Offline:
         if progress is None:
             return
         topics = self._broker.router.topics
-        for raw, seq in progress.positions():
-            log.change(SET_POSITION, self._name(session), topics[raw], seq, log.at)
+        for raw, seq in progress.positions(session.unread()):
+            if self._broker.router.fresh(topics[raw]).acks & PUBSUB:
+                log.change(SET_POSITION, self._name(session), topics[raw], seq, log.at)
         moved = list(progress.moved_fetches())
         for fetch, cursor in moved:
             fetch.stored = cursor
@@ -179,8 +203,7 @@ class Offline:
                 else:
                     log.change(MOVE_FETCH, cursor, session.name, fetch.text)
         if moved and session.persistent:
-            waiting = [fetch.stored for fetch in progress.fetches.values() if fetch.stored <= fetch.through]
-            log.change(FORGET_FETCHED, session.name, min(waiting, default=log.next_seq))
+            log.change(FORGET_FETCHED, session.name, progress.lowest_cursor())
 
     def _name(self, session: Session) -> Name:
         """As long as the session is in the book its name keeps its number."""
@@ -192,14 +215,15 @@ class Offline:
     def feed(self, session: Session, progress: Progress, client: Client) -> bool:
         """Hand out what the first pending fetch has; False when the log must be read first."""
         fetch = progress.pending[0]
+        # Retained messages first: only what was sent as such need not be fetched.
+        if not fetch.ready or fetch.reading is client or session.retained or session.retained_due:
+            return False
         if fetch.piece:
             self._send(session, progress, client, fetch)
             return True
-        if not fetch.ready or fetch.reading is client:
-            return False
         rule = self._broker.router.local.fetch_for(fetch.text)
         if rule is None or (fetch.next is not None and fetch.next > fetch.through):
-            progress.pending.pop(0)
+            progress.handed_out(fetch)
             self._queues.pop(fetch, None)
             self._dirty[session] = None
             return True
@@ -230,12 +254,13 @@ class Offline:
         fetch.look = got
         if got.chosen and got.over:
             fetch.begin(got.first)
-            self._dirty[session] = None
+            self._urgent[session] = None  # with the first rows of its deliveries
             if got.skipped:
                 self._broker.delivery.dropped["offline_opts"] += got.skipped
                 self._broker.report(
                     f"{session.name.text} gets the newest {got.found} stored messages of {fetch.text}; {got.skipped} that it"
-                    f" has not read are older than offline_opts allows"
+                    f" has not read are older than offline_opts allows",
+                    "offline_opts",
                 )
         self._broker.delivery.pump(session)
 
@@ -279,7 +304,7 @@ class Offline:
         """Whether the client has it, or gets it, in no other way."""
         seq, raw, _, _, _, _, at, _ = message
         progress = session.followed()
-        if seq in fetch.skip or seq in progress.done:
+        if seq in fetch.skip or seq in progress.done or seq in progress.acked.get(raw, ()):
             return False
         router = self._broker.router
         topic = router.topics[raw]

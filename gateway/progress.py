@@ -8,7 +8,7 @@ Invariant: `sent` holds exactly the followed messages that left and were not ack
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.topic import matches
@@ -55,12 +55,12 @@ class Fetch:
         """No message below is still to be handed out."""
         return self.piece[0][0] if self.piece else self.next or 0
 
-    def rest(self) -> None:
+    def rest(self, under_way: Collection[int]) -> None:
         """The connection is gone: what was not sent is read again."""
         if self.piece:
             self.next = self.piece[0][0]
         self.piece = []
-        self.skip = set()
+        self.skip.intersection_update(under_way)
         self.reading = None
 
 
@@ -81,7 +81,7 @@ class Progress:
         self.fetched: dict[int, None] = {}
         """seqs on their way to the client because they were fetched."""
         self.done: dict[int, None] = {}
-        """After a restart: fetched before it, not to be sent as new."""
+        """Not to be sent as new: fetched before a restart, or sent as retained."""
 
     def take_up(self, seq: int, complete: bool) -> None:
         """A fetched message that was on its way before a restart."""
@@ -101,8 +101,22 @@ class Progress:
     def remove(self, text: str) -> Fetch | None:
         fetch = self.fetches.pop(text, None)
         if fetch in self.pending:
-            self.pending.remove(fetch)
+            self.handed_out(fetch)
         return fetch
+
+    def handed_out(self, fetch: Fetch) -> None:
+        """Nothing of it is still to be sent for the first time."""
+        self.pending.remove(fetch)
+        if not self.pending:
+            self.done.clear()
+
+    def skips(self, seq: int) -> bool:
+        """Whether a fetch leaves the message to the retained ones."""
+        return any(seq in fetch.skip for fetch in self.pending)
+
+    def lowest_cursor(self) -> int:
+        """What was fetched below is done with."""
+        return min((fetch.stored for fetch in self.fetches.values() if fetch.stored <= fetch.through), default=END)
 
     def forget_topics(self, topic_filter: str) -> None:
         """The positions of these topics were dropped: what comes back now must not make new ones."""
@@ -123,10 +137,13 @@ class Progress:
     def rest(self) -> None:
         """The connection is gone."""
         for fetch in self.pending:
-            fetch.rest()
+            fetch.rest(self.fetched)
 
-    def positions(self) -> Iterator[tuple[bytes, int]]:
-        """The topics whose position moved, and where it is now; what is above a message that waits stays noted."""
+    def positions(self, limit: int) -> Iterator[tuple[bytes, int]]:
+        """The topics whose position moved, and where it is now; what is above a message that waits stays noted.
+
+        From `limit` on the session has still to read.
+        """
         if not self.acked:
             return
         lowest: dict[bytes, int] = {}
@@ -134,7 +151,7 @@ class Progress:
             if raw in self.acked and seq < lowest.get(raw, seq + 1):
                 lowest[raw] = seq
         for raw, seqs in list(self.acked.items()):
-            end = min([lowest.get(raw, END), *self._waiting(raw)])
+            end = min([limit, lowest.get(raw, END), *self._waiting(raw)])
             reached = [seq for seq in seqs if seq < end]
             if not reached:
                 continue

@@ -17,7 +17,7 @@ from tidegate.store.log import Name
 
 from .mqtt.connection import Connection
 from .mqtt.packets import Will
-from .progress import Progress
+from .progress import END, Progress
 
 SENT = 1
 RELEASED = 2
@@ -208,6 +208,12 @@ class Session:
     def room(self) -> int:
         """How many more QoS 1 and 2 messages may be in flight (receive maximum, 4.9)."""
         return self.window - len(self.inflight) - len(self.releasing)
+
+    def unread(self) -> int:
+        """The lowest seq that it has still to read on from the log, a very high one if it is live."""
+        if not self.behind:
+            return END
+        return min(self.next_seq, self.backlog[0][0]) if self.backlog else self.next_seq
 
     def position(self, live: int) -> int:
         """The cursor: the last seq that need not be looked at again. `live` = last seq handed to live sessions."""

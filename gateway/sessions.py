@@ -82,12 +82,12 @@ class Sessions:
             session = by_number[number]
             fetched = state & AS_FETCHED
             state -= fetched
-            if fetched:
-                session.followed().take_up(seq, state == COMPLETE)
-            elif state & AS_RETAINED:
+            if state & AS_RETAINED:
                 session.retaining[packet_id] = seq
                 state -= AS_RETAINED
-            elif seq >= session.next_seq:
+            if fetched:
+                session.followed().take_up(seq, state == COMPLETE)
+            elif session.retaining.get(packet_id) != seq and seq >= session.next_seq:
                 session.handled[seq] = None
             if state == SENT_QOS1:
                 session.inflight[packet_id] = session.kept[packet_id] = seq
@@ -234,5 +234,5 @@ def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
 def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:
     """The state of a delivery as its row has it."""
     if session.progress is not None and seq in session.progress.fetched:
-        return state | AS_FETCHED
+        state |= AS_FETCHED
     return state | AS_RETAINED if session.retaining.get(packet_id) == seq else state

@@ -16,6 +16,7 @@ from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
 from tidegate.store.trim import Plan
 
+from tests.broker.receiver import Receiver
 from tests.broker.world import Device, World
 
 HOUR = 3_600_000
@@ -337,31 +338,6 @@ def test_fetched_with_qos_2_each_message_arrives_once_over_a_stop_at_any_step(pa
     assert take(one_to_many(world, "s", qos=2, clean=True)) == []
 
 
-class Receiver:
-    """A client that keeps the packet ids of QoS 2 over its connections, as it must, and does one thing at a time."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.arrived: list[str] = []
-        self._open: set[int] = set()
-
-    def step(self) -> bool:
-        for event in list(self.device.got):
-            self.device.got.remove(event)
-            if isinstance(event, tuple):
-                _, _, packet_id, payload = event
-                if packet_id not in self._open:
-                    self._open.add(packet_id)
-                    self.arrived.append(payload.decode())
-                self.device.send(PubRec(packet_id))
-                return True
-            if isinstance(event, PubRel):
-                self._open.discard(event.packet_id)
-                self.device.send(PubComp(event.packet_id))
-                return True
-        return False
-
-
 def test_qos_2_is_not_fetched_again_by_a_new_session_after_kill_9(path: Path) -> None:
     world = open_world(path)
     publish(world, "pubsub/a", ["1", "2"], qos=2)
@@ -502,3 +478,51 @@ def test_without_rules_nothing_is_followed(path: Path) -> None:
     session = world.broker.sessions.get("s")
     assert session is not None and session.progress is None
     assert rows(path, "SELECT * FROM mqtt_acked") == rows(path, "SELECT * FROM fetch") == []
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("steps", range(7))
+@pytest.mark.parametrize("end", ["cut", "kill"])
+def test_a_retained_message_that_is_stored_as_well_comes_once(path: Path, qos: int, steps: int, end: str) -> None:
+    limits = Limits(max_inflight=1)
+    world = open_world(path, limits=limits)
+    publish(world, "pubsub/a", ["1"], qos)
+    world.device("p").publish("pubsub/a", b"kept", qos, retain=True)
+    publish(world, "pubsub/a", ["2"], qos)
+    client = Receiver(one_to_many(world, "s", qos=qos, clean=False))
+    for _ in range(steps):
+        client.step()
+    if end == "cut":
+        client.device.cut()
+    else:
+        world.wait(1)
+        world.kill()
+        world = open_world(path, limits=limits)
+    client.device = world.device("s", clean=False)
+    while client.step():
+        pass
+    if qos == 2 or end == "cut":
+        assert sorted(client.arrived) == ["1", "2", "kept"]
+    assert set(client.arrived) == {"1", "2", "kept"}
+    assert positions(world, path) == [("s", "pubsub/a", "2")]
+    assert rows(path, "SELECT * FROM fetch") == []
+
+
+def test_subscribing_again_after_unsubscribing_brings_everything_again(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "pubsub/a", ["1", "2"], qos=2)
+    client = Receiver(one_to_many(world, "s", qos=2, clean=False))
+    client.step()
+    world.wait(1)
+    world.kill()
+    world = open_world(path)
+    client.device = world.device("s", clean=False)
+    while client.step():
+        pass
+    client.device.send(Unsubscribe(9, ("pubsub/#",), {}))
+    client.device.subscribe("pubsub/#", 2)
+    while client.step():
+        pass
+    assert client.arrived == ["1", "2", "1", "2"]
+    world.wait(1)
+    assert rows(path, "SELECT * FROM inflight") == []
