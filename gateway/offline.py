@@ -60,6 +60,7 @@ class Offline:
         """Pieces of queues that are being read or sent: what somebody acknowledges meanwhile is taken out of them."""
         self._next_sweep = 0.0
         broker.sessions.ended = self.ended
+        broker.sessions.moved = self._fold
         broker.delivery.feed = self.feed
 
     def load(self, db: sqlite3.Connection) -> None:
@@ -93,13 +94,14 @@ class Offline:
         """A new subscription with QoS > 0; `through`: the last seq before it."""
         if self._broker.router.local.fetch_for(text) is None:
             return
-        self._fold(session)  # the reader looks for positions in the store
         session.followed().add(Fetch(text, through))
         if session.persistent:
             self._broker.log.change(ADD_FETCH, session.name, text, through)
+        live = self._broker.delivery.live
         if session.client is not None and not session.behind:
             session.behind = True
-            session.next_seq = self._broker.delivery.live + 1
+            session.next_seq = live + 1
+        self._broker.sessions.keep_position(session, live)  # the reader looks for positions in the store
 
     def unsubscribed(self, session: Session, text: str) -> None:
         broker, progress = self._broker, session.progress
@@ -204,6 +206,8 @@ class Offline:
                     log.change(MOVE_FETCH, cursor, session.name, fetch.text)
         if moved and session.persistent:
             log.change(FORGET_FETCHED, session.name, progress.lowest_cursor())
+        if progress.acked:
+            self._dirty[session] = None
 
     def _name(self, session: Session) -> Name:
         """As long as the session is in the book its name keeps its number."""
@@ -269,8 +273,11 @@ class Offline:
             return
         assert isinstance(got, Piece)
         under_way = {*session.inflight.values(), *(seq for seq, _ in session.releasing.values())}
-        fetch.piece = [m for m in got.messages if m[0] not in under_way and self._is_due(session, fetch, m)]
+        due = [message for message in got.messages if self._is_due(session, fetch, message)]
+        fetch.piece = [message for message in due if message[0] not in under_way]
         fetch.next = got.through + 1
+        # Sent for a subscription that is no more: the fetch is not over before the client has it.
+        session.followed().fetched.update(dict.fromkeys(message[0] for message in due if message[0] in under_way))
         self._broker.delivery.pump(session)
 
     def _is_still_wanted(self, session: Session, client: Client, fetch: Fetch, got: Any) -> bool:

@@ -40,6 +40,8 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self.ended: Callable[[Session], None] = lambda session: None
         """Told of a followed session that is dropped."""
+        self.moved: Callable[[Session], None] = lambda session: None
+        """Told of a followed session whose cursor is written down: rows that say what was acknowledged above it may go."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -195,7 +197,14 @@ class Sessions:
         """Write the positions that moved since the last time."""
         moved = (session for session in self._by_id.values() if session.persistent and session.dirty)
         for session in list(islice(moved, at_most)):
-            session.dirty = False
+            self.keep_position(session, live)
+
+    def keep_position(self, session: Session, live: int) -> None:
+        """Write down where the session stands."""
+        session.dirty = False
+        if session.progress is not None:
+            self.moved(session)
+        if session.persistent:
             self._store_cursor(session, session.position(live))
 
     def fold_for_stop(self, live: int) -> None:

@@ -1,7 +1,6 @@
 """Positions and fetches under any order of events: a client that comes, goes, unsubscribes, and a gateway that is killed.
 
-Each client uses rules that keep its position, and at the end subscribes to everything: then it must have had every message, with
-QoS 2 once. The clients keep their sessions. A seed that fails reproduces its story.
+At the end it subscribes to everything, and must have had every message, with QoS 2 once. A seed reproduces its story.
 """
 
 from __future__ import annotations
