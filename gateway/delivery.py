@@ -450,7 +450,7 @@ class Delivery(Outlet):
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
                 if qos and session.progress is not None and session.progress.skips(message[0]):
-                    session.progress.fetched[message[0]] = None
+                    session.progress.under_way(message[0])
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
                 if qos and self._router.watches(topic) and topic.acks:
                     session.followed().sent[message[0]] = topic.raw

@@ -32,10 +32,11 @@ from tidegate.store.history import (
 )
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule
 from tidegate.store.log import Name
+from tidegate.store.topic import overlap
 
 from .delivery import ReadLog
 from .outlet import TURN_BYTES
-from .progress import Fetch, Progress
+from .progress import END, Fetch, Progress
 from .routing import target_of
 from .session import COMPLETE, RELEASED, Client, Session
 from .sessions import FORGET_FETCHED
@@ -110,11 +111,22 @@ class Offline:
             self._urgent[session] = None
             if session.persistent:
                 broker.log.change(DELETE_FETCH, session.name, text)
-                broker.log.change(FORGET_FETCHED, session.name, progress.lowest_cursor())
+        self._take_over(session, text)
         if broker.router.local.forgets_position(text):
             if progress is not None:
                 progress.forget_topics(text)
             broker.log.change(FORGET_POSITIONS, session.name, text)
+
+    def _take_over(self, session: Session, gone: str) -> None:
+        """What the subscription that is gone had still to bring is fetched by others that match it too."""
+        rules = self._broker.router.local
+        mine = [text for text, subscription in session.subscriptions.items() if subscription.qos and overlap(text, gone)]
+        again = [text for text in mine if rules.ack_of(text) and rules.fetch_for(text) is not None]
+        for text in again:
+            session.followed().remove(text)
+            self.subscribed(session, text, session.subscriptions[text].since)
+        if again:
+            self._broker.when_durable(self.begin, session)
 
     def ended(self, session: Session) -> None:
         """The session is dropped."""
@@ -196,16 +208,17 @@ class Offline:
         for raw, seq in progress.positions(session.unread()):
             if self._broker.router.fresh(topics[raw]).acks & PUBSUB:
                 log.change(SET_POSITION, self._name(session), topics[raw], seq, log.at)
-        moved = list(progress.moved_fetches())
-        for fetch, cursor in moved:
+        for fetch, cursor in list(progress.moved_fetches()):
             fetch.stored = cursor
             if session.persistent:
                 if cursor > fetch.through:
                     log.change(DELETE_FETCH, session.name, fetch.text)
                 else:
                     log.change(MOVE_FETCH, cursor, session.name, fetch.text)
-        if moved and session.persistent:
-            log.change(FORGET_FETCHED, session.name, progress.lowest_cursor())
+        if progress.has_rows and session.persistent:
+            low = progress.done_with()
+            log.change(FORGET_FETCHED, session.name, low)
+            progress.has_rows = low < END or bool(progress.fetched)
         if progress.acked:
             self._dirty[session] = None
 
@@ -277,7 +290,9 @@ class Offline:
         fetch.piece = [message for message in due if message[0] not in under_way]
         fetch.next = got.through + 1
         # Sent for a subscription that is no more: the fetch is not over before the client has it.
-        session.followed().fetched.update(dict.fromkeys(message[0] for message in due if message[0] in under_way))
+        for message in due:
+            if message[0] in under_way:
+                session.followed().under_way(message[0])
         self._broker.delivery.pump(session)
 
     def _is_still_wanted(self, session: Session, client: Client, fetch: Fetch, got: Any) -> bool:
@@ -301,7 +316,7 @@ class Offline:
             sent += 1
             if seq in fetch.taken:
                 continue
-            progress.fetched[seq] = None  # its row says so
+            progress.under_way(seq)
             if not self._broker.delivery.send_old(session, client, message, target):
                 del progress.fetched[seq]
         del fetch.piece[:sent]

@@ -67,7 +67,7 @@ class Fetch:
 class Progress:
     """See the module; a session has one as soon as a message of it is followed."""
 
-    __slots__ = ("acked", "done", "fetched", "fetches", "pending", "sent")
+    __slots__ = ("acked", "done", "fetched", "fetches", "has_rows", "pending", "sent")
 
     def __init__(self) -> None:
         self.sent: dict[int, bytes] = {}
@@ -80,14 +80,22 @@ class Progress:
         """Those of them that are not handed out yet, the oldest first."""
         self.fetched: dict[int, None] = {}
         """seqs on their way to the client because they were fetched."""
+        self.has_rows = False
+        """Whether the store may have rows of fetched deliveries."""
         self.done: dict[int, None] = {}
         """Not to be sent as new: fetched before a restart, or sent as retained."""
 
     def take_up(self, seq: int, complete: bool) -> None:
         """A fetched message that was on its way before a restart."""
         self.done[seq] = None
+        self.has_rows = True
         if not complete:
             self.fetched[seq] = None
+
+    def under_way(self, seq: int) -> None:
+        """A fetched message leaves; its row will say so."""
+        self.has_rows = True
+        self.fetched[seq] = None
 
     def add(self, fetch: Fetch) -> None:
         self.fetches[fetch.text] = fetch
@@ -114,9 +122,10 @@ class Progress:
         """Whether a fetch leaves the message to the retained ones."""
         return any(seq in fetch.skip for fetch in self.pending)
 
-    def lowest_cursor(self) -> int:
-        """What was fetched below is done with."""
-        return min((fetch.stored for fetch in self.fetches.values() if fetch.stored <= fetch.through), default=END)
+    def done_with(self) -> int:
+        """Rows of deliveries that are complete say nothing new below this seq: cursors and positions are past them."""
+        cursors = [fetch.stored for fetch in self.fetches.values() if fetch.stored <= fetch.through]
+        return min([*cursors, *map(min, self.acked.values())], default=END)
 
     def forget_topics(self, topic_filter: str) -> None:
         """The positions of these topics were dropped: what comes back now must not make new ones."""

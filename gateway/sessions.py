@@ -229,7 +229,8 @@ class Sessions:
         session.stored_cursor = cursor
         log, name = self._log, session.name
         log.change("UPDATE session SET cursor = ? WHERE client = ?", cursor, name)
-        log.change(FORGET_DELIVERIES, name, cursor)
+        done_with = cursor if session.progress is None else min(cursor, session.progress.done_with() - 1)
+        log.change(FORGET_DELIVERIES, name, done_with)
 
 
 def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -73,6 +74,16 @@ def matches(topic_filter: str, topic: str) -> bool:
         if number >= len(have) or level not in ("+", have[number]):
             return False
     return len(wanted) == len(have)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a topic may be matched by both filters."""
+    for mine, theirs in zip_longest(one.split("/"), other.split("/")):
+        if "#" in (mine, theirs):
+            return True
+        if mine != theirs and (mine is None or theirs is None or "+" not in (mine, theirs)):
+            return False
+    return True
 
 
 class _Node(Generic[Key, Value]):

@@ -9,11 +9,11 @@ Invariant: a file with a mistake gives None, and whoever asked keeps the rules t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from tidegate.store.entry import CONNECTED, SESSION_CREATED
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
+from tidegate.store.topic import overlap
 
 from .vocabulary import EXPIRED_TIME
 
@@ -61,7 +61,7 @@ def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
 
     def partner(rule: Rule, *functions: str) -> Rule | None:
         found = (other for other in all_rules if other.function in functions)
-        return next((other for other in found if _overlap(rule.topic_filter, other.topic_filter)), None)
+        return next((other for other in found if overlap(rule.topic_filter, other.topic_filter)), None)
 
     for rule in all_rules:
         if rule.function == "on_message_store" and (other := partner(rule, "on_message_publish")):
@@ -75,13 +75,3 @@ def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
             )
         if rule.function.startswith("on_message_fetch") and not partner(rule, *_STORES):
             yield rule.line, "no rule stores messages of these topics (on_message_publish), so there is nothing to fetch"
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether a topic may be matched by both filters."""
-    for mine, theirs in zip_longest(one.split("/"), other.split("/")):
-        if "#" in (mine, theirs):
-            return True
-        if mine != theirs and (mine is None or theirs is None or "+" not in (mine, theirs)):
-            return False
-    return True

@@ -57,7 +57,7 @@ def publish(gateway: Gateway, topic: str, *payloads: bytes, qos: int = 1) -> Non
 
 def take(client: MqttClient, count: int) -> list[bytes]:
     """So many messages, all acknowledged, and no more."""
-    found = []
+    found: list[bytes] = []
     while len(found) < count:
         packet = client.receive()
         if packet.kind is Kind.PUBLISH:
