@@ -71,8 +71,7 @@ class Offline:
             session = self._broker.sessions.get(clientid)
             if session is not None:
                 session.followed().add(Fetch(text, through, cursor))
-        if db.execute("SELECT EXISTS (SELECT 1 FROM fetch) OR EXISTS (SELECT 1 FROM position)").fetchone()[0]:
-            self._load_deliveries(db)
+        self._load_deliveries(db)
 
     def _load_deliveries(self, db: sqlite3.Connection) -> None:
         """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it."""
@@ -83,9 +82,9 @@ class Offline:
             session, raw = self._broker.sessions.get(clientid), topic.encode()
             if session is None:
                 continue
+            self._dirty[session] = None
             if state in (RELEASED, COMPLETE):
                 session.followed().acked.setdefault(raw, []).append(seq)
-                self._dirty[session] = None
             else:
                 session.followed().sent[seq] = raw
 
@@ -157,7 +156,7 @@ class Offline:
                 fetch.taken.add(seq)
         if what & PUBSUB:
             progress.acked.setdefault(raw, []).append(seq)
-            self._dirty[session] = None
+        self._dirty[session] = None
 
     def acked_qos1(self, session: Session, progress: Progress, seq: int) -> None:
         self.acked(session, progress, seq)
@@ -221,6 +220,8 @@ class Offline:
             progress.has_rows = low < END or bool(progress.fetched)
         if progress.acked:
             self._dirty[session] = None
+        elif progress.is_idle():
+            session.progress = None
 
     def _name(self, session: Session) -> Name:
         """As long as the session is in the book its name keeps its number."""

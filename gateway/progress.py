@@ -122,6 +122,10 @@ class Progress:
         """Whether a fetch leaves the message to the retained ones."""
         return any(seq in fetch.skip for fetch in self.pending)
 
+    def is_idle(self) -> bool:
+        """Whether there is nothing to remember."""
+        return not (self.sent or self.acked or self.fetches or self.fetched or self.done or self.has_rows)
+
     def done_with(self) -> int:
         """Rows of deliveries that are complete say nothing new below this seq: cursors and positions are past them."""
         cursors = [fetch.stored for fetch in self.fetches.values() if fetch.stored <= fetch.through]
