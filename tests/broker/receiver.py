@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.gateway.mqtt.packets import PubAck, PubComp, PubRec, PubRel
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, PubRec, PubRel
 
 from tests.broker.world import Device
 
@@ -18,6 +18,8 @@ class Receiver:
     def step(self) -> bool:
         for event in list(self.device.got):
             self.device.got.remove(event)
+            if isinstance(event, ConnAck) and not event.session_present:
+                self._open.clear()
             if isinstance(event, tuple):
                 _, flags, packet_id, payload = event
                 if flags >> 1 & 3 == 1:
