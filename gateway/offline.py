@@ -250,7 +250,7 @@ class Offline:
 
     def _read_on(self, session: Session, client: Client, fetch: Fetch, rule: FetchRule) -> None:
         since = self._broker.log.at - rule.span if rule.span else 0
-        question = Question(session.name.text, fetch.text, fetch.through, rule.queue, rule.count, since, rule.window_first)
+        question = Question(session.name.text, fetch.text, fetch.through, rule.queue, rule.limit, since, rule.window_first)
         fetch.reading = client
         if rule.queue:
             self._queues[fetch] = None

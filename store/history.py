@@ -36,13 +36,13 @@ DELETE_FETCHES = "DELETE FROM fetch WHERE client = ?"
 
 
 class Question(NamedTuple):
-    """What a client may fetch: of a filter, through a seq. One to many: the newest `count` (0: all) since a time (ms)."""
+    """What a client may fetch: of a filter, through a seq. One to many: the newest `limit` (0: all) since a time (ms)."""
 
     clientid: str
     topic_filter: str
     through: int
     queue: bool
-    count: int = 0
+    limit: int = 0
     since: int = 0
     window_first: bool = True
 
@@ -81,13 +81,13 @@ def _step(reader: CatchUp, question: Question, look: Look, where: str, start: in
     bottom = max(high - STRETCH + 1, low)
     edge = high + 1
     if not chosen:
-        limit = f"LIMIT {question.count - found}" if question.count else ""
+        limit = f"LIMIT {question.limit - found}" if question.limit else ""
         newest = (
             f"SELECT seq FROM entry WHERE seq BETWEEN {max(bottom, start)} AND {high} AND {where} ORDER BY seq DESC {limit}"
         )
         oldest, more = reader.db.execute(f"SELECT min(seq), count(*) FROM ({newest})").fetchone()
         first, found = oldest or first, found + more
-        full = bool(question.count) and found >= question.count
+        full = bool(question.limit) and found >= question.limit
         chosen = full or bottom <= max(start, low)
         edge = first if full else start
     if chosen:
@@ -127,7 +127,7 @@ def _position(client: int, otherwise: int) -> str:
 
 def _client(reader: CatchUp, clientid: str) -> int:
     row = reader.db.execute("SELECT id FROM client WHERE clientid = ?", (clientid,)).fetchone()
-    return row[0] if row else 0
+    return int(row[0]) if row else 0
 
 
 def _choice(reader: CatchUp, topic_filter: str) -> str:
@@ -139,7 +139,8 @@ def _choice(reader: CatchUp, topic_filter: str) -> str:
 
 def _first_since(reader: CatchUp, since: int, through: int) -> int:
     """The lowest seq whose time is not before `since`, `through` + 1 if none: times never go back in the log."""
-    low, high = reader.db.execute("SELECT ifnull(min(seq), 1), ? FROM entry", (through + 1,)).fetchone()
+    (bottom,) = reader.db.execute("SELECT ifnull(min(seq), 1) FROM entry").fetchone()
+    low, high = int(bottom), through + 1
     while low < high:
         middle = (low + high) // 2
         row = reader.db.execute("SELECT seq, at FROM entry WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)).fetchone()

@@ -19,11 +19,11 @@ PUBSUB, QUEUE = 1, 2
 
 
 class FetchRule(NamedTuple):
-    """Stored messages for a new subscription. `count` 0: as many as there are; `span` in ms."""
+    """Stored messages for a new subscription. `limit` 0: as many as there are; `span` in ms."""
 
     topic_filter: str
     queue: bool
-    count: int
+    limit: int
     span: int
     window_first: bool
     """Whether a client without a position gets the window, or nothing."""
