@@ -303,6 +303,8 @@ class Broker:
         self._begin_commit()
         self.delivery.acknowledge(batch.acks)
         self.stored += len(batch.rows)
+        if batch.rows:
+            self.delivery.durable = batch.rows[-1][0]
         for function, *arguments in batch.after:
             function(*arguments)
         self.delivery.push_committed(batch)

@@ -35,11 +35,11 @@ ReadLog = Callable[[Callable[[Any], Any], Callable[[Any], None]], None]
 
 
 class Delivery(Outlet):
-    """See the module. `live` is the last seq handed to live sessions."""
+    """See the module. `live` is the last seq handed to live sessions, `durable` the last one committed."""
 
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
         super().__init__(log, router, max_queued_bytes, message_id)
-        self.live = log.next_seq - 1
+        self.live = self.durable = log.next_seq - 1
         self.report: Callable[[str], None] = lambda text: None
         self.feed: Feed = lambda session, progress, client: False
         """What a session fetches is handed out by `offline`."""
@@ -142,8 +142,6 @@ class Delivery(Outlet):
                 again.append((seq, packet_id, 2))
         session.behind = True
         session.resend = sorted(again)
-        if session.persistent and session.progress is not None:  # it resumes when what it began is durable
-            session.progress.ready()
         self.pump(session)
 
     def _resend_on(self, session: Session, client: Client) -> None:

@@ -11,6 +11,7 @@ Invariant: a position never passes a message that the client has still to get or
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,12 @@ from tidegate.store.history import (
 )
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule
 from tidegate.store.log import Name
-from tidegate.store.topic import overlap
+from tidegate.store.topic import matches, overlap
 
 from .delivery import ReadLog
 from .outlet import TURN_BYTES
 from .progress import END, Fetch, Progress
-from .routing import target_of
+from .routing import Topic, target_of
 from .session import COMPLETE, RELEASED, Client, Session
 from .sessions import FORGET_FETCHED
 
@@ -83,6 +84,8 @@ class Offline:
             if session is None:
                 continue
             self._dirty[session] = None
+            if not session.followed().pending:
+                session.followed().done.clear()
             if state in (RELEASED, COMPLETE):
                 session.followed().acked.setdefault(raw, []).append(seq)
             else:
@@ -113,8 +116,8 @@ class Offline:
         self._take_over(session, text)
         if broker.router.local.forgets_position(text):
             if progress is not None:
-                progress.forget_topics(text)
-            broker.log.change(FORGET_POSITIONS, session.name, text)
+                progress.forget_topics(lambda topic: matches(text, topic) and not session.is_subscribed(topic))
+            broker.log.change(FORGET_POSITIONS, session.name, text, json.dumps(list(session.subscriptions)))
 
     def _take_over(self, session: Session, gone: str) -> None:
         """What the subscription that is gone had still to bring is fetched by others that match it too."""
@@ -139,7 +142,6 @@ class Offline:
     def begin(self, session: Session) -> None:
         """What was logged before the subscriptions is on the disk now: fetch."""
         if session.progress is not None:
-            session.progress.ready()
             self._broker.delivery.pump(session)
 
     # -- acknowledgements ------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ class Offline:
             return
         topics = self._broker.router.topics
         for raw, seq in progress.positions(session.unread()):
-            if self._broker.router.fresh(topics[raw]).acks & PUBSUB:
+            if self._has_position(session, topics[raw]):
                 log.change(SET_POSITION, self._name(session), topics[raw], seq, log.at)
         for fetch, cursor in list(progress.moved_fetches()):
             fetch.stored = cursor
@@ -223,6 +225,12 @@ class Offline:
         elif progress.is_idle():
             session.progress = None
 
+    def _has_position(self, session: Session, topic: Topic) -> bool:
+        """By the rules; one that an UNSUBSCRIBE dropped does not come back with what was still under way."""
+        router = self._broker.router
+        dropped = router.local.forgets_position(topic.text) and not session.is_subscribed(topic.text)
+        return bool(router.fresh(topic).acks & PUBSUB) and not dropped
+
     def _name(self, session: Session) -> Name:
         """As long as the session is in the book its name keeps its number."""
         current = self._broker.sessions.get(session.name.text)
@@ -234,7 +242,9 @@ class Offline:
         """Hand out what the first pending fetch has; False when the log must be read first."""
         fetch = progress.pending[0]
         # Retained messages first: only what was sent as such need not be fetched.
-        if not fetch.ready or fetch.reading is client or session.retained or session.retained_due:
+        if fetch.reading is client or session.retained or session.retained_due:
+            return False
+        if fetch.through > self._broker.delivery.durable:  # `begin` comes when it is
             return False
         if fetch.piece:
             self._send(session, progress, client, fetch)

@@ -8,7 +8,7 @@ Invariant: `sent` holds exactly the followed messages that left and were not ack
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.topic import matches
@@ -23,7 +23,7 @@ END = 1 << 62
 class Fetch:
     """Stored messages for one new subscription. It is a cursor: `next`, None until it is known where the window begins."""
 
-    __slots__ = ("first", "look", "next", "piece", "reading", "ready", "skip", "stored", "taken", "text", "through")
+    __slots__ = ("first", "look", "next", "piece", "reading", "skip", "stored", "taken", "text", "through")
 
     def __init__(self, text: str, through: int, cursor: int | None = None) -> None:
         self.text = text
@@ -32,8 +32,6 @@ class Fetch:
         self.stored = cursor or 0
         """The cursor in the store; above `through` when all is acknowledged, and then it is not there any more."""
         self.look: Look | None = None
-        self.ready = False
-        """Whether everything through `through` can be read by now."""
         self.reading: Any = None
         """The connection for which a piece is being read; an answer for an older one does not count."""
         self.piece: list[Any] = []
@@ -131,21 +129,16 @@ class Progress:
         cursors = [fetch.stored for fetch in self.fetches.values() if fetch.stored <= fetch.through]
         return min([*cursors, *map(min, self.acked.values())], default=END)
 
-    def forget_topics(self, topic_filter: str) -> None:
+    def forget_topics(self, gone: Callable[[str], bool]) -> None:
         """The positions of these topics were dropped: what comes back now must not make new ones."""
-        self.sent = {seq: raw for seq, raw in self.sent.items() if not matches(topic_filter, raw.decode())}
-        self.acked = {raw: seqs for raw, seqs in self.acked.items() if not matches(topic_filter, raw.decode())}
+        self.sent = {seq: raw for seq, raw in self.sent.items() if not gone(raw.decode())}
+        self.acked = {raw: seqs for raw, seqs in self.acked.items() if not gone(raw.decode())}
 
     def give_up(self, seq: int, fetched: bool) -> None:
         """The message can never be sent again."""
         self.sent.pop(seq, None)
         if fetched:
             self.fetched.pop(seq, None)
-
-    def ready(self) -> None:
-        """Everything that the fetches are about can be read."""
-        for fetch in self.pending:
-            fetch.ready = True
 
     def rest(self) -> None:
         """The connection is gone."""

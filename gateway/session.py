@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidegate.store.log import Name
+from tidegate.store.topic import matches
 
 from .mqtt.connection import Connection
 from .mqtt.packets import Will
@@ -196,6 +197,9 @@ class Session:
         if self.progress is None:
             self.progress = Progress()
         return self.progress
+
+    def is_subscribed(self, topic: str) -> bool:
+        return any(matches(text, topic) for text in self.subscriptions)
 
     def free_packet_id(self) -> int:
         """The next packet id that is not in use; the window is far smaller than their number."""

@@ -20,7 +20,8 @@ SET_POSITION = (
 )
 FORGET_POSITIONS = (
     "DELETE FROM position WHERE client = ?1 AND topic IN (SELECT p.topic FROM position p JOIN topic t ON t.id = p.topic"
-    " WHERE p.client = ?1 AND topic_matches(?2, t.name))"
+    " WHERE p.client = ?1 AND topic_matches(?2, t.name)"
+    " AND NOT EXISTS (SELECT 1 FROM json_each(?3) WHERE topic_matches(value, t.name)))"
 )
 STALE_POSITIONS = (
     "DELETE FROM position WHERE created < ? AND seq < (SELECT min(seq) FROM entry)"

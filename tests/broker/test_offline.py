@@ -245,6 +245,51 @@ def test_unsubscribing_drops_the_position(path: Path) -> None:
     assert positions(world, path) == []
 
 
+def test_unsubscribing_leaves_the_position_of_a_topic_that_is_still_subscribed(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "pubsub/a", ["a"])
+    publish(world, "pubsub/b", ["b"])
+    device = one_to_many(world, "s", "pubsub/a")
+    device.subscribe("pubsub/#", 1)
+    assert take(device) == ["a", "b"]
+    device.send(Unsubscribe(9, ("pubsub/#",), {}))
+    assert look(device) == [], "nothing is fetched again"
+    assert positions(world, path) == [("s", "pubsub/a", "a")]
+
+
+def test_a_position_that_was_dropped_does_not_come_back_after_kill_9(path: Path) -> None:
+    world = open_world(path)
+    publish(world, "pubsub/a", ["1", "2"], qos=2)
+    device = one_to_many(world, "s", "pubsub/a", 2, clean=False)
+    for message in device.messages():
+        device.send(PubRec(message[2]))
+    device.send(Unsubscribe(9, ("pubsub/a",), {}))
+    world.kill()
+    world = open_world(path)
+    device = world.device("s", clean=False)
+    for packet_id in (1, 2):
+        device.send(PubComp(packet_id))
+    assert positions(world, path) == []
+    device.subscribe("pubsub/a", 2)
+    assert take(device, 2) == ["1", "2"]
+
+
+def test_a_fetch_waits_until_everything_before_it_is_on_the_disk(path: Path) -> None:
+    world = open_world(path)
+    device = world.device("s", clean=False)
+    publisher = world.device("p")
+    world.auto = False
+    device.subscribe("pubsub/a", 1)
+    publisher.publish("pubsub/b", b"on its way")
+    device.subscribe("pubsub/b", 1)
+    world.commit()
+    while world.reads:
+        world.read()
+    world.auto = True
+    world.settle()
+    assert look(device) == ["on its way"]
+
+
 def test_without_the_rule_unsubscribing_keeps_the_position(path: Path) -> None:
     world = open_world(path, rules(forgets=False))
     publish(world, "pubsub/a", ["1", "2"])
