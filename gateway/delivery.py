@@ -184,8 +184,6 @@ class Delivery(Outlet):
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)
             return
-        if self._router.watches(topic) and topic.acks:
-            session.followed().sent[message[0]] = topic.raw
         self.send(client, _dup(head, DUP) + PACKET_ID[packet_id] + tail)
 
     def pump(self, session: Session) -> None:

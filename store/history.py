@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .catchup import ROWS, STRETCH, CatchUp, Piece
+from .catchup import ROWS, CatchUp, Piece
 from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
 
+LOOK, READ = 8_000, 20_000
+"""Rows of the log that one step looks through: a transaction of 20 ms."""
 SET_POSITION = (
     "INSERT INTO position (client, topic, seq, created) VALUES (?,?,?,?) ON CONFLICT (client, topic)"
     " DO UPDATE SET seq = excluded.seq, created = excluded.created WHERE excluded.seq > seq"
@@ -79,7 +81,7 @@ def look_back(reader: CatchUp, question: Question, look: Look | None) -> Look:
 
 def _step(reader: CatchUp, question: Question, look: Look, where: str, start: int, low: int) -> Look:
     high, first, found, skipped, chosen, _ = look
-    bottom = max(high - STRETCH + 1, low)
+    bottom = max(high - LOOK + 1, low)
     edge = high + 1
     if not chosen:
         limit = f"LIMIT {question.limit - found}" if question.limit else ""
@@ -103,7 +105,7 @@ def read_history(reader: CatchUp, question: Question, first: int) -> Piece:
     try:
         (lowest,) = reader.db.execute("SELECT min(seq) FROM entry").fetchone()
         first = max(first, lowest or 0)
-        last = min(first + STRETCH - 1, question.through)
+        last = min(first + READ - 1, question.through)
         client, choice = _client(reader, question.clientid), _choice(reader, question.topic_filter)
         where = f"seq BETWEEN {first} AND {last} AND {_stored(question)} {choice}"
         if not question.queue:

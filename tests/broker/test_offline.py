@@ -230,6 +230,21 @@ def test_the_position_never_passes_what_is_still_to_be_fetched(path: Path) -> No
     assert positions(world, path) == [("s", "pubsub/a", "kept")]
 
 
+def test_after_kill_9_the_position_waits_for_what_has_no_row(path: Path) -> None:
+    world = open_world(path)
+    device = one_to_many(world, "s", qos=2, clean=False)
+    publish(world, "pubsub/a", ["1"], qos=1)
+    publish(world, "pubsub/a", ["2"], qos=2)
+    _, second = device.messages()
+    device.send(PubRec(second[2]))
+    device.send(PubComp(second[2]))
+    world.kill()
+    world = open_world(path)
+    assert positions(world, path) == []
+    assert take(world.device("s", clean=False)) == ["1"]
+    assert positions(world, path) == [("s", "pubsub/a", "2")]
+
+
 def test_unsubscribing_drops_the_position(path: Path) -> None:
     world = open_world(path)
     publish(world, "pubsub/a", ["1", "2"])
@@ -252,6 +267,7 @@ def test_unsubscribing_leaves_the_position_of_a_topic_that_is_still_subscribed(p
     device = one_to_many(world, "s", "pubsub/a")
     device.subscribe("pubsub/#", 1)
     assert take(device) == ["a", "b"]
+    assert len(positions(world, path)) == 2
     device.send(Unsubscribe(9, ("pubsub/#",), {}))
     assert look(device) == [], "nothing is fetched again"
     assert positions(world, path) == [("s", "pubsub/a", "a")]
@@ -571,3 +587,22 @@ def test_subscribing_again_after_unsubscribing_brings_everything_again(path: Pat
     assert client.arrived == ["1", "2", "1", "2"]
     world.wait(1)
     assert rows(path, "SELECT * FROM inflight") == []
+
+
+def test_a_message_that_is_gone_before_it_was_acknowledged_does_not_hold_the_position(path: Path) -> None:
+    world = open_world(path)
+    device = one_to_many(world, "s", clean=False)
+    publish(world, "pubsub/a", ["1", "2"])
+    device.cut()
+    world.broker.trim(Plan(world.broker.log.next_seq, world.broker.log.next_seq, None))
+    world.settle()
+    publish(world, "pubsub/a", ["3"])
+    assert take(world.device("s", clean=False)) == ["3"]
+    assert positions(world, path) == [("s", "pubsub/a", "3")]
+
+
+def test_the_newest_n_are_found_over_several_steps(path: Path) -> None:
+    world = open_world(path, rules(count=8_500))
+    publish(world, "pubsub/a", [str(number) for number in range(9_000)])
+    assert take(one_to_many(world, "s")) == [str(number) for number in range(500, 9_000)]
+    assert world.broker.delivery.dropped["offline_opts"] == 500
