@@ -112,3 +112,15 @@ def refuse_half(path: Path) -> None:
             f"a `tidegate restore` or `tidegate salvage` was cut off before {path} was back in its place: run it again; nothing"
             f" was changed"
         )
+
+
+def refuse_emptied(path: Path) -> None:
+    """Not a fresh start where a log has been: a file system that lost a file's content leaves 0 bytes. Raises StoreError."""
+    if not path.exists() or path.stat().st_size:
+        return
+    beside = [file for file in (Path(f"{path}-wal"), path.with_name("uplink.db")) if file.exists() and file.stat().st_size]
+    if beside:
+        raise StoreError(
+            f"{path} has 0 bytes, but {beside[0].name} beside it says that there was a log: its content was lost."
+            f" `tidegate restore` a backup, or move {path} aside to begin a new log; nothing was changed"
+        )

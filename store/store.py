@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .entry import DISCONNECTED
-from .exchange import refuse_half
+from .exchange import refuse_emptied, refuse_half
 from .log import Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
@@ -84,6 +84,7 @@ class Store:
         `node` empty: the host's name and four characters of our id. `wall` and `mono` in ms.
         """
         refuse_half(path)
+        refuse_emptied(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         know_topics(connection)
         try:

@@ -108,13 +108,21 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
     """What only the settings together can show."""
     if pool.backend != "redis":
         return
+
+    def mistake(key: str, text: str) -> None:
+        raw.mistakes.append(Mistake(file, lines.get((pool.name, key), 0), f"{pool.name}.{key}: {text}"))
+
     kind = pool.settings["type"]
-    line = lines.get((pool.name, "type"), 0)
-    if kind in ("sentinel", "cluster"):
-        raw.mistakes.append(Mistake(file, line, f"{pool.name}.type: {kind} comes with a later version; single works now"))
-    elif len(pool.settings["server"]) > 1:
-        line = lines.get((pool.name, "server"), 0)
-        raw.mistakes.append(Mistake(file, line, f"{pool.name}.server: type single has one server, host:port"))
+    if kind == "single" and len(pool.settings["server"]) > 1:
+        mistake("server", "type single has one server, host:port")
+    if kind == "sentinel" and not pool.settings["sentinel"]:
+        mistake("type", f"type sentinel needs the master's name: backend.redis.{pool.name}.sentinel = mymaster")
+    if kind == "cluster" and pool.settings["database"]:
+        mistake("database", "a cluster has only database 0")
+    if not pool.settings["ssl"]:
+        for key in ("cacertfile", "certfile", "keyfile"):
+            if pool.settings[key]:
+                mistake(key, f"has no effect without backend.redis.{pool.name}.ssl = true")
     if pool.settings["password"] and pool.settings["password_file"]:
         first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
         text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
@@ -125,10 +133,14 @@ def _value(setting: Setting, key: Key, folder: Path) -> Any:
     text = setting.value
     if setting.backend not in BUILT:
         return text
-    if setting.key == "password":
+    if key.kind == "secret":
         return Secret(text)
-    if setting.key == "password_file":
+    if key.kind == "secret_file":
         return _secret_from(folder / text) if text else ""
+    if key.kind == "file":
+        return _file(folder / text) if text else ""
+    if key.kind == "flag":
+        return _flag(text)
     if key.kind == "number":
         return _number(text)
     if key.kind == "seconds":
@@ -145,6 +157,21 @@ def _secret_from(path: Path) -> Secret:
         return Secret(path.read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise _Bad(f"{path} cannot be read: {error}") from None
+
+
+def _file(path: Path) -> str:
+    """For the driver, which would say less of a file that it cannot read."""
+    try:
+        with path.open("rb"):
+            return str(path)
+    except OSError as error:
+        raise _Bad(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise _Bad(f'"{text}" is neither true nor false')
+    return text == "true"
 
 
 def _number(text: str) -> int:

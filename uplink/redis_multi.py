@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .backend import Batch, Mark, Operation, Refusal
+from .backend import Batch, Operation, Refusal
 from .redis_actions import unpack
+from .redis_ledger import mark_text
 from .redis_script import TOMBSTONE_SECONDS
 
 Command = list[bytes]
@@ -32,7 +33,7 @@ def write_in_transaction(
     left_out: dict[int, str] = {}
     while True:
         stands, standing = _watch(exchange, ledger, batch.epoch, [arguments for _, arguments in operations])
-        if stands != _text(batch.expected):
+        if stands != mark_text(batch.expected):
             exchange([[b"UNWATCH"]])
             return None
         commands = [[b"HSET", ledger, b"%d" % batch.epoch, b"%d" % batch.through]]
@@ -181,9 +182,3 @@ def _key(arguments: Command) -> bytes:
 
 def _reference(epoch: int, operation: Operation) -> bytes:
     return b"%d:%d:%d" % (epoch, operation.seq, operation.number)
-
-
-def _text(mark: Mark) -> bytes:
-    if mark.done:
-        return b"%d+%d" % mark
-    return b"%d" % mark.seq if mark.seq else b""

@@ -16,6 +16,7 @@ Invariant: with the mark not where the sender expects it, nothing is changed.
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 TOMBSTONE_SECONDS = 30 * 86_400
 SWEPT_TOPICS = 50
@@ -29,15 +30,17 @@ ENVIRONMENT = (
 RIGHTS = ("ACL failure", "user executing the script")
 """What servers say inside a script when our user lacks a right; newer ones give no code with it."""
 
-SOURCE = """
+_MARK_FIRST = """
 local ledger, refused = KEYS[1], KEYS[2]
 local epoch, expected, through, refs = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local call = redis.pcall
-
 local stands = redis.call('HGET', ledger, epoch) or ''
 if stands == '0' then stands = '' end
 if stands ~= expected then return {'moved', stands} end
 redis.call('HSET', ledger, epoch, through)
+
+"""
+
+_OPERATIONS = """local call = redis.pcall
 
 local function fault(reply)
   if type(reply) == 'table' then return reply.err end
@@ -85,7 +88,7 @@ end
 function ops.C(i)
   local cid, ts = ARGV[i+1], ARGV[i+3]
   local key = 'mqtt:client:' .. cid
-  local err = fault(call('HSET', 'mqtt:node:' .. ARGV[i+2], cid, ts))
+  local err = ARGV[i+2] ~= '' and fault(call('HSET', 'mqtt:node:' .. ARGV[i+2], cid, ts)) or nil
   if err or not fits(ARGV[i+4], ARGV[i+5], key, ts, 'online_at', 'offline_at') then return err end
   return fault(call('HSET', key, 'state', 1, 'online_at', ts, 'offline_at', 'undefined'))
     or fault(call('SET', ARGV[i+4], ARGV[i+5]))
@@ -94,7 +97,7 @@ end
 function ops.D(i)
   local cid, ts = ARGV[i+1], ARGV[i+3]
   local key = 'mqtt:client:' .. cid
-  local err = fault(call('HDEL', 'mqtt:node:' .. ARGV[i+2], cid))
+  local err = ARGV[i+2] ~= '' and fault(call('HDEL', 'mqtt:node:' .. ARGV[i+2], cid)) or nil
   if err or not fits(ARGV[i+4], ARGV[i+5], key, ts, 'online_at', 'offline_at') then return err end
   return fault(call('HSET', key, 'state', 0, 'offline_at', ts)) or fault(call('SET', ARGV[i+4], ARGV[i+5]))
 end
@@ -130,7 +133,9 @@ local function is_ours(err)
   return false
 end
 
-local function reference(k)
+"""
+
+_ALL_OF_THEM = """local function reference(k)
   for ref in string.gmatch(refs, '%S+') do
     k = k - 1
     if k == 0 then return ref end
@@ -173,10 +178,86 @@ for n = 1, math.min(#topics, SWEPT) do
 end
 return reply
 """
-SOURCE = (
-    SOURCE.replace("{ENVIRONMENT}", "{" + ", ".join(f"{code} = true" for code in ENVIRONMENT) + "}")
-    .replace("{RIGHTS}", "{" + ", ".join(f"'{text}'" for text in RIGHTS) + "}")
-    .replace("TOMBSTONE", str(TOMBSTONE_SECONDS))
-    .replace("SWEPT", str(SWEPT_TOPICS))
-)
-SHA = hashlib.sha1(SOURCE.encode(), usedforsecurity=False).hexdigest()
+
+_THOSE_OF_A_SLOT = """
+local mark, name, refs, after = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local e0, s0, n0 = string.match(redis.call('HGET', mark, name) or '', '^(%d+):(%d+):(%d+)$')
+e0, s0, n0 = tonumber(e0 or 0), tonumber(s0 or 0), tonumber(n0 or 0)
+local epoch = tonumber(ARGV[4])
+
+local function is_done(seq, number)
+  if epoch ~= e0 then return epoch < e0 end
+  if seq ~= s0 then return seq < s0 end
+  return number <= n0
+end
+
+-- the first write, so that what the server refuses because of itself is refused before anything is changed
+local last = redis.call('HGET', mark, name) or '0:0:0'
+redis.call('HSET', mark, name, last)
+
+local kept, text = {}, {}
+local function keep(ref, err)
+  err = string.gsub(err, '\\n', ' ')
+  kept[#kept+1] = ref
+  kept[#kept+1] = err
+  text[#text+1] = ref .. ' ' .. err .. '\\n'
+end
+for e, ref, err in string.gmatch(redis.call('HGET', mark, name .. '!') or '', '(%d+):(%d+:%d+) ([^\\n]*)\\n') do
+  local seq = tonumber(string.match(ref, '^%d+'))
+  if tonumber(e) == epoch and seq > after then keep(e .. ':' .. ref, err) end
+end
+
+local i, status = 5, 'done'
+for ref in string.gmatch(refs, '%S+') do
+  local op = ARGV[i]
+  local seq, number = string.match(ref, '^(%d+):(%d+)$')
+  if not is_done(tonumber(seq), tonumber(number)) then
+    local err = ops[op](i)
+    if err and is_ours(err) then
+      status = err
+      break
+    end
+    last = ARGV[4] .. ':' .. ref
+    if err then keep(ARGV[4] .. ':' .. ref, err) end
+  end
+  i = i + (size[op] or tonumber(ARGV[i+1]) + 2)
+end
+redis.call('HSET', mark, name, last)
+if #text > 0 then redis.call('HSET', mark, name .. '!', table.concat(text)) else redis.call('HDEL', mark, name .. '!') end
+return {status, unpack(kept)}
+"""
+
+_FINISH = """
+local ledger, refused = KEYS[1], KEYS[2]
+local stands = redis.call('HGET', ledger, ARGV[1]) or ''
+if stands == '0' then stands = '' end
+if stands ~= ARGV[2] then return {'moved', stands} end
+redis.call('HSET', ledger, ARGV[1], ARGV[3], ARGV[4], ARGV[5])
+for i = 6, #ARGV, 2 do redis.call('HSET', refused, ARGV[i], ARGV[i+1]) end
+return {'done'}
+"""
+
+
+class Script(NamedTuple):
+    """A script and the name a server knows it by once it has run."""
+
+    source: bytes
+    sha: bytes
+
+
+def _script(text: str) -> Script:
+    text = (
+        text.replace("{ENVIRONMENT}", "{" + ", ".join(f"{code} = true" for code in ENVIRONMENT) + "}")
+        .replace("{RIGHTS}", "{" + ", ".join(f"'{text}'" for text in RIGHTS) + "}")
+        .replace("TOMBSTONE", str(TOMBSTONE_SECONDS))
+        .replace("SWEPT", str(SWEPT_TOPICS))
+    )
+    return Script(text.encode(), hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
+
+
+BATCH = _script(_MARK_FIRST + _OPERATIONS + _ALL_OF_THEM)
+"""A whole batch with its mark, on one server."""
+SLOT = _script(_OPERATIONS + _THOSE_OF_A_SLOT)
+"""Of a batch on a cluster what falls into one slot, with a mark of its own: done is skipped, the rest applied."""
+FINISH = _script(_FINISH)
+"""The last step of a batch on a cluster: the pool's mark by compare-and-set, and the refusals beside it."""

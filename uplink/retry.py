@@ -13,6 +13,9 @@ from typing import NamedTuple
 from .backend import Batch, Link, Mark, Operation, Refusal
 from .errors import Rejected
 
+SUFFIX = ".retry"
+"""Makes of a gateway's id the name under which its retries are marked."""
+
 
 class Due(NamedTuple):
     """A row that waits to be sent again; `attempt` is its mark's name at the far end."""
@@ -42,4 +45,4 @@ def settle_again(link: Link, due: Due, refusal: Refusal) -> None:
 
 
 def _name(due: Due) -> str:
-    return f"{due.gateway}.retry"
+    return due.gateway + SUFFIX

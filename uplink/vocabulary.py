@@ -67,7 +67,7 @@ EXPIRED_TIME = {"redis": 7200, "sqlite": 604_800}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A pool key: how its value is read (`text`, `number`, `flag`, `seconds`, `servers`, `choice`) and its default."""
+    """A pool key: its default, and how its value is read, by the words of `pools._value`."""
 
     kind: str = "text"
     default: object = ""
@@ -84,10 +84,15 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "type": Key("choice", "single", ("single", "sentinel", "cluster")),
         "server": Key("servers", (("127.0.0.1", 6379),)),
         "sentinel": Key(),
+        "sentinel_password": Key("secret"),
         "database": Key("number", 0),
         "username": Key(),
-        "password": Key(),
-        "password_file": Key(),
+        "password": Key("secret"),
+        "password_file": Key("secret_file"),
+        "ssl": Key("flag", False),
+        "cacertfile": Key("file"),
+        "certfile": Key("file"),
+        "keyfile": Key("file"),
         "channel": Key("text", "mqtt_channel"),
         "timeout": Key("seconds", 10.0),
         "pool_size": Key("number", 8),

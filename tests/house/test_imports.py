@@ -43,6 +43,10 @@ LIBRARIES = {
     "gateway/demo_screen.py": {"rich"},
     "gateway/watch.py": {"rich"},
     "gateway/web.py": {"microdot"},
+    "uplink/redis_answers.py": {"redis"},
+    "uplink/redis_cluster.py": {"redis"},
+    "uplink/redis_slots.py": {"redis"},
+    "uplink/redis_wire.py": {"redis"},
     "uplink/to_redis.py": {"redis"},
 }
 """A driver only in its backend's own file."""

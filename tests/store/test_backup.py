@@ -256,3 +256,18 @@ def test_a_long_job_serves_the_others_and_hears_that_it_is_to_end() -> None:
     assert over.wait(10)
     worker.stop()
     assert order == ["short", ZeroDivisionError, True, "long"]
+
+
+@pytest.mark.parametrize("beside", ["log.db-wal", "uplink.db"])
+def test_a_log_of_0_bytes_is_no_new_log_where_one_has_been(path: Path, beside: str) -> None:
+    path.write_bytes(b"")
+    path.with_name(beside).write_bytes(b"something")
+    with pytest.raises(StoreError, match=rf"has 0 bytes, but {beside} beside it .*move .* aside"):
+        open_store(path)
+    assert path.read_bytes() == b"" and path.with_name(beside).read_bytes() == b"something"
+
+
+def test_a_log_of_0_bytes_alone_is_where_a_first_start_was_cut_off(path: Path) -> None:
+    path.write_bytes(b"")
+    fill(path, 3).close(NOW)
+    assert len(payloads(path)) == 3

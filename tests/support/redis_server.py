@@ -1,7 +1,8 @@
 """A real redis-server for one test: its own directory and port, killed, frozen and started again at will.
 
 Started without append-only file and snapshots unless asked: `dump` writes one, and after `kill` the next `start` loads the
-last. Stopped by its own process id only.
+last. With `sentinel`, the lines of a sentinel's file, it is a sentinel; with `certificates` it speaks TLS alone. Stopped by
+its own process id only.
 """
 
 from __future__ import annotations
@@ -24,8 +25,18 @@ from .waiting import wait_until
 class RedisServer:
     """Use as a context manager; `client()` talks to it."""
 
-    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        password: str = "",
+        port: int = 0,
+        sentinel: str = "",
+        certificates: Path | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        self._sentinel = sentinel
+        self._certificates = certificates
         self._password = password
         self._directory = directory / f"redis-{self.port}"
         self._directory.mkdir(parents=True)
@@ -45,11 +56,24 @@ class RedisServer:
         assert self._process is None, "the server is running"
         program = shutil.which("redis-server")
         assert program, "redis-server is not installed: apt-get install redis-server"
+        arguments = [
+            "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory),
+            "--save", "", "--enable-debug-command", "yes", *self._options,
+        ]  # fmt: skip
+        if self._certificates is not None:
+            folder = self._certificates
+            arguments += [
+                "--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no",
+                "--tls-ca-cert-file", str(folder / "ca.crt"), "--tls-cert-file", str(folder / "server.crt"),
+                "--tls-key-file", str(folder / "server.key"),
+            ]  # fmt: skip
+        if self._sentinel:
+            conf = self._directory / "sentinel.conf"  # which the sentinel rewrites
+            conf.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n{self._sentinel}")
+            arguments = [str(conf), "--sentinel"]
         self._process = subprocess.Popen(
-            [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory),
-             "--save", "", "--enable-debug-command", "yes", *self._options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         wait_until(self._answers)
 
     def kill(self) -> None:
@@ -77,6 +101,8 @@ class RedisServer:
     def client(self, **options: Any) -> redis.Redis:
         """A client that decodes answers to text."""
         options.setdefault("password", self._password or None)
+        if self._certificates is not None:
+            options |= {"ssl": True, "ssl_ca_certs": str(self._certificates / "ca.crt")}
         return redis.Redis(port=self.port, decode_responses=True, **options)
 
     def _answers(self) -> bool:

@@ -274,16 +274,6 @@ def test_gaps_are_told_once(rig: Rig, server: RedisServer) -> None:
     assert fields == {"first_seq": "7", "last_seq": "9", "reason": "disk_budget", "count": "3"}
 
 
-def test_a_cluster_is_named_as_such(tmp_path: Path) -> None:
-    with RedisServer(tmp_path, "--cluster-enabled", "yes") as server, Rig(tmp_path, server.port) as rig:
-        with server.client() as client:
-            client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
-            wait_until(lambda: client.execute_command("CLUSTER INFO").get("cluster_state") == "ok")
-        rig.log.publish_many(3)
-        rig.step_until(lambda: rig.standing().state == "misconfigured", 5)
-        assert "later version" in rig.standing().hint
-
-
 def test_redis_py_is_not_left_with_open_connections(rig: Rig, server: RedisServer) -> None:
     rig.drain()
     rig.worker.stop()

@@ -1,0 +1,141 @@
+"""Real Redis servers together: a cluster of three nodes, or a master with a replica and three sentinels."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from redis.cluster import ClusterNode
+
+from .proxy import Proxy
+from .redis_server import RedisServer
+from .waiting import wait_until
+
+
+class Cluster:
+    """Use as a context manager; `client()` talks to all, `nodes` are the servers, each announced behind its proxy."""
+
+    def __init__(self, directory: Path) -> None:
+        ports = random.sample(range(10_000, 20_000), 3)
+        self.proxies = [Proxy(port) for port in ports]
+        self.nodes = [
+            RedisServer(directory, *_options(port, proxy.port), port=port)
+            for port, proxy in zip(ports, self.proxies, strict=True)
+        ]
+        self._stack = ExitStack()
+
+    @property
+    def port(self) -> int:
+        return self.nodes[0].port
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            for proxy, node in zip(self.proxies, self.nodes, strict=True):
+                self._stack.enter_context(proxy)
+                self._stack.enter_context(node)
+            addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
+            create = ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"]
+            subprocess.run(create, check=True, capture_output=True)
+            wait_until(lambda: all(self._is_ok(node) for node in self.nodes))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def client(self) -> redis.RedisCluster:
+        """A client that decodes answers to text."""
+        nodes = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
+        return redis.RedisCluster(startup_nodes=nodes, decode_responses=True)
+
+    def owner(self, key: str) -> tuple[int, RedisServer]:
+        """The key's slot and the node that has it."""
+        with self.client() as client:
+            slot = client.keyslot(key)
+            announced = client.get_node_from_key(key).port
+        return slot, next(node for node, proxy in zip(self.nodes, self.proxies, strict=True) if proxy.port == announced)
+
+    def begin_move(self, key: str) -> tuple[RedisServer, RedisServer]:
+        """The key's slot is on its way: from, to. What is there stays until `end_move`."""
+        slot, source = self.owner(key)
+        target = next(node for node in self.nodes if node is not source)
+        with source.client() as old, target.client() as new:
+            new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", old.cluster("MYID"))
+            old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", new.cluster("MYID"))
+        return source, target
+
+    def end_move(self, key: str, source: RedisServer, target: RedisServer) -> None:
+        """Every key of the slot goes over, then the slot itself."""
+        with source.client() as old, target.client() as new:
+            slot = old.execute_command("CLUSTER KEYSLOT", key)
+            while keys := old.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+                old.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            owner = new.cluster("MYID")
+            for node in (new, old):
+                node.execute_command("CLUSTER SETSLOT", slot, "NODE", owner)
+
+    @staticmethod
+    def _is_ok(node: RedisServer) -> bool:
+        with node.client() as client:
+            info: Any = client.execute_command("CLUSTER INFO")
+            return bool(info.get("cluster_state") == "ok")
+
+
+class Watched:
+    """A master, its replica, and three sentinels that watch it under the name mymaster."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.master = RedisServer(directory)
+        self.replica = RedisServer(directory, "--replicaof", f"127.0.0.1 {self.master.port}", "--repl-diskless-sync-delay", "0")
+        self.sentinels: list[RedisServer] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._stack.enter_context(self.master)
+            self._stack.enter_context(self.replica)
+            wait_until(self._is_linked)
+            for _ in range(3):
+                self.sentinels.append(self._stack.enter_context(RedisServer(self._directory, sentinel=self._conf())))
+            wait_until(lambda: all(self._knows_all(sentinel) for sentinel in self.sentinels))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def settings(self) -> str:
+        """The pool's, for `Rig`."""
+        servers = ", ".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"type = sentinel\nserver = {servers}\nsentinel = mymaster"
+
+    def _conf(self) -> str:
+        return (
+            f"sentinel monitor mymaster 127.0.0.1 {self.master.port} 2\n"
+            "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+        )
+
+    def _is_linked(self) -> bool:
+        with self.replica.client() as client:
+            return bool(client.info("replication")["master_link_status"] == "up")
+
+    @staticmethod
+    def _knows_all(sentinel: RedisServer) -> bool:
+        with sentinel.client() as client:
+            state: Any = client.sentinel_master("mymaster")
+            return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == 1)
+
+
+def _options(port: int, announced: int) -> tuple[str, ...]:
+    """The bus takes port + 10000, below which no port is given to outgoing connections."""
+    return (
+        "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000",
+        "--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", str(announced),
+        "--cluster-announce-bus-port", str(port + 10_000), "--cluster-require-full-coverage", "no",
+    )  # fmt: skip
