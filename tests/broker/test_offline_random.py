@@ -14,7 +14,7 @@ import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck, PubRec, Unsubscribe
 from tidegate.store.entry import PUBLISH, Want
-from tidegate.store.local import PUBSUB, FetchRule, Keep, LocalRules
+from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
 
 from tests.broker.receiver import Receiver
 from tests.broker.world import Device, World
@@ -123,3 +123,53 @@ def test_every_message_arrives_and_with_qos_2_once(tmp_path: Path, seed: int, qo
     assert lazy or len(story.acknowledged) == story.tried
     if qos == 2:
         assert max(arrived.values(), default=1) == 1, (told, arrived)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("seed", range(15))
+def test_every_message_of_a_queue_is_taken_once_and_then_gone(tmp_path: Path, seed: int, qos: int) -> None:
+    random = Random(f"queue {seed} {qos}")
+    rules = LocalRules(
+        fetches=(FetchRule("queue/#", True, 0, 0, True),), acks=(("queue/#", QUEUE),), keeps=(Keep("#", 10**12),)
+    )
+
+    def begin() -> World:
+        world = World(tmp_path / "log.db", Limits(max_inflight=random.choice((1, 3, 100))))
+        world.broker.router.set_wants([Want(PUBLISH, "#", 1, False)], rules)
+        return world
+
+    def connect(number: int) -> Receiver:
+        device = world.device(f"s{number}", clean=bool(number))
+        device.subscribe(random.choice(("queue/a", "queue/#")), qos)
+        return Receiver(device)
+
+    world = begin()
+    receivers = [connect(number) for number in range(3)]
+    published = 0
+    arrived: set[str] = set()
+    for _ in range(40):
+        number = random.randrange(3)
+        match random.choice(("publish", "publish", "step", "step", "step", "cut", "kill")):
+            case "publish":
+                for _ in range(random.randint(1, 4)):
+                    world.device(f"p{published}").publish("queue/a", str(published).encode(), qos)
+                    published += 1
+            case "step":
+                receivers[number].step()
+            case "cut":
+                arrived.update(receivers[number].arrived)
+                receivers[number].device.cut()
+                receivers[number] = connect(number)
+            case "kill":
+                arrived.update(*(receiver.arrived for receiver in receivers))
+                world.kill()
+                world = begin()
+                receivers = [connect(number) for number in range(3)]
+    last = connect(3)
+    while last.step():
+        pass
+    assert arrived.union(last.arrived, *(receiver.arrived for receiver in receivers)) == {str(n) for n in range(published)}
+    left = connect(4)
+    while left.step():
+        pass
+    assert left.arrived == []

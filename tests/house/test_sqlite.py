@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,14 @@ def test_the_specification_s_selects_answer_on_the_box(gateway: Gateway) -> None
         wait_until(lambda: [row["mid"] for row in select(gateway, acked)] == [message["id"]], 10, gateway.log)
         client.unsubscribe("pubsub/x")
         assert select(gateway, acked) == []
+
+
+def test_a_row_that_is_no_subscription_is_counted_in_the_status(gateway: Gateway) -> None:
+    gateway.stop()
+    with closing(sqlite3.connect(gateway.data / "log.db")) as db, db:
+        db.execute("INSERT INTO proxy_subscription (clientid, topic, qos, created) VALUES ('device', 'a', 7, 0)")
+    gateway.start()
+    with MqttClient(gateway.port, "device") as device:
+        device.ping()
+        status = json.loads(tidegate(gateway, "status", "--json").stdout)
+    assert status["clients"]["refused"] == {"subscription_made_for_client": 1}
