@@ -45,6 +45,8 @@ def sub() -> None:
 def add(config_file: Path | None, data: Path | None, qos: int, client: str, topic_filter: str) -> None:
     """Subscribe CLIENT to FILTER: now if it is connected, and whenever it connects."""
     answer = _ask(config_file, data, {"action": "add", "client": client, "filter": topic_filter, "qos": qos})
+    if answer["refused"]:
+        raise Failure(f"the row is stored, but {client} may not subscribe to {topic_filter}")
     now = ", now" if answer["active"] and answer["connected"] else ""
     click.echo(f"{client} is subscribed to {topic_filter} with QoS {qos}{now}" if answer["active"] else "stored")
     if not answer["active"]:

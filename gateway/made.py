@@ -62,8 +62,8 @@ class MadeSubscriptions:
         self._broker.report(f"{session.name.text} may not subscribe to {topic_filter}: {made.name.lower()}", "lookup")
         return None
 
-    def add(self, clientid: str, topic_filter: str, qos: int, done: Callable[[], None]) -> None:
-        """Add a row, or give it another QoS. A session that is there has the subscription at once."""
+    def add(self, clientid: str, topic_filter: str, qos: int, done: Callable[[], None]) -> bool:
+        """Add a row, or give it another QoS. A session that is there has the subscription at once; False if it may not."""
         broker = self._broker
         self._rows.setdefault(clientid, {})[topic_filter] = qos
         broker.log.change(ADD, clientid, topic_filter, qos, broker.log.at)
@@ -73,6 +73,7 @@ class MadeSubscriptions:
             self._subscribing.bring(session, [made])
         broker.when_durable(done)
         broker.turn_over()
+        return session is None or made is not None
 
     def remove(self, clientid: str, topic_filter: str, done: Callable[[], None]) -> bool:
         """Take a row away, and the subscription from a session that is there; whether there was a row."""

@@ -33,7 +33,7 @@ def answer(broker: Broker, request: dict[str, Any], future: Future) -> dict[str,
             future.set_result(reply)
 
     if action == "add":
-        broker.made.add(clientid, topic_filter, qos, done)
+        reply["refused"] = not broker.made.add(clientid, topic_filter, qos, done)
     elif action != "del":
         return {"error": f"unknown action {action!r}"}
     elif not broker.made.remove(clientid, topic_filter, done):

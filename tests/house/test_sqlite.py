@@ -142,10 +142,13 @@ def test_what_sub_refuses(gateway: Gateway, tmp_path: Path) -> None:
     ):
         done = tidegate(gateway, "sub", *arguments)
         assert (done.returncode, done.stdout) == (code, "") and words in done.stderr and "Traceback" not in done.stderr
+    with MqttClient(gateway.port, "device"):
+        done = tidegate(gateway, "sub", "add", "device", "$share/group/a")
+        assert done.returncode == 1 and "the row is stored, but device may not subscribe to $share/group/a" in done.stderr
     gateway.stop()
     done = tidegate(gateway, "sub", "add", "device", "a")
     assert done.returncode == 1 and "no gateway is running" in done.stderr
-    assert tidegate(gateway, "sub", "list", "device").stdout == "none for device\n"
+    assert tidegate(gateway, "sub", "list", "other").stdout == "none for other\n"
 
 
 def test_without_the_rule_sub_says_that_it_has_no_effect(tmp_path: Path) -> None:
