@@ -36,11 +36,11 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
         lookup_new=SESSION_CREATED in lookups,
         lookup_always=CONNECTED in lookups,
         fetches=tuple(_fetch(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
-        acks=tuple((rule.topic_filter, _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
-        forgets=tuple(rule.topic_filter for rule in rules if rule.function == "on_acked_delete"),
+        acks=tuple((_filter(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
+        forgets=tuple(_filter(rule) for rule in rules if rule.function == "on_acked_delete"),
         keeps=tuple(
             Keep(
-                rule.topic_filter,
+                _filter(rule),
                 1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]),
                 rule.function == "on_message_store",
             )
@@ -50,9 +50,13 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
     )
 
 
+def _filter(rule: Rule) -> str:
+    return rule.topic_filter or "#"
+
+
 def _fetch(rule: Rule) -> FetchRule:
     queue = rule.function == "on_message_fetch_for_queue"
-    return FetchRule(rule.topic_filter, queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
+    return FetchRule(_filter(rule), queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
 
 
 def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
@@ -61,7 +65,7 @@ def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
 
     def partner(rule: Rule, *functions: str) -> Rule | None:
         found = (other for other in all_rules if other.function in functions)
-        return next((other for other in found if overlap(rule.topic_filter, other.topic_filter)), None)
+        return next((other for other in found if overlap(_filter(rule), _filter(other))), None)
 
     for rule in all_rules:
         if rule.function == "on_message_store" and (other := partner(rule, "on_message_publish")):
