@@ -1,7 +1,7 @@
 """Positions and fetches under any order of events: a client that comes, goes, unsubscribes, and a gateway that is killed.
 
-At the end it subscribes to everything, and must have had every acknowledged message, with QoS 2 once. Commits and reads happen
-at once, or (`lazy`) when they like. A seed reproduces its story.
+At the end it subscribes to everything, and must have had every acknowledged message, with QoS 2 once; its balance adds up all
+along. Commits and reads happen at once, or (`lazy`) when they like. A seed reproduces its story.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tidegate.gateway.accounts import mismatch
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck, PubRec, Unsubscribe
 from tidegate.store.entry import PUBLISH, Want
@@ -54,6 +55,8 @@ class Story:
                 self.world.commit()
             elif self.world.reads:
                 self.world.read()
+        session = self.world.broker.sessions.get("s")
+        assert session is None or mismatch(session) == 0
         return act.__name__
 
     def publish(self) -> None:

@@ -35,7 +35,8 @@ def test_every_rule_that_is_shipped_commented_out_works_as_it_stands(tmp_path: P
     file = read(tmp_path, re.sub(r"^## backend\.sqlite\.hook\.(?!<)", "backend.sqlite.hook.", text, flags=re.M))
     assert file.mistakes == ()
     assert [warning.text for warning in file.warnings] == [
-        "on_message_publish (line 15) has the same topics: stored once, QoS 0 too"
+        "on_message_store of line 22 stores the same messages as on_message_publish here: each is stored once; take one of the"
+        " two rules out"
     ]
     assert len(file.rules) == 13
     assert local_rules([file]) == LocalRules(
@@ -46,8 +47,8 @@ def test_every_rule_that_is_shipped_commented_out_works_as_it_stands(tmp_path: P
         keeps=(Keep("#", WEEK), Keep("log/#", 86_400_000, every_qos=True)),
     )
     assert set(wants([file])) == {
-        Want(CONNECTED, "#", 0, False),
-        Want(DISCONNECTED, "#", 0, False),
+        Want(CONNECTED, "", 0, False),
+        Want(DISCONNECTED, "", 0, False),
         Want(PUBLISH, "#", 1, False),
         Want(PUBLISH, "log/#", 0, False),
         Want(PUBLISH, "#", 0, True),
@@ -60,7 +61,7 @@ def test_options_and_the_other_lookup(tmp_path: Path) -> None:
     local = local_rules([read(tmp_path, text + rule("message.acked", "on_message_acked") + STORED)])
     assert local is not None and local.lookup_always and not local.lookup_new
     assert local.fetches == (FetchRule("a/+", False, 0, 86_400_000, False),)
-    assert local.acks == (("#", PUBSUB),)
+    assert local.acks == (("", PUBSUB),) and local.ack_of("$of/a") == PUBSUB, "without a topic a rule is about every topic"
 
 
 def test_a_mistake_leaves_what_was_in_force(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_mistake_leaves_what_was_in_force(tmp_path: Path) -> None:
     (mistake,) = file.mistakes
     assert mistake.text == 'unknown first_fetch "windw"; did you mean "window"?' and mistake.line == 1
     assert local_rules([file]) is None
-    assert Want(PUBLISH, "#", 0, False) in wants([file]) and len(wants([file])) == 1, "nobody reads other events"
+    assert Want(PUBLISH, "", 0, False) in wants([file]) and len(wants([file])) == 1, "nobody reads other events"
     assert local_rules([]) == NO_RULES
 
 
