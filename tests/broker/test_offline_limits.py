@@ -1,4 +1,4 @@
-"""Stored messages for new subscriptions beside what else decides over messages: clocks, limits of absence, the walk of others."""
+"""Stored messages for new subscriptions beside what else decides over messages: clocks, limits of absence, other sessions."""
 
 from __future__ import annotations
 
