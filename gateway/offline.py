@@ -47,6 +47,8 @@ from .walk import ReadLog
 if TYPE_CHECKING:
     from .broker import Broker
 
+HELD = 4 << 20
+"""Memory for what is read and not sent yet, shared by all who fetch, about."""
 SWEEP_PAUSE = 3600.0
 STALE_AGE = 30 * 86_400_000
 """ms after which the position of a client without a session is forgotten, if its message is gone too."""
@@ -60,8 +62,8 @@ class Offline:
         self._read = read
         self._dirty: dict[Session, None] = {}
         self._urgent: dict[Session, None] = {}
-        self._queues: dict[Fetch, None] = {}
-        """Pieces of queues that are being read or sent: what somebody acknowledges meanwhile is taken out of them."""
+        self._under_way: dict[Fetch, Session] = {}
+        """Those that are being read or sent: what somebody takes out of a queue meanwhile is taken out of them too."""
         self._next_sweep = 0.0
         broker.sessions.ended = self.ended
         broker.sessions.moved = self._fold
@@ -111,7 +113,7 @@ class Offline:
     def unsubscribed(self, session: Session, text: str) -> None:
         broker, progress = self._broker, session.progress
         if progress is not None and (fetch := progress.remove(text)) is not None:
-            self._queues.pop(fetch, None)
+            self._under_way.pop(fetch, None)
             self._urgent[session] = None
             if session.persistent:
                 broker.log.change(DELETE_FETCH, session.name, text)
@@ -158,8 +160,8 @@ class Offline:
         what = self._broker.router.fresh(self._broker.router.topics[raw]).acks
         if what & QUEUE:
             self._broker.log.change(TAKE, seq)
-            for fetch in self._queues:
-                fetch.taken.add(seq)
+            for fetch in self._under_way:
+                fetch.take_out(seq)
         if what & PUBSUB:
             progress.acked.setdefault(raw, []).append(seq)
         self._dirty[session] = None
@@ -199,10 +201,17 @@ class Offline:
     def tick(self) -> None:
         """Once a second."""
         self.fold()
+        self._forget_those_who_left()
         broker = self._broker
         if broker.router.local.acks and broker.now >= self._next_sweep:
             self._next_sweep = broker.now + SWEEP_PAUSE
             broker.log.change(STALE_POSITIONS, broker.log.now - STALE_AGE)
+
+    def _forget_those_who_left(self) -> None:
+        for fetch, session in list(self._under_way.items()):
+            if session.client is None or session.progress is None or fetch not in session.progress.pending:
+                del self._under_way[fetch]
+                fetch.taken.clear()
 
     def _fold(self, session: Session) -> None:
         self._dirty.pop(session, None)
@@ -256,7 +265,7 @@ class Offline:
         rule = self._broker.router.local.fetch_for(fetch.text)
         if rule is None or (fetch.next is not None and fetch.next > fetch.through):
             progress.handed_out(fetch)
-            self._queues.pop(fetch, None)
+            self._under_way.pop(fetch, None)
             self._dirty[session] = None
             return True
         self._read_on(session, client, fetch, rule)
@@ -266,17 +275,17 @@ class Offline:
         is_old = self._older_than(rule.span) if rule.span else None
         question = Question(session.name.text, fetch.text, fetch.through, rule.queue, rule.limit, is_old, rule.window_first)
         fetch.reading = client
-        if rule.queue:
-            self._queues[fetch] = None
-            if fetch.first is None:
-                fetch.begin(1)
+        self._under_way[fetch] = session
+        if rule.queue and fetch.first is None:
+            fetch.begin(1)
         if fetch.next is None:
             look = fetch.look
             self._read(lambda reader: look_back(reader, question, look), lambda got: self._looked(session, client, fetch, got))
         else:
-            first = fetch.next
+            first, limit = fetch.next, HELD // len(self._under_way)
             self._read(
-                lambda reader: read_history(reader, question, first), lambda got: self._have_read(session, client, fetch, got)
+                lambda reader: read_history(reader, question, first, limit),
+                lambda got: self._have_read(session, client, fetch, got),
             )
 
     def _older_than(self, age: int) -> IsOld:

@@ -49,6 +49,11 @@ class Fetch:
         """It is known where the messages begin."""
         self.first = self.next = first
 
+    def take_out(self, seq: int) -> None:
+        """Somebody acknowledged it, and it is not to be sent any more."""
+        if self.waits_at() <= seq <= self.through:
+            self.taken.add(seq)
+
     def waits_at(self) -> int:
         """No message below is still to be handed out."""
         return self.piece[0][0] if self.piece else self.next or 0

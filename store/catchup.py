@@ -113,17 +113,17 @@ class CatchUp:
         through = run.last if not messages or (whole and len(messages) < rows) else messages[-1][0]
         return Piece(first, through, messages, None if run.topics is None else filters, self._plain if messages else -1)
 
-    def fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
-        """The first of the chosen rows (what follows WHERE), as many as BYTES hold, at least one; whether these are all.
+    def fetch_within(self, chosen: str, most: int = BYTES) -> tuple[list[Stored], bool]:
+        """The first of the chosen rows (what follows WHERE), as many as `most` bytes hold, at least one; whether these are all.
 
         The sizes are looked at first and by themselves: SQLite then reads no payload for them.
         """
         sizes = f"SELECT seq, {_SIZE} AS size FROM entry WHERE {chosen}"
         (size,) = self._db.execute(f"SELECT ifnull(sum(size), 0) FROM ({sizes})").fetchone()
-        if size <= BYTES:
+        if size <= most:
             return self._fetch(f"SELECT * FROM entry WHERE {chosen}"), True
         sums = f"SELECT seq, size, sum(size) OVER (ORDER BY seq) AS total FROM ({sizes})"
-        fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
+        fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
         return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
     def fetch(self, seqs: Sequence[int]) -> Fetched:

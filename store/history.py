@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .catchup import ROWS, CatchUp, Fetched
+from .catchup import BYTES, ROWS, CatchUp, Fetched
 from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
+from .piece import MESSAGE
 
 LOOK, READ = 8_000, 20_000
 """Rows of the log that one step looks through: a transaction of 20 ms."""
@@ -104,8 +105,9 @@ def _step(reader: CatchUp, question: Question, look: Look, where: str, start: in
     return Look(bottom - 1, first, found, skipped, chosen, bottom <= low)
 
 
-def read_history(reader: CatchUp, question: Question, first: int) -> Fetched:
-    """The next of the messages, from seq `first` on."""
+def read_history(reader: CatchUp, question: Question, first: int, limit: int) -> Fetched:
+    """The next of the messages, from seq `first` on, at least one; about `limit` bytes of memory."""
+    count = max(1, min(ROWS, limit // MESSAGE))
     reader.db.execute("BEGIN")
     try:
         (lowest,) = reader.db.execute("SELECT min(seq) FROM entry").fetchone()
@@ -115,10 +117,10 @@ def read_history(reader: CatchUp, question: Question, first: int) -> Fetched:
         where = f"seq BETWEEN {first} AND {last} AND {_stored(question)} {choice}"
         if not question.queue:
             where = f"{where} AND seq > {_position(client, 0 if question.window_first else question.through)}"
-        messages, whole = reader.fetch_within(f"{where} ORDER BY seq LIMIT {ROWS}")
+        messages, whole = reader.fetch_within(f"{where} ORDER BY seq LIMIT {count}", min(BYTES, limit))
     finally:
         reader.db.execute("COMMIT")
-    done = not messages or (whole and len(messages) < ROWS)
+    done = not messages or (whole and len(messages) < count)
     return Fetched(messages, last if done else messages[-1][0])
 
 
