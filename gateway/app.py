@@ -48,6 +48,8 @@ CLOCK_STEP = 500
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
+LAST_WORDS = 0.5
+"""Seconds that the end waits for whoever reads the log."""
 
 
 class StartError(Exception):
@@ -73,6 +75,7 @@ class App:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._report = Reporter()
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._supervisor: Any = None
@@ -101,6 +104,7 @@ class App:
             await self._serve(addresses)
         finally:
             os.close(lock)
+            self._report.lines.close(LAST_WORDS)
         return 0
 
     # -- building --------------------------------------------------------------------------------------------------
@@ -138,13 +142,13 @@ class App:
             config.commit_delay,
             self._message_id,
             lambda: f"auto-{uuid.uuid4().hex[:20]}",
-            _report,
+            self._report,
         )
-        self._sockets = Sockets(self.broker, self._tick_clock, _report)
+        self._sockets = Sockets(self.broker, self._tick_clock, self._report)
         self.broker.now = time.monotonic()
         self.broker.load(store.connection, identity.clean)
         trim = Trim(config.disk_budget, DEFAULT_AGE * 1000)
-        self._trimming = Trimming(trim, store.connection, self._committer.submit, self.broker, self._floor, _report)
+        self._trimming = Trimming(trim, store.connection, self._committer.submit, self.broker, self._floor, self._report)
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -155,15 +159,15 @@ class App:
         files = load_all(self._config.conf_dir, self._config.backends)
         for file in files:
             for warning in file.warnings:
-                _report(f"warning: {warning}")
+                self._report(f"warning: {warning}")
             for mistake in file.mistakes:
-                _report(f"mistake: {mistake}")
+                self._report(f"mistake: {mistake}")
             if file.mistakes:
-                _report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
+                self._report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
         try:
             saved = saved_wants(self._config.data)
         except StoreError as error:
-            _report(str(error))
+            self._report(str(error))
             saved = {}
         self.broker.router.set_wants(wants(files, saved))
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
@@ -190,7 +194,7 @@ class App:
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             self._snapshot.http = f"cannot listen on {join_address(host, port)}: {why}"
-            _report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
+            self._report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
             return None
         self._snapshot.http = join_address(*server.sockets[0].getsockname()[:2])
         return server
@@ -203,14 +207,14 @@ class App:
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
             await self._supervisor.start()
-        self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started)
+        self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started, self._report.lines)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
-        _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
+        self._report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
-            _report(
+            self._report(
                 f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`,"
                 f" set access.password_file and listen on 0.0.0.0:1883"
             )
@@ -237,6 +241,7 @@ class App:
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
             self._note_time()
+            self._report.lines.push()
             self._committer.submit(lambda: None, self._committer_answers)
 
     def _committer_answers(self, _: None) -> None:
@@ -283,12 +288,12 @@ class App:
             self._store.abandon()
 
     def _reload(self) -> None:
-        _report("SIGHUP: reading rules and passwords again")
+        self._report("SIGHUP: reading rules and passwords again")
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
             except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-                _report(f"the {what} stay as they were: {error}")
+                self._report(f"the {what} stay as they were: {error}")
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 
@@ -303,7 +308,7 @@ class App:
             self._tick_clock()
             done(result)
             if self._store.checkpoint_fault:
-                _report(self._store.checkpoint_fault, "checkpoint")
+                self._report(self._store.checkpoint_fault, "checkpoint")
             if result is None:
                 self._trimming.committed(batch.size)
                 if self._supervisor is not None:
@@ -335,7 +340,7 @@ class App:
         try:
             return lowest_cursor(self.broker, cursors(self._config.data).values() or [0])
         except StoreError as error:
-            _report(str(error), "uplink.db")
+            self._report(str(error), "uplink.db")
             return 0
 
     def _make_supervisor(self) -> Any:
@@ -348,7 +353,7 @@ class App:
         command += ["--data", str(self._config.data), "--conf", str(self._config.conf_dir)]
         for name in backends:
             command += ["--backend", name]
-        return Supervisor(command, _report)
+        return Supervisor(command, self._report)
 
     def _pools(self) -> list[dict[str, Any]]:
         if self._supervisor is None:
@@ -382,6 +387,3 @@ class App:
 def _clock() -> tuple[int, int]:
     """(wall clock, CLOCK_BOOTTIME) in ms."""
     return time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-_report = Reporter()

@@ -1,15 +1,15 @@
 """What the gateway says on stderr: one line per event, and a failure that repeats itself at most twice a minute.
 
-Whoever listens may go away (a journal restarted, a pipe closed): that must not stop a gateway.
+Whoever listens may go away or stop reading (`store.lines`): that must not stop a gateway.
 
 Invariant: memory is bounded, and what was not said is counted in the next line that is.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
+
+from tidegate.store.lines import Lines
 
 PER_MINUTE = 2
 MAX_KINDS = 200
@@ -19,6 +19,7 @@ class Reporter:
     """Call it with a line; lines with the same `kind` are held back when they come too often."""
 
     def __init__(self) -> None:
+        self.lines = Lines(lambda count: f"tidegate: {count} lines are missing here: nobody read the log")
         self._kinds: dict[str, tuple[float, int]] = {}
 
     def __call__(self, text: str, kind: str = "") -> None:
@@ -26,8 +27,7 @@ class Reporter:
         if kind:
             text = self._held(text, kind)
         if text:
-            with contextlib.suppress(OSError):
-                print(f"tidegate: {text}", file=sys.stderr, flush=True)
+            self.lines.put(f"tidegate: {text}")
 
     def _held(self, text: str, kind: str) -> str:
         now = time.monotonic()

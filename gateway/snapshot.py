@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tidegate.store.lines import Lines
 from tidegate.store.store import Store
 
 from . import __version__
@@ -21,13 +22,20 @@ class Snapshot:
     """Gathers figures from the broker, the store and the uplink's own file."""
 
     def __init__(
-        self, config: Config, store: Store, broker: Broker, pools: Callable[[], list[dict[str, Any]]], started: float
+        self,
+        config: Config,
+        store: Store,
+        broker: Broker,
+        pools: Callable[[], list[dict[str, Any]]],
+        started: float,
+        lines: Lines,
     ) -> None:
         self._config = config
         self._store = store
         self._broker = broker
         self._pools = pools
         self._started = started
+        self._lines = lines
         self.http = "off"
         """Where `/metrics` listens, or why it does not."""
 
@@ -67,6 +75,7 @@ class Snapshot:
             "backends": list(config.backends),
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
+            "log": {"dropped": self._lines.dropped},
         }
 
     def sys_values(self) -> dict[str, bytes]:

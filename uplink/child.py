@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
+from tidegate.store.lines import Lines
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import StoreError, explain
 
@@ -292,9 +293,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+_lines = Lines(lambda count: f"uplink {count} lines are missing here: nobody read the log")
+
+
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may be left to read it
-        print(f"uplink {text}", file=sys.stderr, flush=True)
+    _lines.put(f"uplink {text}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tidegate.gateway.access import password_line, set_user
+from tidegate.gateway.control import ask
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
@@ -109,6 +110,32 @@ def test_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
             client.publish_and_wait("t", b"kept")
         starting.terminate()
     assert starting.returncode == 0
+
+
+def test_a_full_pipe_that_nobody_drains_stops_nothing(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    with subprocess.Popen(gateway.command(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"only this machine" not in process.stderr.readline():
+            pass
+        with MqttClient(gateway.port, "goes on") as client:
+            wait_until(lambda: _hup_and_publish(process, client) and _unheard(gateway) > 100, 60.0)
+        process.terminate()
+        assert process.wait(10) == 0
+        *lines, end = process.stderr.read().decode().split("\n")
+    assert end == "", "the last line is not whole"
+    assert {line for line in lines if not line.startswith("tidegate: ")} == set()
+
+
+def _hup_and_publish(process: subprocess.Popen[bytes], client: MqttClient) -> bool:
+    for _ in range(20):
+        process.send_signal(signal.SIGHUP)
+        client.publish_and_wait("t", b"kept")
+    return True
+
+
+def _unheard(gateway: Gateway) -> int:
+    return int(ask(gateway.data / "control.sock", {"command": "status"})["log"]["dropped"])
 
 
 def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
