@@ -107,7 +107,7 @@ METRICS = (
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),
     Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _by("reason", "dropped")),
-    Metric("tidegate_log_lines_dropped_total", "counter", "Lines of the log that nobody read in time.", _value("log", "dropped")),
+    Metric("tidegate_log_lines_dropped_total", "counter", "Lines of the log that nobody read.", _value("log", "dropped")),
     Metric("tidegate_store_ok", "gauge", "1 if the disk takes what is written, 0 if acknowledgements are withheld.", _store_ok),
     Metric("tidegate_store_bytes", "gauge", "Bytes of the log on disk.", _value("store", "bytes")),
     Metric("tidegate_store_budget_bytes", "gauge", "Bytes that the log may take.", _value("store", "disk_budget")),
