@@ -16,17 +16,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tidegate.store.entry import (
-    GAP,
-    PUBLISH,
-    RETAIN,
-)
+from tidegate.store.entry import GAP, PUBLISH, RETAIN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
+from tidegate.store.unstorable import Unstorable
 
+from .aside import ADD_GUARD, SET_RETAINED, put_aside
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery, ReadLog
 from .exchanges import Exchanges
@@ -60,8 +58,9 @@ FOLD_AT_ONCE = 20
 """Positions ride along with a commit that happens anyway, so many of them in so many seconds; `tick` writes the rest."""
 NEVER_PLAIN = -2
 """No topic's `plain`."""
+RETRY = 1.0
 GIVE_UP_RETRIES = 20
-"""Failed commits (one a second) after which clients that wait for the disk are disconnected."""
+"""Failed commits (one each RETRY seconds) after which clients that wait for the disk are disconnected."""
 
 
 class Report(Protocol):
@@ -275,14 +274,22 @@ class Broker:
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
-        batch = self.log.take()
-        self._commit(batch, lambda result: self._committed(batch, result))
+        self._hand_over(self.log.take())
+
+    def _hand_over(self, batch: Batch, pause: float = 0.0) -> None:
+        if pause:
+            self._later(pause, lambda: self._hand_over(batch))
+        else:
+            self._commit(batch, lambda result: self._committed(batch, result))
 
     def _delay_over(self) -> None:
         self._committing = False
         self._begin_commit()
 
     def _committed(self, batch: Batch, result: Any) -> None:
+        if isinstance(result, Unstorable):
+            self._hand_over(batch, 0.0 if put_aside(self, batch, result) else RETRY)
+            return
         if isinstance(result, BaseException):
             self._commit_failed(batch, result)
             return
@@ -313,7 +320,7 @@ class Broker:
             for client in [c for c in (*batch.acks, *self._paused) if c in self.clients]:
                 self.connecting.drop(client, ReasonCode.QUOTA_EXCEEDED)
             self.delivery.flush()
-        self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
+        self._hand_over(batch, RETRY)
 
     def acknowledge(self, client: Client, packet: Ack) -> None:
         """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
@@ -390,7 +397,7 @@ class Broker:
                     return
                 session.received[packet_id] = None
                 if session.persistent:
-                    self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
+                    self.log.change(ADD_GUARD, session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
@@ -431,7 +438,7 @@ class Broker:
     def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
         if payload:
             self.retained.put(topic.text, seq)
-            self.log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
+            self.log.change(SET_RETAINED, topic, seq)
         elif self.retained.remove(topic.text):
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
         else:

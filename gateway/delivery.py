@@ -68,7 +68,7 @@ class Delivery(Outlet):
             if topic.targets:
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[3])
         if batch.rows:
-            self.live = batch.rows[-1][0]
+            self.live = batch.first_seq + len(batch.rows) - 1
             self._tail.append(batch)
             self._tail_bytes += batch.size
             self._tail_rest = 0

@@ -31,6 +31,7 @@ from .log import Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
 from .schema import LOG, StoreError, disk_fault, explain, open_writer
+from .unstorable import find, is_refusal
 
 WAL_LIMIT = 8 << 20
 WAL_COMMIT = 12_288
@@ -101,7 +102,19 @@ class Store:
         return self._db
 
     def apply(self, batch: Batch) -> None:
-        """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
+        """Commit the batch. Raises sqlite3.Error (the disk refuses) or Unstorable, and then nothing of it is there."""
+        try:
+            self._commit(batch)
+        except Exception as error:
+            found = find(self._db, batch, self._write) if is_refusal(error) else None
+            if found is not None:
+                raise found from error
+            raise
+        self.commits += 1
+        self._dirty = True
+        self._bound_wal(batch)
+
+    def _commit(self, batch: Batch) -> None:
         insert = None
         if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
             with suppress(KeyError):
@@ -112,25 +125,27 @@ class Store:
         else:
             for name, number in self._apply_in_transaction(batch).items():
                 name.id = number
-        self.commits += 1
-        self._dirty = True
-        self._bound_wal(batch)
 
     def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            numbers = self._number(batch)
-            for start in range(0, len(batch.rows), _SIZES[-1]):
-                db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
-            for sql, group in groupby(batch.changes, key=itemgetter(0)):
-                db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
+            numbers = self._write(batch)
             collect(db, batch.unused, numbers)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        return numbers
+
+    def _write(self, batch: Batch) -> dict[Name, int]:
+        """Rows and changes, within a transaction; the numbers of the names that are new."""
+        numbers = self._number(batch)
+        for start in range(0, len(batch.rows), _SIZES[-1]):
+            self._db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
+        for sql, group in groupby(batch.changes, key=itemgetter(0)):
+            self._db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
         return numbers
 
     def rest(self) -> None:

@@ -28,6 +28,7 @@ from tidegate.store.catchup import CatchUp
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.store import Store
+from tidegate.store.unstorable import Unstorable
 
 NOW = 1_764_000_000_000
 
@@ -89,13 +90,17 @@ class World:
         done(job(self._catch_up))
 
     def commit(self) -> None:
-        """Let one commit happen, or fail with `fault`."""
+        """Let one commit happen, or fail: with `fault`, or because it can never succeed."""
         batch, done = self.commits.pop(0)
         if self.fault is not None:
             done(self.fault)
             return
-        self.store.apply(batch)
-        done(None)
+        try:
+            self.store.apply(batch)
+        except Unstorable as error:
+            done(error)
+        else:
+            done(None)
 
     def wait(self, seconds: float) -> None:
         """Time passes."""
