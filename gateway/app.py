@@ -23,6 +23,7 @@ from tidegate.store.catchup import CatchUp
 from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
+from tidegate.store.report import ERROR, WARNING, Report, brief
 from tidegate.store.schema import StoreError, explain
 from tidegate.store.store import Store
 from tidegate.store.trim import Trim
@@ -35,7 +36,6 @@ from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
 from .online_backup import OnlineBackup
-from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
 from .trimming import Trimming, lowest_cursor
@@ -48,8 +48,6 @@ CLOCK_STEP = 500
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
-LAST_WORDS = 0.5
-"""Seconds that the end waits for whoever reads the log."""
 
 
 class StartError(Exception):
@@ -67,15 +65,19 @@ def run(config: Config) -> int:
         else:
             runner = uvloop.run
     gc.set_threshold(GC_THRESHOLD)
-    return runner(App(config).main())
+    report = Report(config.log_format, config.log_level)
+    try:
+        return runner(App(config, report).main())
+    finally:
+        report.close()
 
 
 class App:
     """One gateway; `main` is its whole life."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, report: Report) -> None:
         self._config = config
-        self._report = Reporter()
+        self._report = report
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._supervisor: Any = None
@@ -87,7 +89,10 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)  # heard at the first await, when all is built
+        self._loop.set_exception_handler(self._loop_fault)
         config = self._config
+        for warning in config.warnings:
+            self._report("config_warning", warning, WARNING, warning)
         lock = hold(config.data)
         wall, mono = _clock()
         self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono)
@@ -104,7 +109,6 @@ class App:
             await self._serve(addresses)
         finally:
             os.close(lock)
-            self._report.lines.close(LAST_WORDS)
         return 0
 
     # -- building --------------------------------------------------------------------------------------------------
@@ -159,15 +163,16 @@ class App:
         files = load_all(self._config.conf_dir, self._config.backends)
         for file in files:
             for warning in file.warnings:
-                self._report(f"warning: {warning}")
+                self._report("rule_warning", warning.text, WARNING, str(warning), place=warning.place)
             for mistake in file.mistakes:
-                self._report(f"mistake: {mistake}")
+                self._report("rule_mistake", mistake.text, ERROR, str(mistake), place=mistake.place)
             if file.mistakes:
-                self._report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
+                text = "its pools wait until the file is mended and read again (SIGHUP); their events are kept"
+                self._report("rules_unusable", text, ERROR, str(file.path), file=file.path)
         try:
             saved = saved_wants(self._config.data)
         except StoreError as error:
-            self._report(str(error))
+            self._report("uplink_db_unusable", str(error), WARNING)
             saved = {}
         self.broker.router.set_wants(wants(files, saved))
         ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
@@ -194,7 +199,8 @@ class App:
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             self._snapshot.http = f"cannot listen on {join_address(host, port)}: {why}"
-            self._report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
+            text = "health and metrics are not answered; choose another address under [http] in gateway.toml"
+            self._report("http_failed", text, WARNING, reason=self._snapshot.http)
             return None
         self._snapshot.http = join_address(*server.sockets[0].getsockname()[:2])
         return server
@@ -210,14 +216,14 @@ class App:
         self._snapshot = Snapshot(self._config, self._store, self.broker, self._pools, self._started, self._report.lines)
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
-        http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
-        self._report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
+        http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
+        self._report(
+            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http
+        )
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
-            self._report(
-                f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`,"
-                f" set access.password_file and listen on 0.0.0.0:1883"
-            )
+            text = f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`, set"
+            self._report("loopback_only", f"{text} access.password_file and listen on 0.0.0.0:1883")
         notify.ready()
         ticker = self._loop.create_task(self._tick(), name="tick")
         await self._stopping.wait()
@@ -241,7 +247,7 @@ class App:
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
             self._note_time()
-            self._report.lines.push()
+            self._report.tick()
             self._committer.submit(lambda: None, self._committer_answers)
 
     def _committer_answers(self, _: None) -> None:
@@ -288,16 +294,22 @@ class App:
             self._store.abandon()
 
     def _reload(self) -> None:
-        self._report("SIGHUP: reading rules and passwords again")
+        self._report("reload", "SIGHUP: reading rules and passwords again")
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
             except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-                self._report(f"the {what} stay as they were: {error}")
+                self._report("reload_failed", f"the {what} stay as they were", WARNING, what, reason=error)
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 
     # -- what the core asks for ------------------------------------------------------------------------------------
+
+    def _loop_fault(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio would print by itself, and wait for whoever reads it."""
+        error = context.get("exception")
+        fault = brief(error) if error is not None else ""
+        self._report("internal_error", f"a fault in the program: {context['message']}", ERROR, fault=fault)
 
     def _tick_clock(self) -> None:
         self.broker.now = time.monotonic()
@@ -308,7 +320,7 @@ class App:
             self._tick_clock()
             done(result)
             if self._store.checkpoint_fault:
-                self._report(self._store.checkpoint_fault, "checkpoint")
+                self._report("checkpoint_failed", self._store.checkpoint_fault, WARNING)
             if result is None:
                 self._trimming.committed(batch.size)
                 if self._supervisor is not None:
@@ -340,7 +352,7 @@ class App:
         try:
             return lowest_cursor(self.broker, cursors(self._config.data).values() or [0])
         except StoreError as error:
-            self._report(str(error), "uplink.db")
+            self._report("uplink_db_unusable", str(error), WARNING)
             return 0
 
     def _make_supervisor(self) -> Any:
@@ -351,6 +363,7 @@ class App:
 
         command = [sys.executable, "-m", "tidegate.uplink.child"]
         command += ["--data", str(self._config.data), "--conf", str(self._config.conf_dir)]
+        command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         for name in backends:
             command += ["--backend", name]
         return Supervisor(command, self._report)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate.store.entry import GAP, PUBLISH
 from tidegate.store.log import Batch, Name, Row
+from tidegate.store.report import WARNING
 from tidegate.store.unstorable import Unstorable
 
 from .mqtt.reasons import ReasonCode
@@ -76,11 +77,15 @@ def _tell(broker: Broker, out: list[Row], clients: set[Client], found: Unstorabl
     messages = sum(1 for row in out if row[4] == PUBLISH)
     broker.stored -= len(out)  # it will be counted with its batch
     broker.delivery.dropped["cannot_be_stored"] += messages
-    peers = ", ".join(f"{client.peer} ({client.session.name.text!r})" for client in clients if client.session is not None)
+    names = ", ".join(client.session.name.text for client in clients if client.session is not None)
     broker.report(
-        f"the store can never take what {peers or 'the gateway itself'} brought: {found}; {messages} messages and"
-        f" {len(found.changes)} changes are put aside, not acknowledged, and who sent them is disconnected",
-        "cannot be stored",
+        "cannot_be_stored",
+        "the store can never take this; it is put aside, not acknowledged, and who sent it is disconnected",
+        WARNING,
+        reason=found,
+        clients=names,
+        messages=messages,
+        changes=len(found.changes),
     )
 
 

@@ -14,11 +14,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tidegate.store.entry import GAP, PUBLISH, RETAIN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
+from tidegate.store.report import ERROR, INFO, WARNING, Say
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_SEQ, REMOVE, Plan
@@ -63,12 +64,6 @@ GIVE_UP_RETRIES = 20
 """Failed commits (one each RETRY seconds) after which clients that wait for the disk are disconnected."""
 
 
-class Report(Protocol):
-    """A line for the log; those of one `kind` may be held back when they repeat."""
-
-    def __call__(self, text: str, kind: str = "") -> None: ...
-
-
 Commit = Callable[[Batch, Callable[[Any], None]], None]
 """`commit(batch, done)`: make it durable, then `done(None)`; `done(exception)` when nothing of it is there."""
 
@@ -88,7 +83,7 @@ class Broker:
         commit_delay: float,
         message_id: Callable[[int, int, int], bytes],
         new_client_id: Callable[[], str],
-        report: Report,
+        report: Say,
     ) -> None:
         self.log = log
         self.router = Router()
@@ -294,7 +289,7 @@ class Broker:
             self._commit_failed(batch, result)
             return
         if self.store_fault:
-            self.report("the store works again; withheld acknowledgements are sent now")
+            self.report("store_works", "the store works again; withheld acknowledgements are sent now", INFO, "")
             self.store_fault = ""
             self._failures = 0
         self._committing = False
@@ -313,7 +308,8 @@ class Broker:
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
         if not self.store_fault:
-            self.report(f"the store refuses to write: {disk_fault(error)}; acknowledgements of QoS 1 and 2 are withheld")
+            text = "the store refuses to write; acknowledgements of QoS 1 and 2 are withheld"
+            self.report("store_refuses", text, ERROR, reason=disk_fault(error))
         self.store_fault = disk_fault(error)
         self._failures += 1
         if self._failures > GIVE_UP_RETRIES:
@@ -373,7 +369,9 @@ class Broker:
                 return
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
-                self.report(f"{client.peer}: {event.error}", f"{client.peer.rpartition(':')[0]} {event.error.reason.name}")
+                about = f"{client.peer.rpartition(':')[0]} {event.error.reason.name}"
+                text = "what a client sent is no MQTT; it is disconnected"
+                self.report("protocol_error", text, WARNING, about, peer=client.peer, reason=event.error)
                 self.connecting.note_fault(client, event.error)
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)

@@ -113,6 +113,8 @@ class Config:
     max_keep_alive: int
     session_expiry: int
     sys_interval: int
+    log_format: str
+    log_level: str
     http: tuple[str, int] | None
     """Where health and metrics are asked for; None: nowhere."""
     backends: tuple[str, ...]
@@ -172,6 +174,8 @@ class _Loader:
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
             sys_interval=values["log.sys_interval"],
+            log_format=values["log.format"],
+            log_level=values["log.level"],
             http=values["http.bind"] or None,
             backends=values["uplink.backends"],
             warnings=warnings + _open_http(values["http.bind"]),

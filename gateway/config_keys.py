@@ -133,7 +133,11 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_keep_alive": Key(_number(1, 65_535), 65_535),
         "session_expiry": Key(_expiry, "never"),
     },
-    "log": {"sys_interval": Key(_number(0, 86_400), 10)},
+    "log": {
+        "sys_interval": Key(_number(0, 86_400), 10),
+        "format": Key(_choice("text", "json"), "text"),
+        "level": Key(_choice("info", "warning", "error"), "info"),
+    },
     "http": {"bind": Key(lambda value: split_address(_text(value), "127.0.0.1:9883"), "")},
     "uplink": {"backends": Key(_backends, ["sqlite"])},
 }

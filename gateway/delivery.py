@@ -17,6 +17,7 @@ from typing import Any
 from tidegate.store.catchup import ROWS, Fetched, Piece, Stored
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
+from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
@@ -38,7 +39,7 @@ class Delivery(Outlet):
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
         super().__init__(log, router, max_queued_bytes, message_id)
         self.live = log.next_seq - 1
-        self.report: Callable[[str], None] = lambda text: None
+        self.report: Say = lambda *_, **fields: None
         self._read = read
         self._tail: deque[Batch] = deque()
         self._tail_bytes = 0
@@ -343,7 +344,8 @@ class Delivery(Outlet):
 
     def _read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
-        self.report(f"cannot read the log for {session.name.text}: {error}")
+        text = "the log cannot be read for a session; it is disconnected"
+        self.report("log_unreadable", text, ERROR, client=session.name.text, reason=error)
         if session.client is not None:
             session.client.link.close()
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.names import Unused
+from tidegate.store.report import WARNING, Say
 from tidegate.store.trim import Plan, Trim
 
-from .broker import Broker, Report
+from .broker import Broker
 
 Submit = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 PAUSE = 10.0
@@ -25,7 +26,7 @@ class Trimming:
     """`floor()` is the lowest cursor of all who wait; `trim` may be replaced when the rules change."""
 
     def __init__(
-        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, floor: Callable[[], int], report: Report
+        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, floor: Callable[[], int], report: Say
     ) -> None:
         self.trim = trim
         self._db = db
@@ -70,7 +71,7 @@ class Trimming:
     def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:
         broker = self._broker
         if isinstance(plan, Exception):
-            self._report(f"cannot trim the log: {plan}", "trim")
+            self._report("trim_failed", "the log cannot be trimmed", WARNING, reason=plan)
         if plan is None or isinstance(plan, Exception):
             self._under_way = False
         elif isinstance(plan, Unused) and not (plan.topics or plan.clients or plan.first):

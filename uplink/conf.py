@@ -33,8 +33,12 @@ class Mistake(NamedTuple):
     line: int
     text: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
+        return f"{self.place}: {self.text}"
 
 
 class Setting(NamedTuple):

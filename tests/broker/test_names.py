@@ -49,9 +49,7 @@ class Committing(World):
         self.answers: list[Callable[[], None]] = []
         self.broker.router.set_wants(Want(kind, "#", 0, False) for kind in kinds)
         self.trim = Found(1 << 30, AGE)
-        self.trimming = Trimming(
-            self.trim, self.store.connection, self.submit, self.broker, lambda: 1 << 60, lambda text, kind="": None
-        )
+        self.trimming = Trimming(self.trim, self.store.connection, self.submit, self.broker, lambda: 1 << 60, self.said)
 
     def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
         def work() -> None:

@@ -30,6 +30,8 @@ from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.store import Store
 from tidegate.store.unstorable import Unstorable
 
+from tests.support.said import Said
+
 NOW = 1_764_000_000_000
 
 
@@ -53,7 +55,7 @@ class World:
         self.commits: list[tuple[Batch, Callable[[Any], None]]] = []
         self.reads: list[tuple[Callable[[Any], Any], Callable[[Any], None]]] = []
         self.timers: list[Callable[[], None]] = []
-        self.said: list[str] = []
+        self.said = Said()
         self.fault: Exception | None = None
         self.auto = True
         self._catch_up = CatchUp(path)
@@ -69,7 +71,7 @@ class World:
             0.0,
             lambda seq, at, run: message_id(at, code, identity.epoch, seq).encode(),
             lambda: "assigned-1",
-            lambda text, kind="": self.said.append(text),
+            self.said,
         )
         self.broker.load(self.store.connection, identity.clean)
 

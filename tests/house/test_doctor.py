@@ -66,7 +66,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_healthy_gateway(tmp_path: Path) -> None:
     port = free_port()
     with Gateway(tmp_path, toml=f'[http]\nbind = "127.0.0.1:{port}"\n') as gateway:
-        wait_until(lambda: "health and metrics on" in gateway.log())
+        wait_until(lambda: "http=http://" in gateway.log())
         found = doctor(tmp_path)
         assert found.one("gateway")[0] == "ok"
         assert found.one("listener") == ("ok", f"127.0.0.1:{gateway.port} takes connections | ")

@@ -25,6 +25,7 @@ from tidegate.uplink.rule import Rule, load, wants
 from tidegate.uplink.worker import Worker
 
 from tests.broker.world import NOW, World
+from tests.support.said import Said
 from tests.uplink.far_end import FarEnd, FarLink
 from tests.uplink.rig import TestClock
 
@@ -151,7 +152,7 @@ class Simulation:
             self._reader,
             self._progress,
             self.clock,
-            lambda text: None,
+            Said(),
             self.chance,
         )
 

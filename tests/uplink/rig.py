@@ -19,6 +19,7 @@ from tidegate.uplink.rule import load
 from tidegate.uplink.worker import Wait, Worker
 
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY, LogFile
 
@@ -69,7 +70,7 @@ class Rig:
         self.data.mkdir(exist_ok=True)
         self.conf = directory / "emqx_backend_redis.conf"
         self.clock = TestClock()
-        self.said: list[str] = []
+        self.said = Said()
         self.log = LogFile(self.data)
         self.progress = Progress(self.data)
         self._reader = LogReader(self.data / "log.db")
@@ -94,7 +95,7 @@ class Rig:
             self._reader,
             self.progress,
             self.clock,
-            self.said.append,
+            self.said,
             random.Random(1),
         )
 
