@@ -6,7 +6,7 @@ decide when to checkpoint. All methods but `open` run in the committer's thread.
 
 A commit whose fsync failed is written again and not only synced again: the kernel may have let go of the pages. SQLite does
 so when the batch is applied again, because what it did not confirm it overwrites; what a dead run left unconfirmed in the WAL
-is moved into the database when the file is opened.
+is moved into the database when the file is opened. For a checkpoint whose fsync failed we see to it (`_move_all_again`).
 
 Invariant: `apply` either commits the whole batch and numbers its names, or changes nothing and raises.
 """
@@ -37,6 +37,8 @@ WAL_LIMIT = 8 << 20
 WAL_COMMIT = 12_288
 """Bytes that even a small commit adds to the WAL: about three pages."""
 PAGE = 4096
+MOVED_FRAMES = 96
+"""Where the wal-index counts the frames that checkpoints have moved."""
 COLUMNS = 10
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Rows that one statement inserts; a group between two sizes is filled up with rows whose seq is 0, which are left out."""
@@ -77,6 +79,8 @@ class Store:
         self._db = connection
         self._unmoved = 0
         self._dirty = False
+        self._moved_in_vain = False
+        self._index = -1
 
     @classmethod
     def open(cls, path: Path, node: str, durability: str, wall: int, mono: int) -> Store:
@@ -201,12 +205,29 @@ class Store:
     def _checkpoint(self, mode: str) -> tuple[int, int, int] | None:
         """(busy, frames, moved); None if the disk refuses. The batch stands: told as failed, it would be written twice."""
         try:
+            if self._moved_in_vain:
+                self._move_all_again()
             done: tuple[int, int, int] = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
+            self._moved_in_vain = True
             self.checkpoint_fault = f"the write-ahead log cannot be moved into {self.path.name}: {disk_fault(error)}"
             return None
         self.checkpoint_fault = ""
         return done
+
+    def _move_all_again(self) -> None:
+        """Have the next checkpoint begin at the start of the WAL. Raises OSError, and then nothing is moved.
+
+        A checkpoint that a reader holds back moves pages without a flush; the flush of the one that completes it is for them
+        too. If that fails the kernel may have let go of any of them, and SQLite would not move the earlier ones again. How many
+        frames were moved stands in the wal-index (SQLite's "WAL-mode File Format", 2.2.1), which only we, who checkpoint,
+        change; a smaller number is true as well while the WAL has not begun anew, and it does not before all is moved.
+        The file stays open: with it would go the locks that SQLite holds there.
+        """
+        if self._index < 0:
+            self._index = os.open(f"{self.path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        os.pwrite(self._index, bytes(4), MOVED_FRAMES)
+        self._moved_in_vain = False
 
 
 def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:

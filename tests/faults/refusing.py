@@ -21,6 +21,7 @@ PROBES = 100
 LOAD = 300
 """Messages acknowledged before the fault, and again after it."""
 RECOVERY = 20.0
+REFUSES = "store_refuses: the store refuses to write"
 Fault = Callable[[Gateway], AbstractContextManager[None]]
 
 
@@ -49,8 +50,7 @@ class Load:
 
     def is_withheld(self, words: str) -> None:
         """The disk refuses now, and this is what it looks like."""
-        run(self.peers, lambda: state(self._gateway) != "ok")
-        assert words in state(self._gateway)
+        run(self.peers, lambda: REFUSES in self._gateway.log() and words in state(self._gateway))
         with MqttClient(self._gateway.port, "fast") as fast:
             fast.subscribe(("fast", 0))
             _probe(fast)
@@ -59,12 +59,15 @@ class Load:
             _probe(fast)
             self._listen()
         assert self.acknowledged() == withheld, "acknowledged without a disk"
-        assert "store_refuses: the store refuses to write" in self._gateway.log()
 
     def end(self) -> None:
+        """All that was begun is finished, and everybody goes."""
         settle(self.senders, self.receivers)
         check(self.senders, self.receivers)
         assert state(self._gateway) == "ok"
+        for peer in self.peers:
+            if peer.client is not None:
+                peer.client.sock.close()
 
     def is_stored(self) -> None:
         """Looked for in the file itself, after the end of the gateway."""
