@@ -330,6 +330,15 @@ def test_a_file_system_with_device_numbers_of_its_own(tmp_path: Path) -> None:
     assert mount_of(tmp_path, mountinfo, tmp_path / "sys") == Mount("btrfs", "mmcblk1", True)
 
 
+def test_a_root_whose_mount_cannot_be_seen(tmp_path: Path) -> None:
+    """As in a chroot."""
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("3 1 250:3 / /proc rw - proc proc rw\n")
+    mount = mount_of(tmp_path, mountinfo, tmp_path / "sys")
+    assert mount == Mount("", "", False)
+    assert "cannot be seen from here" in file_system(tmp_path, mount, 0.0).text
+
+
 @pytest.mark.parametrize(
     ("mount", "delay", "level"),
     [
