@@ -11,13 +11,13 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
+from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
@@ -38,7 +38,7 @@ class Delivery(Outlet):
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
         super().__init__(log, router, max_queued_bytes, message_id)
         self.live = log.next_seq - 1
-        self.report: Callable[[str], None] = lambda text: None
+        self.report: Say = lambda *_, **fields: None
         self._read = read
         self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
@@ -71,7 +71,7 @@ class Delivery(Outlet):
             if topic.targets:
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3])
         if batch.rows:
-            self.live = batch.rows[-1][0]
+            self.live = batch.first_seq + len(batch.rows) - 1
             batch.keep_rows()
             self._tail.append(batch)
             self._tail_bytes += batch.size
@@ -324,7 +324,7 @@ class Delivery(Outlet):
         for batch in self._tail:
             rows = batch.rows[max(0, first - batch.first_seq) :]
             if rows:
-                through = rows[-1][0]
+                through = batch.first_seq + len(batch.rows) - 1
             for row in rows:
                 if row[4] == PUBLISH and row[7] & QOS_MASK:
                     messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
@@ -366,7 +366,8 @@ class Delivery(Outlet):
 
     def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
-        self.report(f"cannot read the log for {session.name.text}: {error}")
+        text = "the log cannot be read for a session; it is disconnected"
+        self.report("log_unreadable", text, ERROR, client=session.name.text, reason=error)
         if session.client is not None:
             session.client.link.close()
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from tidegate.store.names import Unused
+from tidegate.store.report import WARNING, Say
 from tidegate.store.trim import Plan, Trim
 
-from .broker import BATCH_LIMIT, Broker, Report
+from .broker import BATCH_LIMIT, Broker
 
 Submit = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 PAUSE = 10.0
@@ -34,7 +35,7 @@ class Trimming:
     """`reach()` tells where the cursors are; `trim` may be replaced when the rules change."""
 
     def __init__(
-        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, reach: Callable[[], Reach], report: Report
+        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, reach: Callable[[], Reach], report: Say
     ) -> None:
         self.trim = trim
         self._db = db
@@ -85,7 +86,7 @@ class Trimming:
         broker = self._broker
         broker.pressure.set_level(self.trim.level)
         if isinstance(plan, Exception):
-            self._report(f"cannot trim the log: {plan}", "trim")
+            self._report("trim_failed", "the log cannot be trimmed", WARNING, reason=plan)
         if plan is None or isinstance(plan, Exception):
             self._under_way = False
         elif not (plan.changes if isinstance(plan, Plan) else plan.topics or plan.clients or plan.first):

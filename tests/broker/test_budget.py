@@ -39,7 +39,7 @@ class Box(World):
             lambda job, done: done(job()),
             self.broker,
             lambda: Reach(self.floor, self.read_through),
-            lambda text, kind="": self.said.append(text),
+            self.said,
         )
 
     def tick(self, seconds: float = 10.0) -> None:

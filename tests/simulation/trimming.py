@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidegate.gateway.trimming import Reach, Trimming, reach
+from tidegate.store.report import INFO, Level
 from tidegate.store.trim import Trim
 from tidegate.uplink.progress import held
 
@@ -48,8 +49,8 @@ class TrimmedSimulation(Simulation):
         )
         return box
 
-    def _say(self, text: str, kind: str = "") -> None:
-        raise AssertionError(text)
+    def _say(self, event: str, text: str, level: Level = INFO, about: str | None = None, /, **fields: object) -> None:
+        raise AssertionError(f"{event}: {fields}")
 
     def _trim(self) -> None:
         self._trimming.start()

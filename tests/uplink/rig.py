@@ -20,6 +20,7 @@ from tidegate.uplink.worker import Wait, Worker
 
 from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY, LogFile
 
@@ -70,7 +71,7 @@ class Rig:
         self.data.mkdir(exist_ok=True)
         self.conf = directory / "emqx_backend_redis.conf"
         self.clock = TestClock()
-        self.said: list[str] = []
+        self.said = Said()
         self.log = LogFile(self.data)
         self.progress = Progress(self.data)
         self._reader = LogReader(self.data / "log.db")
@@ -95,7 +96,7 @@ class Rig:
             self._reader,
             self.progress,
             self.clock,
-            self.said.append,
+            self.said,
             random.Random(1),
         )
 

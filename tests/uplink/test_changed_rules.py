@@ -18,6 +18,7 @@ from tidegate.uplink.rule import RuleFile, load, wants
 from tidegate.uplink.worker import CHANGED_RULE
 
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY
 from .rig import LEDGER, LIST, MESSAGES, REFUSED, Rig
@@ -168,15 +169,15 @@ def test_a_rule_whose_event_cannot_be_read_wants_what_it_looks_like(tmp_path: Pa
     file = load(path, "redis")
     assert file.mistakes
     assert {want.kind for want in wants([file])} == kinds
-    assert all(want.topic_filter == "#" and not want.min_qos for want in wants([file]))
+    assert all(want.topic_filter == "" and not want.min_qos for want in wants([file]))
 
 
 def test_a_file_with_a_mistake_keeps_what_number_sign_does_not_match(tmp_path: Path) -> None:
     path = tmp_path / "emqx_backend_redis.conf"
     reserved = 'backend.redis.hook.message.publish.3 = {"topic": "$x/#", "action": {"commands": ["A b"]}, "pool": "pool1"}\n'
     path.write_text(TWO_POOLS + reserved + "backend.redis.pool1.database = one\n")
-    assert set(wants([load(path, "redis")])) == {Want(PUBLISH, "#", 0, False), Want(PUBLISH, "$x/#", 0, False)}
+    assert set(wants([load(path, "redis")])) == {Want(PUBLISH, "", 0, False)}
 
 
 def _take(directory: Path, progress: Progress) -> list[tuple[RuleFile, Pool]]:
-    return take_rules(directory, ["redis"], progress, lambda text: None)
+    return take_rules(directory, ["redis"], progress, Said())
