@@ -20,7 +20,7 @@ from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
-from tidegate.store.trim import KEEP_SEQ, Plan
+from tidegate.store.trim import KEEP_AT, KEEP_SEQ, Plan
 
 from .accounts import charge
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
@@ -102,8 +102,7 @@ class Broker:
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
-        self.received = 0
-        self.stored = 0
+        self.received = self.stored = 0
         self.store_fault = ""
         self.now = 0.0
         self._next_fold = 0.0
@@ -115,8 +114,7 @@ class Broker:
         self._delay = commit_delay
         self.message_id = message_id
         self.report = report
-        self._committing = False
-        self._delayed = False
+        self._committing = self._delayed = False
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
@@ -232,6 +230,7 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
+        self.log.change(KEEP_AT, self.log.at)
         for sql, parameters in plan.changes:
             self.log.change(sql, *parameters)
         self.log.batch.size += plan.cost

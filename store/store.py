@@ -266,6 +266,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int) -> Ident
     clean = last is None or bool(last[2])
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
+    at = max(at, int(meta.get("at", 0)))
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
     if last is None:
         epoch = 1

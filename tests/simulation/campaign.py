@@ -23,13 +23,14 @@ class Sheet:
     seconds: float = 0.0
 
 
-def run_seed(seed: int, steps: int, simulation_type: type[Simulation] = Simulation) -> None:
+def run_seed(seed: int, steps: int, simulation_type: type[Simulation] = Simulation) -> Simulation:
     """One simulation to its end. Raises AssertionError where something is not as it must be."""
     with tempfile.TemporaryDirectory(prefix="tidegate-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as directory:
         simulation = simulation_type(Path(directory), seed)
         try:
             simulation.run(steps)
             simulation.finish()
+            return simulation
         finally:
             simulation.close()
 

@@ -11,7 +11,7 @@ from .campaign import campaign, run_seed
 from .lying_disk import LyingDisk
 from .plants import PLANTS
 from .simulation import Simulation
-from .trimming import TrimmedSimulation
+from .trimming import CrowdedSimulation, TrimmedSimulation
 
 SECONDS = float(os.environ.get("TIDEGATE_SIMULATION_SECONDS", "20"))
 FOUND = {
@@ -46,6 +46,13 @@ def test_a_log_that_lost_its_end_is_no_danger_to_the_far_end(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_what_is_trimmed_was_done_with_by_everyone(seed: int) -> None:
     run_seed(seed, 2000, TrimmedSimulation)
+
+
+def test_what_the_budget_takes_is_named_and_the_balance_holds() -> None:
+    dropped = 0
+    for seed in (*range(8), 105):  # 105: time went back when the last entry was gone
+        dropped += run_seed(seed, 6000, CrowdedSimulation).box.broker.gaps.totals.total()
+    assert dropped > 1_000
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
