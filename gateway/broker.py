@@ -96,7 +96,6 @@ class Broker:
         self.sessions = Sessions(log, self.router)
         self.gaps = Gaps(log, self.delivery.dropped)
         self.batch_limit = BATCH_LIMIT
-        """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: set[Client] = set()
         self.retained: TopicTree[int] = TopicTree()
         """Topic -> seq of its retained message."""
@@ -129,9 +128,9 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: self._on_ping,
+            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
             Disconnect: self.connecting.on_disconnect,
-            Auth: self._on_auth,
+            Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
 
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
@@ -252,7 +251,6 @@ class Broker:
 
     @property
     def busy(self) -> bool:
-        """Whether a commit is under way or due."""
         return self._committing or bool(self.log.batch)
 
     def publish_sys(self, values: dict[str, bytes]) -> None:
@@ -303,10 +301,19 @@ class Broker:
             function(*arguments)
         self.delivery.push_committed(batch)
         self.delivery.flush()
-        paused, self._paused = self._paused, []
-        for client in paused:
-            self.read_again(client)
+        self._read_on()
         self._begin_commit()
+
+    def hold(self, batch_limit: int) -> None:
+        """How many bytes may wait for the disk; 0: who adds to them is read no further until there is another limit."""
+        self.batch_limit = batch_limit
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self.batch_limit:
+            paused, self._paused = self._paused, []
+            for client in paused:
+                self.read_again(client)
 
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
@@ -436,12 +443,6 @@ class Broker:
         else:
             return False
         return True
-
-    def _on_ping(self, client: Client, session: Session, packet: PingReq) -> None:
-        self.delivery.send(client, encode(PingResp(), client.version))
-
-    def _on_auth(self, client: Client, session: Session, packet: Auth) -> None:
-        self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)
 
 
 def _no_subscribers(packet_id: int) -> bytes:

@@ -171,6 +171,24 @@ def test_time_does_not_go_back_when_the_last_entry_is_gone(path: Path) -> None:
     again.kill()
 
 
+def test_near_the_budget_publishers_are_read_no_faster_than_room_is_made(path: Path) -> None:
+    box = Box(path)
+    box.auto = False
+    device = box.device("p")
+    box.settle()
+    box.trimming.trim.tight = True
+    box.trimming._under_way = True
+    box.trimming.committed(0)
+    device.publish("low/a", b"x")
+    assert device.paused
+    box.settle()
+    assert device.paused, "its message is durable, and it waits all the same"
+    box.trimming.trim.tight = False
+    box.trimming.committed(0)
+    assert not device.paused
+    box.kill()
+
+
 # -- reject_new ------------------------------------------------------------------------------------------------------
 
 
