@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate.gateway.accounts import mismatch
 from tidegate.store.entry import PUBLISH, Entry
 from tidegate.store.log import Batch, Name, Row
 from tidegate.store.reader import LogReader
@@ -368,7 +369,9 @@ class Simulation:
         assert self.far.state.applied == wanted, first_difference(self.far.state.applied, wanted)
 
     def _check_balance(self) -> None:
-        """Of what the pool was to carry, every entry is explained."""
+        """Of what the pool was to carry, every entry is explained, and of what sessions were to get, every message."""
+        for session in self.box.broker.sessions:
+            assert not mismatch(session), f"{session.name.text}: {mismatch(session)} of its messages are nowhere"
         (pool,) = read_pools(self.path.parent, self.box.broker.gaps.ahead)
         assert not pool.balance["mismatch"] and not pool.balance["waiting"], str(pool.balance)
 
