@@ -21,7 +21,7 @@ from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.report import ERROR, INFO, WARNING, Say
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
-from tidegate.store.trim import KEEP_SEQ, Plan
+from tidegate.store.trim import KEEP_AT, KEEP_SEQ, Plan
 from tidegate.store.unstorable import Unstorable
 
 from .accounts import charge
@@ -102,8 +102,7 @@ class Broker:
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
-        self.received = 0
-        self.stored = 0
+        self.received = self.stored = 0
         self.store_fault = ""
         self.now = 0.0
         self._next_fold = 0.0
@@ -115,8 +114,7 @@ class Broker:
         self._delay = commit_delay
         self.message_id = message_id
         self.report = report
-        self._committing = False
-        self._delayed = False
+        self._committing = self._delayed = False
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
@@ -131,9 +129,9 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: self._on_ping,
+            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
             Disconnect: self.connecting.on_disconnect,
-            Auth: self._on_auth,
+            Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
 
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
@@ -232,6 +230,7 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
+        self.log.change(KEEP_AT, self.log.at)
         for sql, parameters in plan.changes:
             self.log.change(sql, *parameters)
         self.log.batch.size += plan.cost
@@ -253,7 +252,6 @@ class Broker:
 
     @property
     def busy(self) -> bool:
-        """Whether a commit is under way or due."""
         return self._committing or bool(self.log.batch)
 
     def publish_sys(self, values: dict[str, bytes]) -> None:
@@ -312,10 +310,19 @@ class Broker:
             function(*arguments)
         self.delivery.push_committed(batch)
         self.delivery.flush()
-        paused, self._paused = self._paused, []
-        for client in paused:
-            self.read_again(client)
+        self._read_on()
         self._begin_commit()
+
+    def hold(self, batch_limit: int) -> None:
+        """How many bytes may wait for the disk; 0: who adds to them is read no further until there is another limit."""
+        self.batch_limit = batch_limit
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self.batch_limit:
+            paused, self._paused = self._paused, []
+            for client in paused:
+                self.read_again(client)
 
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
@@ -448,12 +455,6 @@ class Broker:
         else:
             return False
         return True
-
-    def _on_ping(self, client: Client, session: Session, packet: PingReq) -> None:
-        self.delivery.send(client, encode(PingResp(), client.version))
-
-    def _on_auth(self, client: Client, session: Session, packet: Auth) -> None:
-        self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)
 
 
 def _no_subscribers(packet_id: int) -> bytes:

@@ -314,6 +314,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
     clean = last is None or bool(last[2])
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
+    at = max(at, int(meta.get("at", 0)))
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
     # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
     epoch = 1 if last is None else next_epoch(last[1], mono + clock.offset, mono)

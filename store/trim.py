@@ -27,6 +27,8 @@ REMOVE = f"DELETE FROM entry WHERE seq <= ? AND {MAY_GO}"
 """Carries out a plan that takes from the log's beginning."""
 KEEP_SEQ = "INSERT OR REPLACE INTO meta (key, value) VALUES ('seq', ?)"
 """Goes with every removal: the last seq given out, so that an emptied log does not count from the start again."""
+KEEP_AT = "INSERT OR REPLACE INTO meta (key, value) VALUES ('at', ?)"
+"""Likewise its time: what comes after a crash must not seem to be older."""
 STEP, STEP_ABOVE = 5_000, 20_000
 """Rows that one step takes from the beginning: by age, and above the budget. *Measured*: 100,000 write 9 MiB of WAL at once."""
 STEP_BYTES = 8 << 20
@@ -176,4 +178,4 @@ def _prefix(db: sqlite3.Connection, floor: int, rows: int, size: int, through: i
     return None if last is None else Plan(((REMOVE, (last, floor)),), cost)
 
 
-__all__ = ["GO_ON", "KEEP_SEQ", "REMOVE", "Lost", "Plan", "Trim"]
+__all__ = ["GO_ON", "KEEP_AT", "KEEP_SEQ", "REMOVE", "Lost", "Plan", "Trim"]
