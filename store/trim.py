@@ -29,6 +29,8 @@ WAL_SHARE = 16 << 20
 ROW_ON_DISK = 24
 HIGH, LOW = 0.95, 0.9
 """Above the one part of the budget the log is cut to the other, so that not every step has to."""
+PATIENT = 0.98
+"""As long as names are being collected only above this one: what they free need not be taken from the messages."""
 
 _LOST = f"FILTER (WHERE seq > ? AND kind = {PUBLISH})"
 _STEP = (
@@ -73,10 +75,11 @@ class Trim:
 
     def _removal(self, db: sqlite3.Connection, now: int, floor: int) -> Plan | None:
         pages, free, used = _size(db)
-        self._cutting = used > self._budget * (LOW if self._cutting else HIGH)
+        high, low = (PATIENT, HIGH) if self._names.looking else (HIGH, LOW)
+        self._cutting = used > self._budget * (low if self._cutting else high)
         bound: tuple[int, ...]
         if self._cutting:
-            limit, condition, bound = STEP_ABOVE, "before < ?", (used - int(self._budget * LOW),)
+            limit, condition, bound = STEP_ABOVE, "before < ?", (used - int(self._budget * low),)
         else:
             limit, condition, bound = STEP, "at < ? AND seq <= ?", (now - self._max_age, floor)
         row = db.execute(_STEP + condition, (*[floor] * 6, limit, *bound)).fetchone()
