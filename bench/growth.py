@@ -64,10 +64,8 @@ def main() -> int:
     for name, figures in (("topics", topics()), ("subscriptions with wildcards", subscriptions())):
         print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in figures) + " |", flush=True)
     hot, many = churn()
-    print(
-        f"\nA publish after each subscription to something else: {hot:.1f} µs to one topic with {CROWD:,} subscribers,", end=""
-    )
-    print(f" {many:.1f} µs to one of {CROWD:,} topics.")
+    print(f"\nA publish after each subscription to something else, µs: {hot:.1f} to one topic with {CROWD:,} subscribers,")
+    print(f"{many:.1f} to one of {CROWD:,} topics.")
     return 0
 
 
