@@ -22,7 +22,7 @@ from tidegate.store.report import ERROR, Say
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
-from .walk import ReadLog, Walk, wanted
+from .walk import ReadLog, Walk, piece_of, wanted
 
 DUP = 8
 TAIL_BYTES = 24 << 20
@@ -315,24 +315,8 @@ class Delivery(Outlet):
     def _take_from_tail(self, session: Session) -> None:
         """Fill the backlog from the batches in memory; one piece of them serves all who are at its place."""
         if self._recent is None or not self._recent.first <= session.next_seq <= self._recent.through:
-            self._recent = self._piece_of_tail(session.next_seq)
+            self._recent = piece_of(self._tail, session.next_seq)
         self._keep(session, self._recent, self._walk.limit)
-
-    def _piece_of_tail(self, first: int) -> Piece:
-        messages: list[Stored] = []
-        through = first
-        for batch in self._tail:
-            rows = batch.rows[max(0, first - batch.first_seq) :]
-            if rows:
-                through = batch.first_seq + len(batch.rows) - 1
-            for row in rows:
-                if row[4] == PUBLISH and row[7] & QOS_MASK:
-                    messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
-            if len(messages) >= ROWS:
-                break
-        kinds = {(message[2], len(message[3]), message[4]) for message in messages}
-        flags, size, properties = kinds.pop() if len(kinds) == 1 else (0, 0, b"")
-        return Piece(first, through, messages, None, size if flags == 1 and not properties else -1)
 
     def _read_on(self, session: Session, client: Client) -> None:
         if wanted(session):
