@@ -121,7 +121,7 @@ def test_a_gateway_that_does_not_know_its_new_configuration(tmp_path: Path) -> N
 
 def test_a_gateway_that_hangs_is_a_problem(tmp_path: Path) -> None:
     with Gateway(tmp_path) as gateway:
-        wait_until((gateway.data / "control.sock").exists)
+        wait_until(lambda: doctor(tmp_path).one("gateway")[0] == "ok")
         gateway.freeze()
         level, text = doctor(tmp_path).one("gateway")
         assert level == "problem"
