@@ -96,8 +96,7 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
-        self.clients: dict[Client, None] = {}
-        """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
+        self.clients: dict[Client, None] = {}  # in order, so that every run of a seed drops them alike
         self.retained: TopicTree[int] = TopicTree()
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}

@@ -189,7 +189,7 @@ class Worker:
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
-            self._begun = min(self._begun, back + 1)
+            self._begun = min(self._begun, firsts[key])
             self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
             if back < self._standing.cursor:
                 self._standing = self._standing._replace(cursor=back, gateway=key[0], epoch=key[1])
