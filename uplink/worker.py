@@ -204,7 +204,7 @@ class Worker:
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
-            self._begun = min(self._begun, back + 1)
+            self._begun = min(self._begun, firsts[key])
             text = "the far end lost what it had confirmed: sending again from where it stands"
             self._say_rarely("pool_set_back", text, stands=far, confirmed=confirmed)
             if back < self._standing.cursor:

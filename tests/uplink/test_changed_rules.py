@@ -80,6 +80,21 @@ def test_the_mark_of_a_lost_life_with_the_same_epoch_hides_nothing(tmp_path: Pat
         assert far.lrange("list", 0, -1) == rig.published()
 
 
+def test_an_epoch_whose_mark_was_set_back_is_sent_again_though_a_later_one_has_a_mark(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    with Rig(tmp_path, server.port, LIST) as rig, server.client() as far:
+        rig.log.publish_many(30)
+        rig.log.new_run(7)
+        rig.log.publish_many(5)
+        rig.drain()
+        far.hset(LEDGER, "1", 20)
+        rig.progress.save("redis.pool1", rig.standing()._replace(cursor=10, epoch=1), {}, 0)
+        rig.restart()
+        rig.drain()
+        assert far.lrange("list", 35, -1) == rig.published()[20:30]
+
+
 @pytest.mark.parametrize("way", ["script", "transaction"])
 def test_what_was_refused_is_kept_as_it_was_though_the_rules_have_changed(
     tmp_path: Path, server: RedisServer, way: str
