@@ -18,6 +18,15 @@ from .pools import Pool
 from .rule import Rule
 
 
+class Write(Protocol):
+    """One write as its backend made it; the worker never looks inside."""
+
+    @property
+    def data(self) -> bytes:
+        """What the quarantine keeps of it, and `Link.repack` reads again."""
+        ...
+
+
 class Packed(NamedTuple):
     """One write, encoded for the far end; `arguments` is how many the encoding holds."""
 
@@ -25,7 +34,7 @@ class Packed(NamedTuple):
     arguments: int
 
 
-Action = Callable[[Entry], Sequence[Packed]]
+Action = Callable[[Entry], Sequence[Write]]
 
 
 class Operation(NamedTuple):
@@ -34,7 +43,7 @@ class Operation(NamedTuple):
     seq: int
     number: int
     target: str
-    packed: Packed
+    packed: Write
 
 
 class Mark(NamedTuple):
@@ -69,8 +78,8 @@ class Link(Protocol):
     warning: str
     """What a person should know about how this link works, empty if nothing."""
 
-    def marks(self, gateway: str) -> dict[int, Mark]:
-        """Epoch -> mark, as the far end has it."""
+    def marks(self, gateway: str) -> dict[int, Mark] | None:
+        """Epoch -> mark, as the far end has it; None when it keeps none, then a batch may be applied twice."""
         ...
 
     def refusals(self, gateway: str) -> list[Refusal]:
@@ -85,7 +94,7 @@ class Link(Protocol):
         """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
         ...
 
-    def repack(self, data: bytes) -> Packed:
+    def repack(self, data: bytes) -> Write:
         """A write as the quarantine keeps it, ready to be sent again."""
         ...
 

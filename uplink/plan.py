@@ -61,7 +61,7 @@ class Plan:
 
 
 def _target(rule: Rule) -> str:
-    return f"{rule.event}.{rule.number} {rule.function or rule.commands[0].text}"
+    return f"{rule.event}.{rule.number} {rule.function or (rule.commands or rule.statements)[0].text}"
 
 
 def _without_share(topic_filter: str) -> str:

@@ -106,8 +106,25 @@ def _belongs(raw: Raw, file: str, backend: str, setting: Setting) -> bool:
 
 def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]) -> None:
     """What only the settings together can show."""
-    if pool.backend != "redis":
+    if pool.backend not in BUILT:
         return
+    if pool.backend == "redis":
+        _check_redis(raw, file, pool, lines)
+    elif not pool.settings["ssl"]:
+        for name in ("cacertfile", "certfile", "keyfile"):
+            if pool.settings[name]:
+                line = lines[pool.name, name]
+                raw.warnings.append(Mistake(file, line, f"{pool.name}.{name} has no effect without {pool.name}.ssl = true"))
+    elif not pool.settings["cacertfile"]:
+        text = f"{pool.name}.ssl: the line is encrypted, but the server is not checked: name who signed it in cacertfile"
+        raw.warnings.append(Mistake(file, lines[pool.name, "ssl"], text))
+    if pool.settings["password"] and pool.settings["password_file"]:
+        first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
+        text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
+        raw.mistakes.append(Mistake(file, second, text))
+
+
+def _check_redis(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]) -> None:
     kind = pool.settings["type"]
     line = lines.get((pool.name, "type"), 0)
     if kind in ("sentinel", "cluster"):
@@ -115,10 +132,6 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
     elif len(pool.settings["server"]) > 1:
         line = lines.get((pool.name, "server"), 0)
         raw.mistakes.append(Mistake(file, line, f"{pool.name}.server: type single has one server, host:port"))
-    if pool.settings["password"] and pool.settings["password_file"]:
-        first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
-        text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
-        raw.mistakes.append(Mistake(file, second, text))
 
 
 def _value(setting: Setting, key: Key, folder: Path) -> Any:
@@ -135,6 +148,10 @@ def _value(setting: Setting, key: Key, folder: Path) -> Any:
         return _seconds(text)
     if key.kind == "servers":
         return tuple(_server(part.strip()) for part in text.split(","))
+    if key.kind == "flag":
+        return _flag(text)
+    if key.kind == "file":
+        return _file(folder / text) if text else ""
     if key.kind == "choice" and text not in key.choices:
         raise _Bad(f'unknown value "{text}"{nearest(text, key.choices)}')
     return text
@@ -145,6 +162,20 @@ def _secret_from(path: Path) -> Secret:
         return Secret(path.read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise _Bad(f"{path} cannot be read: {error}") from None
+
+
+def _file(path: Path) -> str:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise _Bad(f"{path} cannot be read: {error.strerror}") from None
+    return str(path)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false", "on", "off"):
+        raise _Bad(f'"{text}" is neither true nor false')
+    return text in ("true", "on")
 
 
 def _number(text: str) -> int:

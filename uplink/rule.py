@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, Want
 from tidegate.store.topic import topic_filter_fault
@@ -22,6 +22,7 @@ from tidegate.store.topic import topic_filter_fault
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .pools import Pool, read_pools
+from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
     BUILT,
@@ -31,6 +32,7 @@ from .vocabulary import (
     FUNCTION_ALIASES,
     FUNCTIONS,
     LATER,
+    LATER_OF,
     OFFLINE_OPTIONS,
     PAYLOAD_FORMATS,
     POOL_KEYS,
@@ -40,6 +42,7 @@ from .vocabulary import (
 
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
+T = TypeVar("T")
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -54,7 +57,9 @@ class Rule:
     topic_filter: str
     function: str
     commands: tuple[Command, ...]
-    statements: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    works: bool
+    """False for functions that a later version brings."""
     pool: str
     expired_time: int | None
     max_returned_count: int
@@ -62,11 +67,6 @@ class Rule:
     payload_format: str
     file: str
     line: int
-
-    @property
-    def works(self) -> bool:
-        """False for functions that a later version brings."""
-        return self.function not in LATER
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +165,9 @@ class _Reader:
         function, commands, statements = self._action(raw, event)
         count, time_range = self._offline_options(raw)
         rule = Rule(
-            EVENTS[event], event, raw.number, self._topic(raw), function, commands, statements, self._pool(raw),
-            self._expired_time(raw, function), count, time_range, self._payload_format(raw), self._file, raw.line,
+            EVENTS[event], event, raw.number, self._topic(raw), function, commands, statements,
+            function not in LATER_OF.get(self._backend, LATER), self._pool(raw), self._expired_time(raw, function),
+            count, time_range, self._payload_format(raw), self._file, raw.line,
         )  # fmt: skip
         return rule if len(self._raw.mistakes) == before else None
 
@@ -183,8 +184,8 @@ class _Reader:
             self._fail(raw, f'unknown event "{raw.event}"{nearest(raw.event, EVENTS)}')
         return len(self._raw.mistakes) == before
 
-    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[str, ...]]:
-        nothing: tuple[str, tuple[Command, ...], tuple[str, ...]] = ("", (), ())
+    def _action(self, raw: RawRule, event: str) -> tuple[str, tuple[Command, ...], tuple[Statement, ...]]:
+        nothing: tuple[str, tuple[Command, ...], tuple[Statement, ...]] = ("", (), ())
         allowed = ACTION_KEYS.get(self._backend, DEFAULT_ACTION_KEYS)
         action = raw.body.get("action")
         if not isinstance(action, dict) or len(action) != 1:
@@ -200,9 +201,9 @@ class _Reader:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             self._fail(raw, f'"{key}" is a list of texts')
             return nothing
-        if key != "commands":
-            return "", (), tuple(texts)
-        return "", self._commands(raw, event, texts), ()
+        if key == "commands":
+            return "", self._compiled(raw, event, key, texts, compile_command), ()
+        return "", (), self._compiled(raw, event, key, texts, compile_statement)
 
     def _function(self, raw: RawRule, event: str, value: Any) -> str:
         name = FUNCTION_ALIASES.get(value, value) if isinstance(value, str) else ""
@@ -212,17 +213,19 @@ class _Reader:
             self._fail(raw, f"{name} belongs to {' or '.join(FUNCTIONS[name])}, not to {event}")
         return name
 
-    def _commands(self, raw: RawRule, event: str, texts: list[str]) -> tuple[Command, ...]:
+    def _compiled(
+        self, raw: RawRule, event: str, key: str, texts: list[str], compile_text: Callable[[str, Sequence[str]], T]
+    ) -> tuple[T, ...]:
         known = placeholders(self._backend, event)
-        commands: list[Command] = []
+        found: list[T] = []
         for text in texts:
             try:
-                commands.append(compile_command(text, known))
+                found.append(compile_text(text, known))
             except TemplateFault as fault:
                 hint = nearest(fault.unknown, known) if fault.unknown else ""
                 # The arguments stay unsaid: one of them may be a password.
-                self._fail(raw, f'command "{" ".join(text.split()[:1])}": {fault}{hint}')
-        return tuple(commands)
+                self._fail(raw, f'{key.removesuffix("s")} "{" ".join(text.split()[:1])}": {fault}{hint}')
+        return tuple(found)
 
     def _topic(self, raw: RawRule) -> str:
         topic = raw.body.get("topic", "#")

@@ -13,7 +13,7 @@ import re
 import select
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from redis import Connection
 from redis.backoff import NoBackoff
@@ -126,8 +126,10 @@ class RedisLink:
     def _run_script(self, ledger: bytes, refused: bytes, batch: Batch) -> Any:
         references = " ".join([f"{operation.seq}:{operation.number}" for operation in batch.operations])
         head = (ledger, refused, b"%d" % batch.epoch, mark_text(batch.expected), b"%d" % batch.through, references.encode())
-        body = b"".join([operation.packed.data for operation in batch.operations])
-        count = sum([operation.packed.arguments for operation in batch.operations]) + len(head) + 3
+        # What comes back here is what `redis_actions` made.
+        packed = cast(list[Packed], [operation.packed for operation in batch.operations])
+        body = b"".join([one.data for one in packed])
+        count = sum([one.arguments for one in packed]) + len(head) + 3
         tail = b"$1\r\n2\r\n" + pack(head)
         if self._knows_script:
             try:

@@ -52,6 +52,8 @@ WRITING = frozenset(
 )
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
+LATER_OF = {name: LATER - {"on_message_store"} for name in ("mysql", "pgsql")}
+"""The same for a backend that is further."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "payload_format")
 OFFLINE_OPTIONS = ("max_returned_count", "time_range")
@@ -63,7 +65,7 @@ EXPIRED_TIME = {"redis": 7200, "sqlite": 604_800}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A pool key: how its value is read (`text`, `number`, `flag`, `seconds`, `servers`, `choice`) and its default."""
+    """A pool key: how its value is read (`text`, `number`, `flag`, `seconds`, `servers`, `choice`, `file`) and its default."""
 
     kind: str = "text"
     default: object = ""
@@ -74,6 +76,17 @@ def _keys(names: str) -> dict[str, Key]:
     """Keys of a backend that comes later: known by name, any value."""
     return {name: Key() for name in names.split()}
 
+
+_SQL = {
+    "password": Key(),
+    "password_file": Key(),
+    "database": Key("text", "mqtt"),
+    "ssl": Key("flag", False),
+    "cacertfile": Key("file"),
+    "certfile": Key("file"),
+    "keyfile": Key("file"),
+    "timeout": Key("seconds", 10.0),
+}
 
 POOL_KEYS: dict[str, dict[str, Key]] = {
     "redis": {
@@ -89,8 +102,19 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "pool_size": Key("number", 8),
     },
     "sqlite": {},
-    "mysql": _keys("server pool_size user username password database"),
-    "pgsql": _keys("server pool_size username password database ssl"),
+    "mysql": {
+        "server": Key("servers", (("127.0.0.1", 3306),)),
+        "pool_size": Key("number", 8),
+        "user": Key("text", "root"),
+        **_SQL,
+    },
+    "pgsql": {
+        "server": Key("servers", (("127.0.0.1", 5432),)),
+        "pool_size": Key("number", 8),
+        "username": Key("text", "root"),
+        **_SQL,
+        "binary_payload": Key("choice", "hex", ("hex", "base64", "quarantine")),
+    },
     "mongo": _keys(
         "type rs_set_name server c_pool_size pool_size database login password auth_source ssl keyfile certfile"
         " cacertfile w_mode r_mode"
@@ -102,7 +126,7 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
 }
 """Backend -> key -> how it is read. Backends that come later take any value."""
 
-BUILT = ("redis", "sqlite")
+BUILT = ("redis", "sqlite", "mysql", "pgsql")
 """Backends whose values are checked and whose rules do their work in this version."""
 
 POOL_PREFIXES = {"ecql": "cassa"}

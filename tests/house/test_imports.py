@@ -42,13 +42,15 @@ LIBRARIES = {
     "gateway/demo_screen.py": {"rich"},
     "gateway/watch.py": {"rich"},
     "gateway/web.py": {"microdot"},
+    "uplink/to_mysql.py": {"pymysql"},
+    "uplink/to_pgsql.py": {"psycopg"},
     "uplink/to_redis.py": {"redis"},
 }
 """A driver only in its backend's own file."""
 
 IMPURE = {"asyncio", "socket", "time", "sqlite3"}
 HEAVY = (
-    *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "microdot"),
+    *("redis", "psycopg", "pymysql", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "microdot"),
     *(
         "tidegate.gateway.web",
         "tidegate.gateway.doctor",

@@ -1,0 +1,351 @@
+"""PostgreSQL as a far end: the connection, the transaction that applies a batch, and what the server's answers mean for us.
+
+The mark in tidegate_ledger moves by compare-and-set in the batch's own transaction. A small batch is one pipeline, a single
+round trip; many messages go in by COPY. Presence and retained values are written only over older ones, under a lock on their
+stamps. Every answer that is not a yes becomes `NotConnected`, `Rejected` or `Misconfigured` here and nowhere else.
+
+Invariant: a link that raised NotConnected is not used again; the worker closes it and makes another.
+"""
+
+from __future__ import annotations
+
+import base64
+import select
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, LiteralString, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import ExecStatus
+from psycopg.rows import TupleRow
+
+from . import sql_actions
+from .backend import Batch, Mark
+from .errors import Misconfigured, NotConnected, Rejected
+from .pgsql_errors import meaning, of_a_refused_connection
+from .pools import Pool
+from .sql_batch import arrange
+from .sql_limits import NO_COLUMN, Column
+from .sql_link import LEDGER, Dialect, SqlLink
+from .sql_rows import Message, Own, Retained, Row, utc
+from .sql_statement import Statement, Value, text_or_bytes
+
+__all__ = ["actions", "connect", "gap_action"]
+
+actions, gap_action = sql_actions.actions, sql_actions.gap_action
+
+T = TypeVar("T")
+COPY_FROM = 200
+"""Messages from which COPY is faster than INSERTs in the same pipeline, in spite of its three more round trips."""
+_BYTEA = 17
+_MESSAGE = ("msgid", "topic", "sender", "qos", "retain", "payload", "arrived")
+_BINARY = {"varchar", "text", "int2", "int4", "int8", "timestamp", "bytea"}
+"""Types of columns for which COPY in binary form is tried; with others the server converts from text."""
+
+
+class _Connection(psycopg.Connection[TupleRow]):
+    """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
+
+    answer_timeout = 10.0
+
+    def wait(self, gen: PQGen[T], interval: float = 0.0) -> T:
+        try:
+            wanted = next(gen)
+            while True:
+                socket = self.pgconn.socket
+                reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
+                readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
+                if not readable and not writable:
+                    raise NotConnected(f"no answer within {self.answer_timeout:g} s")
+                wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)  # type: ignore[arg-type]
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def connect(pool: Pool) -> PgLink:
+    """Open a connection and look at the tables. Raises NotConnected or Misconfigured."""
+    db = open_connection(pool)
+    try:
+        with _answers(pool):
+            return PgLink(db, pool)
+    except BaseException:
+        db.close()
+        raise
+
+
+def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
+    """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
+    settings = pool.settings
+    timeout = settings["timeout"]
+    try:
+        db = _Connection.connect(
+            host=",".join(host for host, _ in settings["server"]),
+            port=",".join(str(port) for _, port in settings["server"]),
+            user=settings["username"],
+            password=str(settings["password_file"] or settings["password"]) or None,
+            dbname=settings["database"],
+            target_session_attrs="read-write" if len(settings["server"]) > 1 else "any",
+            connect_timeout=max(2, round(timeout)),
+            application_name="tidegate",
+            client_encoding="utf8",
+            autocommit=True,
+            **_tls(pool),
+        )
+    except psycopg.OperationalError as error:
+        raise of_a_refused_connection(str(error), pool.full_name) from error
+    db.answer_timeout = timeout
+    with _answers(pool):
+        milliseconds = int(timeout * 1000)
+        db.execute(
+            f"SET timezone = 'UTC'; SET statement_timeout = {milliseconds}; "
+            f"SET idle_in_transaction_session_timeout = {3 * milliseconds}"
+        )
+    return db
+
+
+def _tls(pool: Pool) -> dict[str, str]:
+    settings = pool.settings
+    if not settings["ssl"]:
+        return {"sslmode": "disable"}
+    files = {"sslrootcert": settings["cacertfile"], "sslcert": settings["certfile"], "sslkey": settings["keyfile"]}
+    mode = "verify-full" if settings["cacertfile"] else "require"
+    return {"sslmode": mode} | {name: path for name, path in files.items() if path}
+
+
+class PgLink(SqlLink):
+    """See `backend.Link`."""
+
+    dialect = Dialect(
+        client_times="SELECT clientid, online_at, offline_at FROM mqtt_client WHERE clientid = ANY(%s)",
+        put_clients="INSERT INTO mqtt_client (clientid, state, node, online_at, offline_at, created) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (clientid) DO UPDATE SET state = EXCLUDED.state, node = EXCLUDED.node,"
+        " online_at = coalesce(EXCLUDED.online_at, mqtt_client.online_at), offline_at = EXCLUDED.offline_at",
+        retained_times="SELECT topic, arrived FROM mqtt_retain WHERE topic = ANY(%s)",
+        drop_retained="DELETE FROM mqtt_retain WHERE topic = %s",
+        put_retained="INSERT INTO mqtt_retain (topic, msgid, sender, qos, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (topic) DO UPDATE SET msgid = EXCLUDED.msgid, sender = EXCLUDED.sender, qos = EXCLUDED.qos,"
+        " payload = EXCLUDED.payload, arrived = EXCLUDED.arrived",
+        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (target, name) DO NOTHING",
+        lock_stamps="SELECT name, ms, gateway, epoch, seq FROM tidegate_stamp WHERE target = %s AND name = ANY(%s)"
+        " ORDER BY name FOR UPDATE",
+        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (target, name) DO UPDATE SET ms = EXCLUDED.ms, gateway = EXCLUDED.gateway, epoch = EXCLUDED.epoch,"
+        " seq = EXCLUDED.seq, gone = EXCLUDED.gone",
+    )
+
+    def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
+        self._db = db
+        super().__init__(pool, _read_columns(db))
+        self._takes_bytes: dict[str, tuple[bool, ...]] = {}
+        self._sweep(time.time_ns() // 1_000_000)
+
+    def fileno(self) -> int:
+        return self._db.fileno()
+
+    def gone(self) -> bool:
+        readable, _, _ = select.select([self.fileno()], [], [], 0)
+        if not readable:
+            return False
+        # A notice or a changed setting may come at any time; only the end is the end.
+        try:
+            self._db.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        return self._db.closed
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
+        with _answers(self._pool):
+            return self._db.execute(cast(LiteralString, sql), values).fetchall()
+
+    def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        with _answers(self._pool):
+            self._db.cursor().executemany(cast(LiteralString, sql), rows)
+
+    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+        with _answers(self._pool):
+            try:
+                self._run(batch, rows)
+            except (psycopg.Error, Rejected):
+                self._db.execute("ROLLBACK")
+                marks = self.marks(batch.gateway)
+                if marks is not None and marks.get(batch.epoch, Mark()) != batch.expected:
+                    return False
+                raise
+        return True
+
+    def _run(self, batch: Batch, rows: Sequence[Row]) -> None:
+        groups = arrange(rows)
+        copies = any(len(group.messages) >= COPY_FROM for group in groups)
+        with self._db.pipeline():
+            self._db.execute("BEGIN")
+            self._move_mark(batch)
+            if not copies:
+                for group in groups:
+                    self._insert(group.messages)
+                    self._rest(group)
+                self._db.execute("COMMIT")
+        if copies:
+            for group in groups:
+                self._copy(group.messages)
+                if len(rows) > len(group.messages):
+                    with self._db.pipeline():
+                        self._rest(group)
+            self._db.execute("COMMIT")
+
+    def _move_mark(self, batch: Batch) -> None:
+        """By compare-and-set; when it is not where expected the division fails, and with it the transaction."""
+        if LEDGER in self._missing:
+            return
+        key = self._mark_key(batch)
+        if batch.expected == Mark():
+            self._db.execute(
+                "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
+                " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
+                key,
+            )
+        self._db.execute(
+            "WITH moved AS (UPDATE tidegate_ledger SET seq = %s, at = now() WHERE gateway = %s AND epoch = %s AND pool = %s"
+            " AND seq = %s RETURNING 1) SELECT 1 / count(*) FROM moved",
+            (batch.through, *key, batch.expected.seq),
+        )
+
+    def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
+        bad: dict[int, str] = {}
+        with _answers(self._pool):
+            self._db.execute("BEGIN")
+            for place, row in enumerate(rows):
+                try:
+                    with _answers(self._pool), self._db.transaction():
+                        self._alone(row)
+                except Rejected as refused:
+                    bad[place] = str(refused)
+            self._db.execute("ROLLBACK")
+        return bad
+
+    def _copy(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        columns = self._columns.get("mqtt_msg", {})
+        types = [columns.get(name, NO_COLUMN).type for name in _MESSAGE]
+        binary = set(types) <= _BINARY
+        sql: LiteralString = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
+        payload_of = self._payload
+        with self._db.cursor() as cursor, cursor.copy(sql + " (FORMAT BINARY)" if binary else sql) as copy:
+            if binary:
+                copy.set_types(types)
+            for msgid, topic, sender, _, qos, retain, payload, when in messages:
+                copy.write_row((msgid, topic, sender, qos, retain, payload_of("mqtt_msg", payload), utc(when // 1000)))
+
+    def _insert(self, messages: Sequence[Message]) -> None:
+        self._db.cursor().executemany(
+            "INSERT INTO mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s,%s)",
+            [
+                (m.msgid, m.topic, m.sender, m.qos, m.retain, self._payload("mqtt_msg", m.payload), utc(m.when // 1000))
+                for m in messages
+            ],
+        )
+
+    def _run_own(self, statements: Sequence[Own]) -> None:
+        for own in statements:
+            sql = own.statement.render(lambda _: "%s", lambda piece: piece.replace("%", "%%"))
+            self._db.execute(cast(LiteralString, sql), own.values)
+
+    def _retained_values(self, row: Retained) -> Sequence[object]:
+        topic, msgid, sender, _, *rest = super()._retained_values(row)
+        return (topic, msgid, sender, *rest)
+
+    def _payload(self, table: str, payload: bytes) -> str | bytes:
+        if self._columns.get(table, {}).get("payload", NO_COLUMN).type == "bytea":
+            return payload
+        text = text_or_bytes(payload)
+        return text if isinstance(text, str) else self._as_text(text)
+
+    def _as_text(self, payload: bytes) -> str:
+        way = self._pool.settings["binary_payload"]
+        return payload.hex() if way == "hex" else base64.b64encode(payload).decode()
+
+    def _prepared(self, rows: list[Row]) -> list[Row]:
+        """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""
+        refuses = self._pool.settings["binary_payload"] == "quarantine"
+        bad: dict[int, str] = {}
+        for place, row in enumerate(rows):
+            if isinstance(row, Own):
+                if any(isinstance(value, bytes) for value in row.values):
+                    takes = self._parameters(row.statement)
+                    values = [_bound(value, ok, self._as_text) for value, ok in zip(row.values, takes, strict=True)]
+                    if refuses and tuple(values) != row.values:
+                        bad[place] = _NOT_TEXT
+                    rows[place] = row._replace(values=tuple(values))
+            elif refuses and isinstance(row, Message | Retained) and isinstance(text_or_bytes(row.payload), bytes):
+                table = "mqtt_msg" if isinstance(row, Message) else "mqtt_retain"
+                if isinstance(self._payload(table, row.payload), str):
+                    bad[place] = _NOT_TEXT
+        if bad:
+            raise Rejected(_NOT_TEXT, bad)
+        return rows
+
+    def _parameters(self, statement: Statement) -> tuple[bool, ...]:
+        """Which parameters the server takes for bytes, as it says itself."""
+        known = self._takes_bytes.get(statement.text)
+        if known is None:
+            with _answers(self._pool):
+                connection = self._db.pgconn
+                prepared = connection.prepare(b"", statement.render(lambda number: f"${number}").encode())
+                described = connection.describe_prepared(b"")
+                known = tuple(described.param_type(number) == _BYTEA for number in range(described.nparams))
+                if prepared.status != ExecStatus.COMMAND_OK:
+                    # The statement itself is at fault: executing it says so.
+                    known = (True,) * len(statement.names)
+            self._takes_bytes[statement.text] = known
+        return known
+
+    def _alter(self, table: str, column: str, size: int) -> str:
+        return f"ALTER TABLE {table} ALTER COLUMN {column} TYPE varchar({size})"
+
+
+_NOT_TEXT = "the payload is not text (UTF-8 without NUL), and binary_payload is quarantine"
+
+
+def _bound(value: Value, takes_bytes: bool, as_text: Callable[[bytes], str]) -> Value:
+    return as_text(value) if isinstance(value, bytes) and not takes_bytes else value
+
+
+def _read_columns(db: psycopg.Connection[TupleRow]) -> dict[str, dict[str, Column]]:
+    found: dict[str, dict[str, Column]] = {}
+    for table, name, kind, width in db.execute(
+        "SELECT table_name, column_name, udt_name, character_maximum_length FROM information_schema.columns"
+        " WHERE table_schema = ANY (current_schemas(false)) AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
+    ).fetchall():
+        found.setdefault(table, {})[name] = Column(kind, width)
+    return found
+
+
+@contextmanager
+def _answers(pool: Pool) -> Iterator[None]:
+    """Turn what the driver raises into our three words."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate:
+            raise _located(pool, meaning(error.sqlstate, str(error), pool.full_name)) from error
+        if isinstance(error, psycopg.DataError):
+            raise Rejected(str(error)) from error
+        raise _located(pool, NotConnected(str(error).strip() or type(error).__name__)) from error
+    except NotConnected as error:
+        raise _located(pool, error) from error
+
+
+def _located(pool: Pool, error: Exception) -> Exception:
+    if isinstance(error, NotConnected | Misconfigured):
+        place = ", ".join(f"{host}:{port}" for host, port in pool.settings["server"])
+        if place not in str(error):
+            text = f"{place}: {error}"
+            return NotConnected(text) if isinstance(error, NotConnected) else Misconfigured(text, error.hint)
+    return error
