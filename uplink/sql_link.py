@@ -199,7 +199,7 @@ def _client_values(client: Client) -> Sequence[object]:
 
 def _gap_values(gap: Gap) -> Sequence[object]:
     times = (utc(gap.first_at // 1000), utc(gap.last_at // 1000))
-    return (gap.gateway, gap.first_seq, gap.last_seq, *times, gap.topic, gap.reason, gap.count)
+    return (gap.gateway, gap.first_seq, gap.last_seq, *times, gap.topic, gap.reason, gap.dropped)
 
 
 def _warning(missing: Sequence[str], pool: Pool) -> str:

@@ -83,7 +83,7 @@ class Gap(NamedTuple):
     last_at: int
     topic: str
     reason: str
-    count: int
+    dropped: int
 
     @property
     def data(self) -> bytes:

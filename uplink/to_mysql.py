@@ -12,7 +12,7 @@ from __future__ import annotations
 import select
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -30,7 +30,7 @@ from .sql_limits import Column
 from .sql_link import LEDGER, Dialect, SqlLink
 from .sql_rows import Message, Own, Row, utc
 
-__all__ = ["actions", "connect", "gap_action"]
+__all__ = ["actions", "connect", "gap_action", "schema_session"]
 
 actions, gap_action = sql_actions.actions, sql_actions.gap_action
 
@@ -103,6 +103,29 @@ def _open(pool: Pool, host: str, port: int, must_write: bool) -> Connection:
     return db
 
 
+class MySession:
+    """See `sql_schema.Session`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._db = open_connection(pool)
+
+    def existing(self) -> Collection[str]:
+        with _answers(self._pool), self._db.cursor() as cursor:
+            cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = database()")
+            return {name for (name,) in cursor.fetchall()}
+
+    def run(self, statement: str) -> None:
+        with _answers(self._pool), self._db.cursor() as cursor:
+            cursor.execute(statement)
+
+    def close(self) -> None:
+        _close(self._db)
+
+
+schema_session = MySession
+
+
 def _tls(pool: Pool) -> ssl.SSLContext | None:
     settings = pool.settings
     if not settings["ssl"]:
@@ -171,7 +194,7 @@ class MyLink(SqlLink):
     def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
         with _answers(self._pool):
             self._cursor.execute(sql, values)
-            return self._cursor.fetchall()
+            return list(self._cursor.fetchall())
 
     def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         with _answers(self._pool):
@@ -203,7 +226,7 @@ class MyLink(SqlLink):
                 " ON DUPLICATE KEY UPDATE seq = seq",
                 key,
             )
-        moved = self._cursor.execute(
+        moved: int = self._cursor.execute(
             "UPDATE tidegate_ledger SET seq = %s, at = utc_timestamp() WHERE gateway = %s AND epoch = %s AND pool = %s"
             " AND seq = %s",
             (batch.through, *key, batch.expected.seq),

@@ -12,9 +12,9 @@ from __future__ import annotations
 import base64
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, LiteralString, TypeVar, cast
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -32,7 +32,7 @@ from .sql_link import LEDGER, Dialect, SqlLink
 from .sql_rows import Message, Own, Retained, Row, utc
 from .sql_statement import Statement, Value, text_or_bytes
 
-__all__ = ["actions", "connect", "gap_action"]
+__all__ = ["actions", "connect", "gap_action", "schema_session"]
 
 actions, gap_action = sql_actions.actions, sql_actions.gap_action
 
@@ -50,7 +50,7 @@ class _Connection(psycopg.Connection[TupleRow]):
 
     answer_timeout = 10.0
 
-    def wait(self, gen: PQGen[T], interval: float = 0.0) -> T:
+    def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         try:
             wanted = next(gen)
             while True:
@@ -59,7 +59,7 @@ class _Connection(psycopg.Connection[TupleRow]):
                 readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
                 if not readable and not writable:
                     raise NotConnected(f"no answer within {self.answer_timeout:g} s")
-                wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)  # type: ignore[arg-type]
+                wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)
         except StopIteration as end:
             value: T = end.value
             return value
@@ -106,7 +106,33 @@ def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
     return db
 
 
-def _tls(pool: Pool) -> dict[str, str]:
+class PgSession:
+    """See `sql_schema.Session`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._db = open_connection(pool)
+
+    def existing(self) -> Collection[str]:
+        with _answers(self._pool):
+            found = self._db.execute(
+                "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace"
+                " WHERE nspname = ANY (current_schemas(false))"
+            ).fetchall()
+        return {name for (name,) in found}
+
+    def run(self, statement: str) -> None:
+        with _answers(self._pool):
+            self._db.execute(statement)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+schema_session = PgSession
+
+
+def _tls(pool: Pool) -> dict[str, Any]:
     settings = pool.settings
     if not settings["ssl"]:
         return {"sslmode": "disable"}
@@ -162,11 +188,11 @@ class PgLink(SqlLink):
 
     def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
         with _answers(self._pool):
-            return self._db.execute(cast(LiteralString, sql), values).fetchall()
+            return self._db.execute(sql, values).fetchall()
 
     def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         with _answers(self._pool):
-            self._db.cursor().executemany(cast(LiteralString, sql), rows)
+            self._db.cursor().executemany(sql, rows)
 
     def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
         with _answers(self._pool):
@@ -235,7 +261,7 @@ class PgLink(SqlLink):
         columns = self._columns.get("mqtt_msg", {})
         types = [columns.get(name, NO_COLUMN).type for name in _MESSAGE]
         binary = set(types) <= _BINARY
-        sql: LiteralString = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
+        sql = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
         payload_of = self._payload
         with self._db.cursor() as cursor, cursor.copy(sql + " (FORMAT BINARY)" if binary else sql) as copy:
             if binary:
@@ -255,7 +281,7 @@ class PgLink(SqlLink):
     def _run_own(self, statements: Sequence[Own]) -> None:
         for own in statements:
             sql = own.statement.render(lambda _: "%s", lambda piece: piece.replace("%", "%%"))
-            self._db.execute(cast(LiteralString, sql), own.values)
+            self._db.execute(sql, own.values)
 
     def _retained_values(self, row: Retained) -> Sequence[object]:
         topic, msgid, sender, _, *rest = super()._retained_values(row)

@@ -129,6 +129,9 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
 BUILT = ("redis", "sqlite", "mysql", "pgsql")
 """Backends whose values are checked and whose rules do their work in this version."""
 
+DRIVERS = {"mysql": ("pymysql", "mysql"), "pgsql": ("psycopg", "postgresql")}
+"""Backend -> the module of its driver and the extra that installs it; what is not here is always installed."""
+
 POOL_PREFIXES = {"ecql": "cassa"}
 """Pools of Cassandra are written `backend.ecql.*` while its hooks are `backend.cassa.*`."""
 

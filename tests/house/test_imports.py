@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("store", "gateway", "uplink", "device", "firmware")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
-WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/cli_dead.py"}
+WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/cli_dead.py", "gateway/cli_uplink.py"}
 """Where everything is put together: they may import every package."""
 
 OURS = {
@@ -37,6 +37,7 @@ LIBRARIES = {
     "gateway/cli_doctor.py": {"click"},
     "gateway/cli_parts.py": {"click"},
     "gateway/cli_store.py": {"click"},
+    "gateway/cli_uplink.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},
     "gateway/demo_screen.py": {"rich"},
