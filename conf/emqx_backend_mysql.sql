@@ -94,7 +94,7 @@ CREATE TABLE IF NOT EXISTS `tidegate_position` (
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
 
 -- Which event wrote a client's presence (target 'client') or a retained message ('retain'), so that an older one that comes
--- late does not overwrite it. `gone`: it was deleted; kept for 30 days.
+-- late does not overwrite it. `gone_at`: when its deletion was written; such a row is kept for 30 days.
 CREATE TABLE IF NOT EXISTS `tidegate_stamp` (
   `target` varchar(16) NOT NULL,
   `name` varchar(255) NOT NULL,
@@ -102,7 +102,7 @@ CREATE TABLE IF NOT EXISTS `tidegate_stamp` (
   `gateway` varchar(64) NOT NULL,
   `epoch` bigint NOT NULL,
   `seq` bigint NOT NULL,
-  `gone` smallint NOT NULL,
+  `gone_at` datetime DEFAULT NULL,
   PRIMARY KEY (`target`, `name`)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
 

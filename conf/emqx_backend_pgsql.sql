@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS tidegate_position (
 );
 
 -- Which event wrote a client's presence (target 'client') or a retained message ('retain'), so that an older one that comes
--- late does not overwrite it. gone: it was deleted; kept for 30 days.
+-- late does not overwrite it. gone_at: when its deletion was written; such a row is kept for 30 days.
 CREATE TABLE IF NOT EXISTS tidegate_stamp (
   target character varying(16) NOT NULL,
   name character varying(255) NOT NULL,
@@ -89,7 +89,7 @@ CREATE TABLE IF NOT EXISTS tidegate_stamp (
   gateway character varying(64) NOT NULL,
   epoch bigint NOT NULL,
   seq bigint NOT NULL,
-  gone smallint NOT NULL,
+  gone_at timestamp without time zone,
   PRIMARY KEY (target, name)
 );
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from .sql_rows import Gap, Message, Own, Presence, Retained, Row, Stamp
 
 NO_STAMP = Stamp(0, "", 0, 0)
-TOMBSTONE_MS = 30 * 86_400_000
 
 
 @dataclass(slots=True)

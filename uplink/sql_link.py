@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from .backend import Batch, Mark, Refusal
 from .errors import Rejected
 from .pools import Pool
-from .sql_batch import NO_STAMP, TOMBSTONE_MS, Client, Group, arrange, fitting_clients, fitting_retained
+from .sql_batch import NO_STAMP, Client, Group, arrange, fitting_clients, fitting_retained
 from .sql_limits import Columns, misfit
 from .sql_rows import Gap, Message, Own, Retained, Row, Stamp, decode, milliseconds, utc
 
@@ -33,6 +33,9 @@ class Dialect(NamedTuple):
     make_stamps: str
     lock_stamps: str
     put_stamps: str
+    mark_gone: str
+    sweep: str
+    """Deletions that nothing so old can reach any more."""
 
 
 MARKS = "SELECT epoch, seq FROM tidegate_ledger WHERE gateway = %s AND pool = %s"
@@ -40,8 +43,7 @@ PUT_GAPS = (
     "INSERT INTO tidegate_gap (gateway, first_seq, last_seq, first_at, last_at, topic, reason, count)"
     " VALUES (%s,%s,%s,%s,%s,%s,%s,%s)"
 )
-SWEEP = "DELETE FROM tidegate_stamp WHERE gone = 1 AND ms < %s"
-"""Tombstones that nothing so old can reach any more."""
+TOMBSTONE_DAYS = 30
 
 
 class SqlLink(ABC):
@@ -122,10 +124,10 @@ class SqlLink(ABC):
     def _mark_key(self, batch: Batch) -> tuple[str, int, str]:
         return batch.gateway, batch.epoch, self._pool.name
 
-    def _sweep(self, now: int) -> None:
+    def _sweep(self) -> None:
         """Once for each connection."""
         if STAMP not in self._missing:
-            self._many(SWEEP, [(now - TOMBSTONE_MS,)])
+            self._many(self.dialect.sweep, [(TOMBSTONE_DAYS,)])
 
     def _rest(self, group: Group) -> None:
         """All of the group but its messages."""
@@ -151,30 +153,33 @@ class SqlLink(ABC):
         clients = fitting_clients(group, stands, times)
         if clients:
             self._many(self.dialect.put_clients, [_client_values(client) for client in clients])
-            self._put_stamps("client", [(client.clientid, client.stamp, 0) for client in clients])
+            self._put_stamps("client", [(client.clientid, client.stamp) for client in clients])
 
     def _write_retained(self, group: Group) -> None:
         names = sorted(group.retained)
         stands = self._stamps("retain", names)
         times = _times(self._ask(self.dialect.retained_times, (names,)))
         rows = fitting_retained(group, stands, times)
-        if gone := [(row.topic,) for row in rows if not row.payload]:
+        gone = [(row.topic,) for row in rows if not row.payload]
+        if gone:
             self._many(self.dialect.drop_retained, gone)
         if kept := [row for row in rows if row.payload]:
             self._many(self.dialect.put_retained, [self._retained_values(row) for row in kept])
         if rows:
-            self._put_stamps("retain", [(row.topic, row.stamp, int(not row.payload)) for row in rows])
+            self._put_stamps("retain", [(row.topic, row.stamp) for row in rows])
+        if gone and STAMP not in self._missing:
+            self._many(self.dialect.mark_gone, gone)
 
     def _stamps(self, target: str, names: Sequence[str]) -> dict[str, Stamp]:
         """What stands, locked until the end of the transaction."""
         if STAMP in self._missing:
             return {}
-        self._many(self.dialect.make_stamps, [(target, name, *NO_STAMP, 0) for name in names])
+        self._many(self.dialect.make_stamps, [(target, name, *NO_STAMP) for name in names])
         return {name: Stamp(*stamp) for name, *stamp in self._ask(self.dialect.lock_stamps, (target, names))}
 
-    def _put_stamps(self, target: str, stamps: Iterable[tuple[str, Stamp, int]]) -> None:
+    def _put_stamps(self, target: str, stamps: Iterable[tuple[str, Stamp]]) -> None:
         if STAMP not in self._missing:
-            self._many(self.dialect.put_stamps, [(target, name, *stamp, gone) for name, stamp, gone in stamps])
+            self._many(self.dialect.put_stamps, [(target, name, *stamp) for name, stamp in stamps])
 
     def _retained_values(self, row: Retained) -> Sequence[object]:
         payload = self._payload("mqtt_retain", row.payload)

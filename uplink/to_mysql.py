@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import select
 import ssl
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -156,13 +155,15 @@ class MyLink(SqlLink):
         put_retained="INSERT INTO mqtt_retain (topic, msgid, sender, node, qos, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s,%s)"
         " ON DUPLICATE KEY UPDATE msgid = VALUES(msgid), sender = VALUES(sender), node = VALUES(node), qos = VALUES(qos),"
         " payload = VALUES(payload), arrived = VALUES(arrived)",
-        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
-        " ON DUPLICATE KEY UPDATE gone = gone",
+        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON DUPLICATE KEY UPDATE ms = ms",
         lock_stamps="SELECT name, ms, gateway, epoch, seq FROM tidegate_stamp WHERE target = %s AND name IN %s"
         " ORDER BY name FOR UPDATE",
-        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
         " ON DUPLICATE KEY UPDATE ms = VALUES(ms), gateway = VALUES(gateway), epoch = VALUES(epoch), seq = VALUES(seq),"
-        " gone = VALUES(gone)",
+        " gone_at = NULL",
+        mark_gone="UPDATE tidegate_stamp SET gone_at = utc_timestamp() WHERE target = 'retain' AND name = %s",
+        sweep="DELETE FROM tidegate_stamp WHERE gone_at < utc_timestamp() - INTERVAL %s DAY",
     )
 
     def __init__(self, db: Connection, pool: Pool) -> None:
@@ -171,7 +172,7 @@ class MyLink(SqlLink):
         super().__init__(pool, _read_columns(self._cursor))
         ((self._largest,),) = self._ask("SELECT @@max_allowed_packet")
         self.warning = "; ".join(filter(None, (self.warning, _collation_warning(self._columns))))
-        self._sweep(time.time_ns() // 1_000_000)
+        self._sweep()
         self._db.commit()
 
     def marks(self, gateway: str) -> dict[int, Mark] | None:

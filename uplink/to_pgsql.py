@@ -10,8 +10,8 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import base64
+import logging
 import select
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -35,6 +35,9 @@ from .sql_statement import Statement, Value, text_or_bytes
 __all__ = ["actions", "connect", "gap_action", "schema_session"]
 
 actions, gap_action = sql_actions.actions, sql_actions.gap_action
+
+# What it warns of (a pipeline left because of an error) the worker says itself.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 T = TypeVar("T")
 COPY_FROM = 200
@@ -154,20 +157,22 @@ class PgLink(SqlLink):
         put_retained="INSERT INTO mqtt_retain (topic, msgid, sender, qos, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s)"
         " ON CONFLICT (topic) DO UPDATE SET msgid = EXCLUDED.msgid, sender = EXCLUDED.sender, qos = EXCLUDED.qos,"
         " payload = EXCLUDED.payload, arrived = EXCLUDED.arrived",
-        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
         " ON CONFLICT (target, name) DO NOTHING",
         lock_stamps="SELECT name, ms, gateway, epoch, seq FROM tidegate_stamp WHERE target = %s AND name = ANY(%s)"
         " ORDER BY name FOR UPDATE",
-        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq, gone) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
         " ON CONFLICT (target, name) DO UPDATE SET ms = EXCLUDED.ms, gateway = EXCLUDED.gateway, epoch = EXCLUDED.epoch,"
-        " seq = EXCLUDED.seq, gone = EXCLUDED.gone",
+        " seq = EXCLUDED.seq, gone_at = NULL",
+        mark_gone="UPDATE tidegate_stamp SET gone_at = now() WHERE target = 'retain' AND name = %s",
+        sweep="DELETE FROM tidegate_stamp WHERE gone_at < now() - make_interval(days => %s)",
     )
 
     def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
         self._db = db
         super().__init__(pool, _read_columns(db))
         self._takes_bytes: dict[str, tuple[bool, ...]] = {}
-        self._sweep(time.time_ns() // 1_000_000)
+        self._sweep()
 
     def fileno(self) -> int:
         return self._db.fileno()

@@ -33,7 +33,7 @@ DATABASE, USER, PASSWORD = "mqtt", "gate", "secret"
 
 
 class SqlServer(ABC):
-    """Use as a context manager. `run` and `rows` talk to it as its superuser; USER has every right in DATABASE."""
+    """Use as a context manager. `run` and `rows` talk to it in DATABASE as its owner USER, elsewhere as superuser."""
 
     backend: str
     runs_as: str
@@ -59,7 +59,7 @@ class SqlServer(ABC):
 
     @abstractmethod
     def connect(self, database: str = DATABASE) -> Any:
-        """A connection as superuser, every statement its own transaction."""
+        """A connection, every statement its own transaction."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,7 +123,7 @@ class SqlServer(ABC):
         self.run(*self.recreation, database=self.first_database)
 
     def run(self, *statements: str, database: str = DATABASE) -> None:
-        """Run statements as superuser."""
+        """Run statements."""
         with closing(self.connect(database)) as connection, closing(connection.cursor()) as cursor:
             for statement in statements:
                 cursor.execute(statement)
@@ -178,9 +178,11 @@ class Postgres(SqlServer):
         ]
 
     def connect(self, database: str = DATABASE) -> psycopg.Connection[Any]:
+        role = f"-c role={USER}" if database == DATABASE else ""
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="root", password="root", dbname=database, autocommit=True, connect_timeout=5
-        )
+            host="127.0.0.1", port=self.port, user="root", password="root", dbname=database, autocommit=True,
+            connect_timeout=5, options=role,
+        )  # fmt: skip
 
 
 class MariaDb(SqlServer):

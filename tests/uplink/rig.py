@@ -87,15 +87,16 @@ class Rig:
         rule_file = load(self.conf, self.backend)
         assert rule_file.mistakes == ()
         (self.pool,) = rule_file.pools
-        self._rules = rule_file.rules
+        self.rules = rule_file.rules
         self.restart()
 
     def restart(self) -> None:
         """A new worker on what is saved."""
         far_end = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self.backend}"))
+        self.plan = Plan(self.rules, far_end, "barn")
         self.worker = Worker(
             self.pool_name,
-            Plan(self._rules, far_end, "barn"),
+            self.plan,
             lambda: far_end.connect(self.pool),
             self._reader,
             self.progress,

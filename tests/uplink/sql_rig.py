@@ -49,14 +49,10 @@ def settings(server: SqlServer) -> str:
 
 
 def tables(server: SqlServer) -> None:
-    """The shipped tables, as superuser for everybody's use, and one of the user's own."""
+    """The shipped tables, and one of the user's own."""
     text = (SHIPPED / f"emqx_backend_{server.backend}.sql").read_text()
     code = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("--"))
     server.run(*[part for part in code.split(";\n") if part.strip()], OWN_TABLE)
-    if server.backend == "pgsql":
-        server.run(
-            f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {USER}", f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {USER}"
-        )
 
 
 def rig(directory: Path, server: SqlServer, port: int | None = None, own: bool = True, more: str = "") -> Rig:
