@@ -75,6 +75,19 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(have)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic is matched by both filters."""
+    first, second = one.split("/"), other.split("/")
+    for left, right in zip(first, second, strict=False):
+        if "#" in (left, right):
+            return True
+        if left != right and "+" not in (left, right):
+            return False
+    # `a/#` matches `a` as well.
+    longer = max(first, second, key=len)[min(len(first), len(second)) :]
+    return longer in ([], ["#"])
+
+
 class _Node(Generic[Key, Value]):
     __slots__ = ("children", "values")
 

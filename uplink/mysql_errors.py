@@ -37,8 +37,8 @@ def meaning(number: int, text: str, pool: str) -> Exception:
 def _hint(number: int, pool: str) -> str:
     if number in _LOGIN:
         return f"set backend.{pool}.user and .password (or password_file) to what the server expects"
-    if number == 1049:
-        return f"create the database or set backend.{pool}.database"
+    if number in (1044, 1049):
+        return f"create the database and grant the user of {pool} rights in it, or set backend.{pool}.database"
     if number == 1130:
         return f"allow the user of {pool} to come from this machine (CREATE USER ...@'host')"
     if number in _RIGHTS:

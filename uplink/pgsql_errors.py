@@ -25,18 +25,17 @@ def meaning(code: str, text: str, pool: str) -> Exception:
 
 def of_a_refused_connection(text: str, pool: str) -> Exception:
     """Before there is a session the driver hands over text without a code."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else text
+    first = text.strip().partition("\n")[0].removeprefix("connection failed: ")
     if "authentication failed" in text or "pg_hba.conf" in text or "no password supplied" in text:
-        return Misconfigured(f"PostgreSQL refused the login: {last}", _hint(_LOGIN[0], pool))
+        return Misconfigured(f"PostgreSQL refused the login: {first}", _hint(_LOGIN[0], pool))
     if "does not exist" in text and "database" in text:
-        return Misconfigured(f"PostgreSQL says: {last}", _hint("3D000", pool))
+        return Misconfigured(f"PostgreSQL says: {first}", _hint("3D000", pool))
     if "role" in text and ("does not exist" in text or "not permitted to log in" in text):
-        return Misconfigured(f"PostgreSQL refused the login: {last}", _hint(_LOGIN[0], pool))
+        return Misconfigured(f"PostgreSQL refused the login: {first}", _hint(_LOGIN[0], pool))
     if "does not support SSL" in text or "certificate" in text:
         hint = f"set backend.{pool}.ssl (and cacertfile, certfile, keyfile) to what the server has"
-        return Misconfigured(f"no encrypted line: {last}", hint)
-    return NotConnected(last)
+        return Misconfigured(f"no encrypted line: {first}", hint)
+    return NotConnected(first)
 
 
 def _hint(code: str, pool: str) -> str:

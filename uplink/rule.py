@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, Want
-from tidegate.store.topic import topic_filter_fault
+from tidegate.store.topic import overlap, topic_filter_fault
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
@@ -157,6 +157,7 @@ class _Reader:
                 self._warn(rule.line, f"{rule.event}.{rule.number} again: this one replaces line {found[key].line}")
             found[key] = rule
         self._warn_of_later([rule for rule in found.values() if not rule.works])
+        self._warn_of_storing_twice(list(found.values()))
         return sorted(found.values(), key=lambda rule: (rule.kind, rule.number))
 
     def _rule(self, raw: RawRule) -> Rule | None:
@@ -284,6 +285,12 @@ class _Reader:
         if rules:
             names = ", ".join(f"{rule.function} (line {rule.line})" for rule in sorted(rules, key=lambda r: r.line))
             self._warn(min(rule.line for rule in rules), f"known, but without effect until a later version: {names}")
+
+    def _warn_of_storing_twice(self, rules: list[Rule]) -> None:
+        stored = [rule for rule in rules if rule.function == "on_message_publish"]
+        for rule in (rule for rule in rules if rule.function == "on_message_store" and rule.works):
+            if any(other.pool == rule.pool and overlap(other.topic_filter, rule.topic_filter) for other in stored):
+                self._warn(rule.line, "on_message_publish stores some of these messages too; each is stored once")
 
     def _fail(self, raw: RawRule, text: str) -> None:
         self._raw.mistakes.append(Mistake(self._file, raw.line, text))

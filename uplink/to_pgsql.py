@@ -13,7 +13,7 @@ import base64
 import logging
 import select
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -66,6 +66,10 @@ class _Connection(psycopg.Connection[TupleRow]):
         except StopIteration as end:
             value: T = end.value
             return value
+        finally:
+            # Left to the garbage collector it would complain there that the line is lost.
+            with suppress(psycopg.Error):
+                gen.close()
 
 
 def connect(pool: Pool) -> PgLink:
@@ -98,7 +102,7 @@ def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
             **_tls(pool),
         )
     except psycopg.OperationalError as error:
-        raise of_a_refused_connection(str(error), pool.full_name) from error
+        raise _located(pool, of_a_refused_connection(str(error), pool.full_name)) from error
     db.answer_timeout = timeout
     with _answers(pool):
         milliseconds = int(timeout * 1000)
@@ -178,15 +182,13 @@ class PgLink(SqlLink):
         return self._db.fileno()
 
     def gone(self) -> bool:
-        readable, _, _ = select.select([self.fileno()], [], [], 0)
-        if not readable:
-            return False
         # A notice or a changed setting may come at any time; only the end is the end.
-        try:
-            self._db.pgconn.consume_input()
-        except psycopg.OperationalError:
-            return True
-        return self._db.closed
+        while select.select([self.fileno()], [], [], 0)[0]:
+            try:
+                self._db.pgconn.consume_input()
+            except psycopg.OperationalError:
+                return True
+        return False
 
     def close(self) -> None:
         self._db.close()

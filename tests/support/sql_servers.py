@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,7 @@ from typing import Any, Self
 import psycopg
 import pymysql
 
+from .gateway import running
 from .ports import free_port
 from .waiting import wait_until
 
@@ -91,19 +92,20 @@ class SqlServer(ABC):
         """SIGKILL for it and its children: what was committed is on disk."""
         process, self._process = self._process, None
         assert process is not None, "the server is not running"
-        os.killpg(process.pid, signal.SIGKILL)
+        family = _family(process.pid)
+        _signal(family, signal.SIGKILL)
         process.wait()
-        wait_until(lambda: not _lives(process.pid))
+        wait_until(lambda: not any(running(pid) for pid in family))
 
     def freeze(self) -> None:
         """SIGSTOP: connections open, no answer comes."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        _signal(_family(self._process.pid), signal.SIGSTOP)
 
     def thaw(self) -> None:
         """SIGCONT."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGCONT)
+        _signal(_family(self._process.pid), signal.SIGCONT)
 
     def dump(self) -> None:
         """Keep what it holds now for `restore`."""
@@ -266,9 +268,15 @@ def _postgres(program: str) -> str:
     return str(found[-1])
 
 
-def _lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _family(pid: int) -> list[int]:
+    """The process and its children; PostgreSQL gives each of them a group of its own."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED, Want
 from tidegate.uplink.rule import SHIPPED, RuleFile, load, wants
-from tidegate.uplink.vocabulary import LATER, POOL_KEYS
+from tidegate.uplink.vocabulary import DRIVERS, LATER, POOL_KEYS
 
 HERE = Path(__file__).parent
 SERVER = "backend.redis.pool1.server = 127.0.0.1:6379\n"
@@ -28,6 +28,87 @@ def test_the_specification_s_own_block_loads_verbatim() -> None:
     assert rules.pools[0].settings["server"] == (("127.0.0.1", 6379),)
     assert len(rules.rules) == 13
     assert [rule.expired_time for rule in rules.rules if rule.kind == PUBLISH] == [3600, 3600, None]
+
+
+@pytest.mark.parametrize(("backend", "user", "port"), [("mysql", "user", 3306), ("pgsql", "username", 5432)])
+def test_the_specification_s_own_sql_blocks_load_verbatim(backend: str, user: str, port: int) -> None:
+    rules = load(HERE / f"specification-{backend}.conf", backend)
+    assert rules.mistakes == ()
+    (pool,) = rules.pools
+    assert (pool.settings["server"], pool.settings[user]) == ((("127.0.0.1", port),), "root")
+    assert (pool.settings["password"], pool.settings["database"], pool.settings["ssl"]) == ("public", "mqtt", False)
+    assert [rule.function for rule in rules.rules if rule.works and rule.function] == [
+        "on_client_connected",
+        "on_client_disconnected",
+        "on_message_publish",
+        "on_message_retain",
+        "on_retain_delete",
+    ]
+    assert [statement.names for rule in rules.rules for statement in rule.statements] == [("clientid",), ("clientid", "topic")]
+    later = [warning.text for warning in rules.warnings if "without effect" in warning.text]
+    assert [
+        name in later[0] for name in ("on_subscribe_lookup", "on_message_fetch", "on_retain_lookup", "on_message_acked")
+    ] == [True] * 4
+
+
+SQL_MISTAKES = [
+    ("backend.pgsql.pool1.ssl = yes", 'pool1.ssl: "yes" is neither true nor false'),
+    ("backend.pgsql.pool1.cacertfile = nowhere.pem", "nowhere.pem cannot be read: No such file"),
+    ("backend.pgsql.pool1.binary_payload = hexx", 'unknown value "hexx"; did you mean "hex"?'),
+    ("backend.pgsql.pool1.user = me", 'unknown key "user"; did you mean "username"?'),
+    ('"insert into t values(${paylod})"', 'unknown placeholder ${paylod}; did you mean "payload"?'),
+    ("\"insert into t values('${payload}')\"", "a placeholder stands inside quotes: write it without them"),
+    ('"insert into t values(1); delete from t"', "one statement for each text"),
+    ('"COMMIT"', "commit cannot run inside the transaction of a batch"),
+    ('"/* all of it */ truncate t"', "truncate cannot run inside the transaction of a batch"),
+    ('"insert into t values(${payload"', "no closing brace"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), SQL_MISTAKES, ids=[expected for _, expected in SQL_MISTAKES])
+def test_a_mistake_in_a_sql_file_is_named(tmp_path: Path, line: str, expected: str) -> None:
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    if not line.startswith("backend"):
+        line = f'backend.pgsql.hook.message.publish.1 = {{"action": {{"sql": [{line}]}}, "pool": "pool1"}}'
+    (mistake,) = read(tmp_path, server + line + "\n", "pgsql").mistakes
+    assert mistake.line == 2
+    assert expected in mistake.text
+
+
+def test_what_only_looks_like_a_second_statement_or_a_placeholder_is_none(tmp_path: Path) -> None:
+    server = "backend.mysql.pool1.server = 127.0.0.1:3306\n"
+    sql = "insert into t values('a; b', \\\"it's\\\", ${payload}); -- ; the end"
+    line = f'backend.mysql.hook.message.publish.1 = {{"action": {{"sql": "{sql}"}}, "pool": "pool1"}}\n'
+    rules = read(tmp_path, server + line, "mysql")
+    assert [str(mistake) for mistake in rules.mistakes] == []
+    assert rules.rules[0].statements[0].names == ("payload",)
+
+
+def test_storing_a_message_by_two_functions_is_warned_of(tmp_path: Path) -> None:
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    line = 'backend.pgsql.hook.message.publish.{} = {{"topic": "{}", "action": {{"function": "{}"}}, "pool": "pool1"}}\n'
+    both = line.format(1, "a/#", "on_message_publish") + line.format(2, "a/b", "on_message_store")
+    (warning,) = read(tmp_path, server + both, "pgsql").warnings
+    assert (warning.line, "stored once" in warning.text) == (3, True)
+    apart = line.format(1, "a/+", "on_message_publish") + line.format(2, "b/#", "on_message_store")
+    assert read(tmp_path, server + apart, "pgsql").warnings == ()
+
+
+def test_a_line_without_checks_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    rule = RULE.replace("redis", "pgsql")
+    (warning,) = read(tmp_path, server + "backend.pgsql.pool1.ssl = true\n" + rule, "pgsql").warnings
+    assert "the server is not checked" in warning.text
+    (warning,) = read(tmp_path, server + "backend.pgsql.pool1.cacertfile = ca.pem\n" + rule, "pgsql").warnings
+    assert "has no effect without pool1.ssl = true" in warning.text
+
+
+def test_a_driver_that_is_not_installed_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DRIVERS, "pgsql", ("not_there", "postgresql"))
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    (mistake,) = read(tmp_path, server + RULE.replace("redis", "pgsql"), "pgsql").mistakes
+    assert mistake.text == "the driver not_there is not installed: pip install 'tidegate[postgresql]'"
 
 
 def test_functions_of_a_later_version_are_named_in_one_warning() -> None:
@@ -240,16 +321,17 @@ def test_a_file_nobody_can_read_wants_what_it_wanted_when_it_was_good(tmp_path: 
     }
 
 
-def test_the_shipped_redis_file_shows_every_key_with_its_default() -> None:
-    path = SHIPPED / "emqx_backend_redis.conf"
-    rules = load(path, "redis")
+@pytest.mark.parametrize("backend", ["redis", "mysql", "pgsql"])
+def test_the_shipped_file_shows_every_key_with_its_default(backend: str) -> None:
+    path = SHIPPED / f"emqx_backend_{backend}.conf"
+    rules = load(path, backend)
     assert rules.mistakes == rules.warnings == ()
-    shown = set(re.findall(r"^(?:## )?backend\.redis\.pool1\.(\w+) =", path.read_text(), re.MULTILINE))
-    assert shown == set(POOL_KEYS["redis"])
-    assert rules.pools[0].settings == {name: key.default for name, key in POOL_KEYS["redis"].items()}
+    shown = set(re.findall(rf"^(?:## )?backend\.{backend}\.pool1\.(\w+) =", path.read_text(), re.MULTILINE))
+    assert shown == set(POOL_KEYS[backend])
+    assert rules.pools[0].settings == {name: key.default for name, key in POOL_KEYS[backend].items()}
 
 
-@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+@pytest.mark.parametrize("backend", ["redis", "sqlite", "mysql", "pgsql"])
 def test_the_shipped_rules_store_presence_messages_and_retained(backend: str) -> None:
     rules = load(SHIPPED / f"emqx_backend_{backend}.conf", backend)
     assert rules.mistakes == rules.warnings == ()
@@ -262,7 +344,7 @@ def test_the_shipped_rules_store_presence_messages_and_retained(backend: str) ->
     ]
 
 
-@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+@pytest.mark.parametrize("backend", ["redis", "sqlite", "mysql", "pgsql"])
 def test_every_rule_that_is_commented_out_in_a_shipped_file_loads_too(tmp_path: Path, backend: str) -> None:
     text = (SHIPPED / f"emqx_backend_{backend}.conf").read_text()
     active = re.sub(r"^## (backend\.\w+\.hook\.\w+\.\w+\.\d)", r"\1", text, flags=re.MULTILINE)

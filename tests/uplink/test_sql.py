@@ -298,11 +298,7 @@ def test_a_missing_table_stops_the_pool_and_names_the_command(gate: Rig, server:
     gate.step_until(lambda: gate.standing().state == "misconfigured", 5)
     assert "mqtt_msg" in gate.standing().error
     assert f"`tidegate uplink init {server.backend}.pool1`" in gate.standing().hint
-    server.run("DROP TABLE list")
-    for table in server.rows("SELECT table_name FROM information_schema.tables WHERE table_name LIKE 'mqtt%'"):
-        server.run(f"DROP TABLE {table[0]}")
-    for table in ("ledger", "position", "stamp", "gap"):
-        server.run(f"DROP TABLE tidegate_{table}")
+    server.recreate()
     tables(server)
     gate.drain()
     assert_holds_everything(gate, server)
