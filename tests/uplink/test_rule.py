@@ -77,7 +77,7 @@ def test_a_mistake_in_a_sql_file_is_named(tmp_path: Path, line: str, expected: s
 
 def test_what_only_looks_like_a_second_statement_or_a_placeholder_is_none(tmp_path: Path) -> None:
     server = "backend.mysql.pool1.server = 127.0.0.1:3306\n"
-    sql = "insert into t values('a; b', \\\"it's\\\", ${payload}); -- ; the end"
+    sql = "insert into t values('a; b', \\\"it's\\\", ${payload}) -- ; the end"
     line = f'backend.mysql.hook.message.publish.1 = {{"action": {{"sql": "{sql}"}}, "pool": "pool1"}}\n'
     rules = read(tmp_path, server + line, "mysql")
     assert [str(mistake) for mistake in rules.mistakes] == []
