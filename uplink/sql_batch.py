@@ -49,25 +49,35 @@ def arrange(rows: Iterable[Row]) -> list[Group]:
     groups = [group]
     stored = ""
     for row in rows:
-        if isinstance(row, Own):
-            group.own.append(row)
-            group.closed = group.closed or row.statement.touches_our_tables
-            continue
-        if group.closed:
-            group = Group()
-            groups.append(group)
-        if isinstance(row, Message):
+        if type(row) is Message and not group.closed:
             # Two rules of one entry may both store it.
             if row.msgid != stored:
                 group.messages.append(row)
                 stored = row.msgid
-        elif isinstance(row, Presence):
-            group.clients[row.clientid] = _after(group.clients.get(row.clientid), row)
-        elif isinstance(row, Retained):
-            group.retained[row.topic] = row
+        elif isinstance(row, Own):
+            group.own.append(row)
+            group.closed = group.closed or row.statement.touches_our_tables
         else:
-            group.gaps.append(row)
+            if group.closed:
+                group = Group()
+                groups.append(group)
+            stored = _add(group, row, stored)
     return groups
+
+
+def _add(group: Group, row: Message | Presence | Retained | Gap, stored: str) -> str:
+    """Put the row where it belongs; the message stored last comes back."""
+    if isinstance(row, Message):
+        if row.msgid != stored:
+            group.messages.append(row)
+        return row.msgid
+    if isinstance(row, Presence):
+        group.clients[row.clientid] = _after(group.clients.get(row.clientid), row)
+    elif isinstance(row, Retained):
+        group.retained[row.topic] = row
+    else:
+        group.gaps.append(row)
+    return stored
 
 
 def fits(stamp: Stamp, when: int, stands: Stamp | None, times: Iterable[int]) -> bool:

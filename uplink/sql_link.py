@@ -50,6 +50,7 @@ class SqlLink(ABC):
     """See `backend.Link`."""
 
     dialect: Dialect
+    largest = 5000
 
     def __init__(self, pool: Pool, columns: Columns) -> None:
         self._pool = pool

@@ -9,6 +9,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 
 from __future__ import annotations
 
+import functools
 import select
 import ssl
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 
 import pymysql
 from pymysql.constants import CLIENT
+from pymysql.converters import escape_str
 
 from . import sql_actions
 from .backend import Batch, Mark
@@ -250,10 +252,18 @@ class MyLink(SqlLink):
         return bad
 
     def _insert(self, messages: Sequence[Message]) -> None:
-        self._cursor.executemany(
-            "INSERT INTO mqtt_msg (msgid, topic, sender, node, qos, retain, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s,%s,%s)",
-            [(*message[:7], utc(message.when // 1000)) for message in messages],
-        )
+        """As large INSERTs as the server takes; the driver's own `executemany` is half as fast."""
+        rows: list[str] = []
+        size = 0
+        for message in messages:
+            row = _literal(message)
+            size += len(row)
+            if rows and size > self._largest // 2:
+                self._cursor.execute(_INSERT + ",".join(rows))
+                rows, size = [], len(row)
+            rows.append(row)
+        if rows:
+            self._cursor.execute(_INSERT + ",".join(rows))
 
     def _run_own(self, statements: Sequence[Own]) -> None:
         for text, same in groupby(statements, key=lambda own: own.statement):
@@ -275,6 +285,26 @@ class MyLink(SqlLink):
     def _alter(self, table: str, column: str, size: int) -> str:
         kind = "mediumblob" if column == "payload" else f"varchar({size})"
         return f"ALTER TABLE {table} MODIFY {column} {kind}"
+
+
+_INSERT = "INSERT INTO mqtt_msg (msgid, topic, sender, node, qos, retain, payload, arrived) VALUES "
+
+
+def _literal(message: Message) -> str:
+    """The row as SQL, each value escaped by the driver; topics and clients repeat, so their text is remembered."""
+    msgid, topic, sender, node, qos, retain, payload, when = message
+    try:
+        content = escape_str(payload.decode())
+    except UnicodeDecodeError:
+        content = f"X'{payload.hex()}'"
+    return (
+        f"({escape_str(msgid)},{_text(topic)},{_text(sender)},{_text(node)},{qos:d},{retain:d},{content},'{utc(when // 1000)}')"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _text(value: str) -> str:
+    return escape_str(value)
 
 
 def _size(row: Row) -> int:

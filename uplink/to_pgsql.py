@@ -176,6 +176,7 @@ class PgLink(SqlLink):
         self._db = db
         super().__init__(pool, _read_columns(db))
         self._takes_bytes: dict[str, tuple[bool, ...]] = {}
+        self._takes_raw = {table for table, names in self._columns.items() if names.get("payload", NO_COLUMN).type == "bytea"}
         self._sweep()
 
     def fileno(self) -> int:
@@ -295,7 +296,7 @@ class PgLink(SqlLink):
         return (topic, msgid, sender, *rest)
 
     def _payload(self, table: str, payload: bytes) -> str | bytes:
-        if self._columns.get(table, {}).get("payload", NO_COLUMN).type == "bytea":
+        if table in self._takes_raw:
             return payload
         text = text_or_bytes(payload)
         return text if isinstance(text, str) else self._as_text(text)

@@ -73,6 +73,8 @@ def connect(pool: Pool) -> RedisLink:
 class RedisLink:
     """See `backend.Link`."""
 
+    largest = 1000
+
     def __init__(self, connection: Any, pool: Pool) -> None:
         self.warning = ""
         self._connection = connection

@@ -24,7 +24,6 @@ from .progress import Quarantined, Standing
 from .retry import Due, send_again, settle_again
 
 FIRST_BATCH = 100
-MAX_BATCH = 1000
 QUICK, SLOW = 0.5, 2.0
 """Seconds: a batch answered faster may grow, one answered slower shrinks."""
 FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
@@ -246,7 +245,7 @@ class Worker:
             return
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
-        self._adapt(len(entries), self._clock.monotonic() - started)
+        self._adapt(len(entries), link.largest, self._clock.monotonic() - started)
 
     def _send_again(self, link: Link, due: Due) -> None:
         """A record from quarantine, because a person asked for it; what waits in the log follows."""
@@ -378,9 +377,9 @@ class Worker:
             self._link.close()
             self._link = None
 
-    def _adapt(self, sent: int, seconds: float) -> None:
+    def _adapt(self, sent: int, largest: int, seconds: float) -> None:
         if seconds < QUICK and sent >= self._limit:
-            self._limit = min(MAX_BATCH, self._limit * 2)
+            self._limit = min(largest, self._limit * 2)
         elif seconds > SLOW:
             self._limit = max(1, self._limit // 2)
 
