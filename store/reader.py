@@ -107,13 +107,16 @@ class LogReader:
     ) -> Entry:
         run = self._runs.get(run_id) or self._load_run(run_id)
         bits = flags or 0
+        # A name of a backlog is nearly always known.
+        sender = self._clients.get(client or 0) or self._name(self._clients, "SELECT clientid FROM client WHERE id = ?", client)
+        name = self._topics.get(topic or 0) or self._name(self._topics, "SELECT name FROM topic WHERE id = ?", topic)
         return Entry(
             seq,
             at,
             at if run.clock_offset is None else mono + run.clock_offset,
             kind,
-            self._name(self._clients, "SELECT clientid FROM client WHERE id = ?", client),
-            self._name(self._topics, "SELECT name FROM topic WHERE id = ?", topic),
+            sender,
+            name,
             bits & QOS_MASK,
             bool(bits & RETAIN),
             payload or b"",

@@ -10,6 +10,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import select
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -175,6 +176,7 @@ class PgLink(SqlLink):
     def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
         self._db = db
         super().__init__(pool, _read_columns(db))
+        self._base64 = pool.settings["binary_payload"] == "base64"
         self._takes_bytes: dict[str, tuple[bool, ...]] = {}
         self._takes_raw = {table for table, names in self._columns.items() if names.get("payload", NO_COLUMN).type == "bytea"}
         self._sweep()
@@ -270,12 +272,13 @@ class PgLink(SqlLink):
         types = [columns.get(name, NO_COLUMN).type for name in _MESSAGE]
         binary = set(types) <= _BINARY
         sql = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
-        payload_of = self._payload
+        payload_of = functools.partial(self._payload, "mqtt_msg")
         with self._db.cursor() as cursor, cursor.copy(sql + " (FORMAT BINARY)" if binary else sql) as copy:
             if binary:
                 copy.set_types(types)
+            write_row = copy.write_row
             for msgid, topic, sender, _, qos, retain, payload, when in messages:
-                copy.write_row((msgid, topic, sender, qos, retain, payload_of("mqtt_msg", payload), utc(when // 1000)))
+                write_row((msgid, topic, sender, qos, retain, payload_of(payload), utc(when // 1000)))
 
     def _insert(self, messages: Sequence[Message]) -> None:
         self._db.cursor().executemany(
@@ -299,11 +302,10 @@ class PgLink(SqlLink):
         if table in self._takes_raw:
             return payload
         text = text_or_bytes(payload)
-        return text if isinstance(text, str) else self._as_text(text)
+        return self._as_text(payload) if text is payload else text
 
     def _as_text(self, payload: bytes) -> str:
-        way = self._pool.settings["binary_payload"]
-        return payload.hex() if way == "hex" else base64.b64encode(payload).decode()
+        return base64.b64encode(payload).decode() if self._base64 else payload.hex()
 
     def _prepared(self, rows: list[Row]) -> list[Row]:
         """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""
