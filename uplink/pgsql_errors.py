@@ -32,7 +32,7 @@ def of_a_refused_connection(text: str, pool: str) -> Exception:
         return Misconfigured(f"PostgreSQL says: {first}", _hint("3D000", pool))
     if "role" in text and ("does not exist" in text or "not permitted to log in" in text):
         return Misconfigured(f"PostgreSQL refused the login: {first}", _hint(_LOGIN[0], pool))
-    if "does not support SSL" in text or "certificate" in text:
+    if "does not support SSL" in text or "certificate" in text or ("SSL error:" in text and "unexpected eof" not in text):
         hint = f"set backend.{pool}.ssl (and cacertfile, certfile, keyfile) to what the server has"
         return Misconfigured(f"no encrypted line: {first}", hint)
     return NotConnected(first)

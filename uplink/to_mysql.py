@@ -347,6 +347,9 @@ def _answers(pool: Pool) -> Iterator[None]:
     try:
         yield
     except pymysql.err.MySQLError as error:
+        if isinstance(getattr(error, "original_exception", None), ssl.SSLError):
+            hint = f"set backend.{pool.full_name}.cacertfile (and certfile, keyfile) to what fits the server"
+            raise _located(pool, Misconfigured(f"no encrypted line: {error.args[-1]}", hint)) from error
         number, text = error.args[0] if error.args else 0, str(error.args[-1]) if error.args else type(error).__name__
         raise _located(pool, meaning(number if isinstance(number, int) else 0, text, pool.full_name)) from error
     except (OSError, RuntimeError) as error:

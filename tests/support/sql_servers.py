@@ -45,7 +45,7 @@ class SqlServer(ABC):
     def __init__(self, *options: str, data: Path | None = None) -> None:
         self.port = free_port()
         self.directory = own_directory(self.runs_as)
-        self._options = options
+        self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         _copy(data or self.template(), self.directory / "data")
 
@@ -173,7 +173,7 @@ class Postgres(SqlServer):
 
     def command(self) -> Sequence[str]:
         (self.directory / "data" / "postmaster.pid").unlink(missing_ok=True)
-        settings = ("listen_addresses=127.0.0.1", "shared_buffers=16MB", "max_connections=40", *self._options)
+        settings = ("listen_addresses=127.0.0.1", "shared_buffers=16MB", "max_connections=40", *self.options)
         return [
             *(_postgres("postgres"), "-D", str(self.directory / "data"), "-k", str(self.directory), "-p", str(self.port)),
             *(part for setting in settings for part in ("-c", setting)),
@@ -226,7 +226,7 @@ class MariaDb(SqlServer):
             *(program, "--no-defaults", f"--datadir={directory / 'data'}", f"--socket={directory / 's.sock'}"),
             *(f"--pid-file={directory / 'pid'}", "--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve"),
             *("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=4M", "--performance-schema=OFF", "--skip-log-bin"),
-            *(f"--tmpdir={directory}", *self._options),
+            *(f"--tmpdir={directory}", *self.options),
         ]
 
     def connect(self, database: str = DATABASE) -> pymysql.Connection[Any]:
