@@ -51,7 +51,7 @@ def test_a_checked_line_and_one_to_somebody_else(tmp_path: Path, server: SqlServ
     with rig(other, server, more="ssl = true\ncacertfile = ca.pem") as gate:
         gate.step()
         assert gate.standing().state == "misconfigured", gate.standing()
-        assert "certificate" in gate.standing().error
+        assert "no encrypted line" in gate.standing().error
         assert f"backend.{server.backend}.pool1" in gate.standing().hint
 
 
