@@ -110,20 +110,24 @@ class LogReader:
         # A name of a backlog is nearly always known.
         sender = self._clients.get(client or 0) or self._name(self._clients, "SELECT clientid FROM client WHERE id = ?", client)
         name = self._topics.get(topic or 0) or self._name(self._topics, "SELECT name FROM topic WHERE id = ?", topic)
-        return Entry(
-            seq,
-            at,
-            at if run.clock_offset is None else mono + run.clock_offset,
-            kind,
-            sender,
-            name,
-            bits & QOS_MASK,
-            bool(bits & RETAIN),
-            payload or b"",
-            properties or b"",
-            run.gateway,
-            run.epoch,
-            message_id(at, run.code, run.epoch, seq),
+        # As Entry(...), in a third of the time: an outage's backlog asks for a million of them.
+        return tuple.__new__(
+            Entry,
+            (
+                seq,
+                at,
+                at if run.clock_offset is None else mono + run.clock_offset,
+                kind,
+                sender,
+                name,
+                bits & QOS_MASK,
+                bool(bits & RETAIN),
+                payload or b"",
+                properties or b"",
+                run.gateway,
+                run.epoch,
+                message_id(at, run.code, run.epoch, seq),
+            ),
         )
 
     def _load_run(self, run_id: int) -> Run:

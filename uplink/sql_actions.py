@@ -45,11 +45,9 @@ def _message(least_qos: int) -> Callable[[str], Action]:
         def store(entry: Entry) -> Sequence[Write]:
             if entry.qos < least_qos or (entry.retain and not entry.payload):
                 return _NOTHING
-            return (
-                Message(
-                    entry.msgid, entry.topic, entry.clientid, node, entry.qos, int(entry.retain), entry.payload, entry.when
-                ),
-            )  # fmt: skip
+            values = (entry.msgid, entry.topic, entry.clientid, node, entry.qos, int(entry.retain), entry.payload, entry.when)
+            # As Message(...), in a third of the time.
+            return (tuple.__new__(Message, values),)
 
         return store
 
