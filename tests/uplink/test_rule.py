@@ -300,6 +300,12 @@ def test_commands_want_every_qos_and_messages_from_qos_1(tmp_path: Path) -> None
     ]
 
 
+def test_storing_every_qos_wants_every_qos(tmp_path: Path) -> None:
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    rule = RULE.replace("redis", "pgsql").replace("on_message_publish", "on_message_store")
+    assert wants([read(tmp_path, server + rule, "pgsql")]) == [Want(PUBLISH, "#", 0, False)]
+
+
 def test_a_file_with_a_mistake_wants_everything_its_rules_could_have_wanted(tmp_path: Path) -> None:
     broken = (
         'backend.redis.hook.message.acked.1 = {"topic": "a", "action": {"commands": ["SET x ${nothing}"]}, "pool": "pool1"}\n'

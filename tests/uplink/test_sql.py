@@ -233,12 +233,13 @@ def test_a_statement_on_our_tables_stands_between_what_came_before_and_after(tmp
         assert server.rows("SELECT topic, sender FROM mqtt_retain") == [("r", gate.published()[2])]
 
 
-def test_exactly_what_is_refused_goes_to_quarantine(tmp_path: Path, server: SqlServer) -> None:
+@pytest.mark.parametrize("count", [40, 600])
+def test_exactly_what_is_refused_goes_to_quarantine(tmp_path: Path, server: SqlServer, count: int) -> None:
     server.run("CREATE TABLE number (n int)")
     text = rules(server.backend) + sql_rule(server.backend, "message.publish.7", "insert into number values (${payload})")
     long = "t" * 300
     with Rig(tmp_path, server.port, text, settings(server), server.backend) as gate:
-        for number in range(40):
+        for number in range(count):
             gate.log.publish("t/1", b"%d" % number)
         bad_number = gate.log.publish("t/2", b"seven")
         bad_topic = gate.log.publish(long, b"8", retain=True)
@@ -254,11 +255,28 @@ def test_exactly_what_is_refused_goes_to_quarantine(tmp_path: Path, server: SqlS
         assert f"300 characters do not fit mqtt_msg.topic ({180 if server.backend == 'mysql' else 255}): ALTER TABLE" in (
             gate.quarantine()[1].reason
         )
-        assert [row[1] for row in messages(server)] == ["t/1"] * 40 + ["t/2", "t/3"]
-        assert server.rows("SELECT n FROM number ORDER BY n") == [(n,) for n in sorted([*range(40), 8, 9])]
+        assert [row[1] for row in messages(server)] == ["t/1"] * count + ["t/2", "t/3"]
+        assert server.rows("SELECT n FROM number ORDER BY n") == [(n,) for n in sorted([*range(count), 8, 9])]
         assert [msgid for (msgid,) in server.rows("SELECT msgid FROM list ORDER BY n")] == gate.published()
         assert gate.standing().refused == 4
         assert mark(server) == [gate.log.seq]
+
+
+def test_a_refused_statement_in_the_middle_of_a_batch_is_found(tmp_path: Path, server: SqlServer) -> None:
+    server.run("CREATE TABLE small (n smallint)")
+    sql = "insert into small select ${timestamp} from mqtt_retain where topic = ${topic}"
+    text = rules(server.backend) + sql_rule(server.backend, "message.publish.5", sql, "bad")
+    with Rig(tmp_path, server.port, text, settings(server), server.backend) as gate:
+        for _ in range(3):
+            gate.log.publish("r", b"1", retain=True)
+            gate.log.connected("c")
+            bad = gate.log.publish("bad", b"2", retain=True)
+            gate.log.disconnected("c")
+        gate.drain(100)
+        assert [row.seq for row in gate.quarantine()] == [bad - 8, bad - 4, bad]
+        assert {row.target.split()[0] for row in gate.quarantine()} == {"message.publish.5"}
+        assert retained(server) == {"r": b"1", "bad": b"2"}
+        assert_holds_everything(gate, server)
 
 
 def test_a_payload_that_is_too_large_is_refused_alone(tmp_path: Path, server: SqlServer) -> None:
