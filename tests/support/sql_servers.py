@@ -47,7 +47,7 @@ class SqlServer(ABC):
         self.directory = own_directory(self.runs_as)
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
-        _copy(data or self.template(), self.directory / "data")
+        copy(data or self.template(), self.directory / "data")
 
     @classmethod
     @abstractmethod
@@ -110,14 +110,14 @@ class SqlServer(ABC):
     def dump(self) -> None:
         """Keep what it holds now for `restore`."""
         self.stop()
-        _copy(self.directory / "data", self.directory / "dump")
+        copy(self.directory / "data", self.directory / "dump")
         self.start()
 
     def restore(self) -> None:
         """Bring back what it held at `dump`."""
         self.kill()
         shutil.rmtree(self.directory / "data")
-        _copy(self.directory / "dump", self.directory / "data")
+        copy(self.directory / "dump", self.directory / "data")
         self.start()
 
     def recreate(self) -> None:
@@ -158,7 +158,7 @@ class Postgres(SqlServer):
         directory = own_directory(cls.runs_as)
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         (directory / "secret").write_text("root")
-        _quietly(
+        quietly(
             cls.runs_as, directory,
             *(_postgres("initdb"), "-D", directory / "data", "-U", "root", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"),
             *("-N", f"--pwfile={directory / 'secret'}"),
@@ -168,7 +168,7 @@ class Postgres(SqlServer):
             server.recreate()
             server.stop()
             shutil.rmtree(directory / "data")
-            _copy(server.directory / "data", directory / "data")
+            copy(server.directory / "data", directory / "data")
         return directory / "data"
 
     def command(self) -> Sequence[str]:
@@ -203,7 +203,7 @@ class MariaDb(SqlServer):
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         install = shutil.which("mariadb-install-db")
         assert install, "mariadb-server is not installed: apt-get install mariadb-server"
-        _quietly(
+        quietly(
             cls.runs_as, directory,
             *(install, "--no-defaults", f"--datadir={directory / 'data'}", "--skip-test-db", "--basedir=/usr"),
             *("--auth-root-authentication-method=normal", f"--tmpdir={directory}"),
@@ -215,7 +215,7 @@ class MariaDb(SqlServer):
             )
             server.stop()
             shutil.rmtree(directory / "data")
-            _copy(server.directory / "data", directory / "data")
+            copy(server.directory / "data", directory / "data")
         return directory / "data"
 
     def command(self) -> Sequence[str]:
@@ -251,14 +251,14 @@ def _as_user(user: str) -> dict[str, Any]:
     return {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def _quietly(user: str, directory: Path, *command: object) -> None:
+def quietly(user: str, directory: Path, *command: object) -> None:
     done = subprocess.run(
         [str(part) for part in command], cwd=directory, capture_output=True, text=True, check=False, **_as_user(user)
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 

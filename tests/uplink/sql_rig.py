@@ -9,11 +9,12 @@ from tidegate.store.entry import PUBLISH
 from tidegate.uplink.rule import SHIPPED
 from tidegate.uplink.sql_statement import text_or_bytes
 
+from tests.support.real_mysql import ROOT, MySql
 from tests.support.sql_servers import PASSWORD, USER, MariaDb, Postgres, SqlServer
 
 from .rig import Rig
 
-SERVERS: dict[str, type[SqlServer]] = {"pgsql": Postgres, "mysql": MariaDb}
+SERVERS: dict[str, type[SqlServer]] = {"pgsql": Postgres, "mysql": MariaDb, **({"mysql-9": MySql} if ROOT else {})}
 _FUNCTIONS = (
     ("client.connected.1", "on_client_connected"),
     ("client.disconnected.1", "on_client_disconnected"),
