@@ -12,6 +12,7 @@ from typing import Any
 import pymysql
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.sql_servers import DATABASE, PASSWORD, USER, MariaDb, SqlServer
 from tests.support.waiting import wait_until
@@ -270,6 +271,17 @@ def test_wrong_settings_stop_the_pool_with_a_hint_and_mended_ones_go_on(
         assert_holds_everything(gate, server)
 
 
+def test_of_several_servers_the_first_that_can_be_written_to_is_taken(tmp_path: Path, server: SqlServer) -> None:
+    with SERVERS[server_name(server)]() as standby:
+        tables(standby)
+        read_only(standby, True)
+        several = ", ".join(f"127.0.0.1:{port}" for port in (free_port(), standby.port, server.port))
+        with rig(tmp_path, server, more=f"server = {several}") as gate:
+            gate.log.publish_many(20)
+            gate.drain()
+            assert_holds_everything(gate, server)
+
+
 def test_a_right_that_is_missing_stops_the_pool_and_is_named(gate: Rig, server: SqlServer) -> None:
     account = USER if server.backend == "pgsql" else f"{USER}@'127.0.0.1'"
     if server.backend == "pgsql":
@@ -317,6 +329,10 @@ def read_only(server: SqlServer, on: bool) -> None:
     server.run(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}", database="postgres")
     server.run("SELECT pg_reload_conf()", database="postgres")
     wait_until(lambda: server.rows("SHOW default_transaction_read_only") == [("on" if on else "off",)])
+
+
+def server_name(server: SqlServer) -> str:
+    return next(name for name, kind in SERVERS.items() if kind is type(server))
 
 
 def readable(descriptor: int) -> bool:
