@@ -110,6 +110,7 @@ class FarLink:
     """See `backend.Link`."""
 
     warning = ""
+    largest = 1000
 
     def __init__(self, far: FarEnd) -> None:
         self._far = far
