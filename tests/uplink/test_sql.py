@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tidegate.store.entry import SUBSCRIBED
 from tidegate.uplink.rule import SHIPPED
 
 from tests.support.sql_servers import MariaDb, Postgres, SqlServer
@@ -28,6 +29,7 @@ from .sql_rig import (
 
 NOW = utc(START)
 MINUTE = 60_000
+DROPPED = '{"first_seq": 7, "last_seq": 9, "topic": "t", "reason": "disk_budget", "count": 3}'
 
 
 @pytest.fixture(scope="module", params=list(SERVERS))
@@ -328,7 +330,9 @@ def test_without_our_tables_a_pool_works_says_so_and_goes_on_when_they_come(gate
     gate.log.publish_many(50)
     gate.log.connected("c")
     gate.log.publish("r", b"x", retain=True)
-    gate.log.gap("{}")
+    gate.log.gap(DROPPED)
+    gate.drain()
+    gate.log.append(SUBSCRIBED, "c", "t/#", 1, None)  # nothing of the pool's, so nothing is written
     gate.drain()
     assert_holds_everything(gate, server)
     assert "without tidegate_ledger, tidegate_stamp, tidegate_gap what is sent again" in gate.standing().warning
@@ -350,7 +354,7 @@ def test_rows_come_back_from_quarantine_as_they_were(gate: Rig, server: SqlServe
 
     gate.log.connected("c")
     gate.log.publish("r", b"bytes \xff and \x00", retain=True)
-    gate.log.gap("{}")
+    gate.log.gap(DROPPED)
     seen = set()
     for entry in gate.log.entries():
         for operation in gate.plan.operations(entry):
