@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -25,15 +26,23 @@ class State:
 
 
 class FarEnd:
-    """`bad` operations are refused one by one; `poison` makes a whole batch refused without saying which."""
+    """`bad` operations are refused one by one; `poison` makes a whole batch refused without saying which; `named` too, but
+    the far end says which."""
 
-    def __init__(self, chance: random.Random, bad: Collection[bytes] = (), poison: Collection[bytes] = ()) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        bad: Collection[bytes] = (),
+        poison: Collection[bytes] = (),
+        named: Collection[bytes] = (),
+    ) -> None:
         self.state = State()
         self.calm = False
         self.is_cut = False
         self._chance = chance
         self._bad = frozenset(bad)
         self._poison = frozenset(poison)
+        self._named = frozenset(named)
         self._late: list[Batch] = []
         self._backup = deepcopy(self.state)
 
@@ -46,7 +55,9 @@ class FarEnd:
         if self.calm:
             return
         if self._late and self._chance.random() < 0.5:
-            self.apply(self._late.pop(self._chance.randrange(len(self._late))))
+            # Refused or not: nobody is there any more to hear it.
+            with suppress(Rejected):
+                self.apply(self._late.pop(self._chance.randrange(len(self._late))))
         dice = self._chance.random()
         if dice < 0.02:
             self._backup = deepcopy(self.state)
@@ -75,7 +86,8 @@ class FarEnd:
                 self._late.append(batch)
                 raise NotConnected("no answer yet")
             if dice < 0.15:
-                self.apply(batch)
+                with suppress(Rejected):
+                    self.apply(batch)
                 raise NotConnected("the answer was lost")
         return self.apply(batch)
 
@@ -85,6 +97,9 @@ class FarEnd:
             return None
         if any(operation.packed.data in self._poison for operation in batch.operations):
             raise Rejected("something in here is poison")
+        rows = {place: "named" for place, operation in enumerate(batch.operations) if operation.packed.data in self._named}
+        if rows:
+            raise Rejected("these are refused", rows)
         self.state.marks[key] = Mark(batch.through)
         refusals: list[Refusal] = []
         for operation in batch.operations:
