@@ -72,7 +72,7 @@ def main() -> int:
 def rows(count: int) -> tuple[float, float, float, float]:
     """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting."""
     port = brokers.free_port()
-    with brokers.Broker(brokers.Tidegate(True, port, "16GiB")) as broker:
+    with brokers.Broker(brokers.Tidegate(True, brokers.FarEnd("redis", port), "16GiB")) as broker:
         broker.stop()  # the pool has its cursor
         path = broker.directory / "data" / "log.db"
         ingest = _fill(path, count)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 NEVER = 0xFFFFFFFF
-BACKENDS = ("sqlite", "redis")
-LATER_BACKENDS = ("mysql", "pgsql", "mongo", "cassa", "dynamo", "influxdb", "opentsdb")
+BACKENDS = ("sqlite", "redis", "mysql", "pgsql")
+LATER_BACKENDS = ("mongo", "cassa", "dynamo", "influxdb", "opentsdb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Invariant: the cursor moves past an entry only when the far end's mark has, or t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
@@ -26,7 +26,6 @@ from .progress import Quarantined, Standing
 from .retry import Due, send_again, settle_again
 
 FIRST_BATCH = 100
-MAX_BATCH = 1000
 QUICK, SLOW = 0.5, 2.0
 """Seconds: a batch answered faster may grow, one answered slower shrinks."""
 FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
@@ -101,6 +100,7 @@ class Worker:
         self._limit = FIRST_BATCH
         self._back_off = FIRST_BACK_OFF
         self._marks: dict[tuple[str, int], Mark] = {}
+        self._keeps_marks = True
         self._confirmed = book.marks(pool)
         self._moved: dict[tuple[str, int], int] = {}
         self._begun = 0
@@ -170,10 +170,15 @@ class Worker:
         gateways = dict.fromkeys(gateway for gateway, _, _ in self._log.births())
         self._marks = {}
         for gateway in gateways:
-            for epoch, mark in link.marks(gateway).items():
-                self._marks[gateway, epoch] = mark
+            self._marks |= self._read_marks(link, gateway)
             self._settle(link, gateway, link.refusals(gateway))
         self._go_back_to_marks()
+
+    def _read_marks(self, link: Link, gateway: str) -> dict[tuple[str, int], Mark]:
+        """The gateway's marks. A far end that keeps none confirms none, so it is not taken for one that lost them later."""
+        marks = link.marks(gateway)
+        self._keeps_marks = marks is not None
+        return {(gateway, epoch): mark for epoch, mark in (marks or {}).items()}
 
     def _well(self, link: Link) -> None:
         """Connected is who got something through or has nothing to send; a server may answer and still refuse to write."""
@@ -199,7 +204,7 @@ class Worker:
         marked = [seq for key, seq in firsts.items() if (mark := self._marks.get(key)) and (mark.seq >= seq or mark.done)]
         self._begun = max(marked, default=0)
         low, _ = self._log.bounds()
-        for key, confirmed in self._confirmed.items():
+        for key, confirmed in self._confirmed.items() if self._keeps_marks else ():
             far = self._marks.get(key, Mark()).seq
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
@@ -230,7 +235,7 @@ class Worker:
         if operations:
             self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
         else:
-            if mark.seq > self._confirmed.get(key, 0):
+            if self._keeps_marks and mark.seq > self._confirmed.get(key, 0):
                 self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
             self._move(key, through)
         return GO_ON
@@ -259,14 +264,17 @@ class Worker:
         try:
             refusals = link.write(batch)
         except Rejected as error:
-            self._halve(link, batch, str(error), entries)
+            if error.rows:
+                self._set_aside(link, batch, error.rows, entries)
+            else:
+                self._halve(link, batch, str(error), entries)
             return
         if refusals is None:
             self._look_again(link, batch.gateway)
             return
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
-        self._adapt(len(entries), self._clock.monotonic() - started)
+        self._adapt(len(entries), link.largest, self._clock.monotonic() - started)
 
     def _send_again(self, link: Link, due: Due) -> None:
         """A record from quarantine, because a person asked for it; what waits in the log follows."""
@@ -290,12 +298,13 @@ class Worker:
     def _look_again(self, link: Link, gateway: str) -> None:
         """Our own late tail, or an answer we did not get: the far end knows better how far we are."""
         others = {key: mark for key, mark in self._marks.items() if key[0] != gateway}
-        self._marks = others | {(gateway, epoch): mark for epoch, mark in link.marks(gateway).items()}
+        self._marks = others | self._read_marks(link, gateway)
 
     def _applied(self, link: Link, batch: Batch) -> None:
         key = (batch.gateway, batch.epoch)
         self._marks[key] = Mark(batch.through)
-        self._confirmed[key] = self._moved[key] = batch.through
+        if self._keeps_marks:
+            self._confirmed[key] = self._moved[key] = batch.through
         self._move(key, batch.through)
         self._well(link)
 
@@ -303,10 +312,14 @@ class Worker:
         """Something in the batch is refused: half of it next, and an entry that stands alone goes to quarantine."""
         if len(entries) > 1:
             self._limit = max(1, len(entries) // 2)
-            return
-        nothing = batch._replace(operations=())
+        else:
+            self._set_aside(link, batch, dict.fromkeys(range(len(batch.operations)), reason), entries)
+
+    def _set_aside(self, link: Link, batch: Batch, rows: Mapping[int, str], entries: Sequence[Entry]) -> None:
+        """These operations go to quarantine, and the batch is sent without them."""
+        nothing = batch._replace(operations=(), through=batch.expected.seq)
         try:
-            moved = link.write(nothing._replace(through=batch.expected.seq)) if not batch.expected.done else []
+            moved = link.write(nothing) if not batch.expected.done else []
         except Rejected as error:
             raise Misconfigured(
                 f"the far end refuses even an empty batch: {error}", "look into the far end's own log"
@@ -314,14 +327,14 @@ class Worker:
         if moved is None:
             self._look_again(link, batch.gateway)
             return
+        msgids = {entry.seq: entry.msgid for entry in entries}
+        refused = [(batch.operations[place], reason) for place, reason in rows.items()]
         self._keep(
             batch.gateway,
-            [(Refusal(batch.epoch, op.seq, op.number, reason), entries[0].msgid, op) for op in batch.operations],
+            [(Refusal(batch.epoch, op.seq, op.number, reason), msgids[op.seq], op) for op, reason in refused],
         )
-        if link.write(nothing) is None:
-            self._look_again(link, batch.gateway)
-        else:
-            self._applied(link, nothing)
+        rest = [operation for place, operation in enumerate(batch.operations) if place not in rows]
+        self._write(link, batch._replace(operations=rest), entries)
 
     def _settle(self, link: Link, gateway: str, refusals: Sequence[Refusal]) -> None:
         """Refusals noted at the far end go to quarantine here, then the far end may forget them."""
@@ -409,9 +422,9 @@ class Worker:
             self._link.close()
             self._link = None
 
-    def _adapt(self, sent: int, seconds: float) -> None:
+    def _adapt(self, sent: int, largest: int, seconds: float) -> None:
         if seconds < QUICK and sent >= self._limit:
-            self._limit = min(MAX_BATCH, self._limit * 2)
+            self._limit = min(largest, self._limit * 2)
         elif seconds > SLOW:
             self._limit = max(1, self._limit // 2)
 

@@ -69,13 +69,13 @@ class FullDisk(Progress):
 class Simulation:
     """A log, a far end and a worker that is restarted now and then."""
 
-    def __init__(self, directory: Path, seed: int, poison: bool = False) -> None:
+    def __init__(self, directory: Path, seed: int, refusing: str = "bad") -> None:
         self.chance = random.Random(seed)
         self.log = LogFile(directory)
         self.clock = TestClock()
         self.data = directory
         bad = {b"2 %d" % number for number in range(400) if self.chance.random() < 0.02}
-        self.far = FarEnd(self.chance, *((), bad) if poison else (bad, ()))
+        self.far = FarEnd(self.chance, **{refusing: bad})
         self.bad = bad
         conf = directory / "emqx_backend_redis.conf"
         conf.write_text(RULES)
@@ -171,9 +171,20 @@ def test_everything_once_and_in_order_whatever_happens(tmp_path: Path, seed: int
     simulation.close()
 
 
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_what_the_far_end_names_goes_to_quarantine_and_the_rest_through_whatever_happens(tmp_path: Path, seed: int) -> None:
+    simulation = Simulation(tmp_path, seed, "named")
+    simulation.run(250)
+    simulation.finish()
+    refused = {operation for operation in simulation.wanted() if operation[2] in simulation.bad}
+    assert simulation.far.state.applied == [operation for operation in simulation.wanted() if operation not in refused]
+    assert set(simulation.quarantined()) == refused
+    simulation.close()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_refused_as_a_whole_is_halved_down_to_the_bad_entry(tmp_path: Path, seed: int) -> None:
-    simulation = Simulation(tmp_path, seed, poison=True)
+    simulation = Simulation(tmp_path, seed, "poison")
     simulation.far.calm = True
     simulation.run(120)
     simulation.finish()
