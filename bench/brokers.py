@@ -23,9 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import wire
+
+from tests.support.sql_servers import SqlServer
 
 START_DEADLINE = 20.0
 MOSQUITTO_CONF = """\
@@ -36,11 +40,20 @@ log_dest none
 max_inflight_messages 1000
 max_queued_messages 0
 """
-REDIS_RULES = """\
-backend.redis.pool1.server = 127.0.0.1:{port}
-backend.redis.hook.client.connected.1 = {{"action": {{"function": "on_client_connected"}}, "pool": "pool1"}}
-backend.redis.hook.message.publish.1 = {{"action": {{"function": "on_message_publish"}}, "pool": "pool1"}}
+RULES = """\
+backend.{kind}.pool1.server = 127.0.0.1:{port}
+{login}backend.{kind}.hook.client.connected.1 = {{"action": {{"function": "on_client_connected"}}, "pool": "pool1"}}
+backend.{kind}.hook.message.publish.1 = {{"action": {{"function": "on_message_publish"}}, "pool": "pool1"}}
 """
+
+
+class FarEnd(NamedTuple):
+    """Where the gateway's uplink goes; `login` are lines of the rule file."""
+
+    kind: str
+    port: int
+    login: str = ""
+    server: SqlServer | None = None
 
 
 class BrokerError(Exception):
@@ -52,7 +65,7 @@ class Target(Protocol):
 
     name: str
     stores: bool
-    redis_port: int | None
+    far_end: FarEnd | None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Write what it needs into `directory` and return the command line."""
@@ -68,7 +81,7 @@ class Mosquitto:
 
     name = "mosquitto"
     stores = False
-    redis_port: int | None = None
+    far_end: FarEnd | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -85,22 +98,22 @@ class Mosquitto:
 
 
 class Tidegate:
-    """The gateway as shipped, on uvloop or asyncio's own loop; with a Redis pool if `redis_port` is given."""
+    """The gateway as shipped, on uvloop or asyncio's own loop; with a pool if a far end is given."""
 
     stores = True
 
-    def __init__(self, uvloop: bool, redis_port: int | None = None, disk_budget: str = "") -> None:
+    def __init__(self, uvloop: bool, far_end: FarEnd | None = None, disk_budget: str = "") -> None:
         self._disk_budget = disk_budget
         self.name = "tidegate" if uvloop else "tidegate, asyncio"
         self._uvloop = uvloop
-        self.redis_port = redis_port
+        self.far_end = far_end
 
     def command(self, directory: Path, port: int) -> list[str]:
         config = directory / "gateway.toml"
         text = '[gateway]\nname = "bench"\n'
-        if self.redis_port is not None:
-            text += '\n[uplink]\nbackends = ["sqlite", "redis"]\n'
-            (directory / "emqx_backend_redis.conf").write_text(REDIS_RULES.format(port=self.redis_port))
+        if self.far_end is not None:
+            text += f'\n[uplink]\nbackends = ["sqlite", "{self.far_end.kind}"]\n'
+            (directory / f"emqx_backend_{self.far_end.kind}.conf").write_text(RULES.format(**self.far_end._asdict()))
         config.write_text(text)
         return [
             *(sys.executable, "-m", "tidegate.gateway.cli", "run"),
@@ -118,7 +131,7 @@ class Broker:
     def __init__(self, target: Target, base: Path | None = None) -> None:
         self.name = target.name
         self.stores = target.stores
-        self.redis_port = target.redis_port
+        self.far_end = target.far_end
         self.directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=base))
         self.port = free_port()
         self._target = target

@@ -23,6 +23,8 @@ import table
 from load import WrongAnswer
 from scenarios import SCENARIOS, Figure, Scenario
 
+from tests.uplink.sql_rig import SERVERS, settings, tables
+
 README = Path(__file__).with_name("README.md")
 QUICK = 10
 
@@ -63,10 +65,10 @@ def _options() -> argparse.Namespace:
 
 def _measure(results: table.Results, scenario: Scenario, options: argparse.Namespace, label: str) -> None:
     with ExitStack() as stack:
-        redis_port = _redis_port(scenario, stack)
+        far_end = _far_end(scenario, stack)
         targets: list[brokers.Target] = [] if scenario.alone else [brokers.Mosquitto()]
         if not options.peer_only:
-            targets += [brokers.Tidegate(True, redis_port), brokers.Tidegate(False, redis_port)]
+            targets += [brokers.Tidegate(True, far_end), brokers.Tidegate(False, far_end)]
         for target in targets:
             with brokers.Broker(target, options.directory) as broker:
                 figures = scenario.measure(broker, scenario.messages // (QUICK if options.quick else 1))
@@ -75,10 +77,15 @@ def _measure(results: table.Results, scenario: Scenario, options: argparse.Names
                 _tell(label, target.name, figure)
 
 
-def _redis_port(scenario: Scenario, stack: ExitStack) -> int | None:
+def _far_end(scenario: Scenario, stack: ExitStack) -> brokers.FarEnd | None:
     if scenario.uplink == "up":
-        return stack.enter_context(brokers.redis())
-    return brokers.free_port() if scenario.uplink == "down" else None
+        return brokers.FarEnd("redis", stack.enter_context(brokers.redis()))
+    if scenario.uplink in SERVERS:
+        server = stack.enter_context(SERVERS[scenario.uplink]())
+        tables(server)
+        lines = "".join(f"backend.{server.backend}.pool1.{line}\n" for line in settings(server).splitlines())
+        return brokers.FarEnd(server.backend, server.port, lines, server)
+    return brokers.FarEnd("redis", brokers.free_port()) if scenario.uplink == "down" else None
 
 
 def _tell(label: str, broker: str, figure: Figure) -> None:

@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
+import drain_sql
 import wire
 from brokers import Broker
 from drain import drain_rate, raw_rate
@@ -53,14 +54,15 @@ class Figure:
 class Scenario:
     """A measurement; `messages` is its size in a full run.
 
-    `alone`: the peer has nothing to compare. `uplink`: the gateway has a Redis pool, reachable ("up") or not.
+    `alone`: the peer has nothing to compare. `uplink`: the gateway has a Redis pool, reachable ("up") or not, or one of a SQL
+    server.
     """
 
     name: str
     messages: int
     measure: Callable[[Broker, int], list[Figure]]
     alone: bool = False
-    uplink: Literal["", "up", "down"] = ""
+    uplink: Literal["", "up", "down", "pgsql", "mysql"] = ""
 
 
 def ingest(broker: Broker, messages: int) -> list[Figure]:
@@ -214,14 +216,41 @@ def idle(broker: Broker, messages: int) -> list[Figure]:
 
 def drain(broker: Broker, messages: int) -> list[Figure]:
     """A backlog into Redis."""
-    assert broker.redis_port is not None
+    assert broker.far_end is not None
     load = Load()
     _publishers(load, broker, messages // PUBLISHERS, 1, 0)
     load.run(broker.cpu_seconds)
     load.close()
-    ours = drain_rate(broker, PUBLISHERS, messages, broker.redis_port)
+    ours = drain_rate(broker, PUBLISHERS, messages, broker.far_end.port)
     raw = raw_rate(PUBLISHERS, messages)
     return [Figure("drain into Redis (peer: a raw redis-py pipeline)", "/s", ours, peer=raw)]
+
+
+def drain_pgsql(broker: Broker, messages: int) -> list[Figure]:
+    """A backlog into PostgreSQL."""
+    return _drain_sql(broker, messages, "PostgreSQL (peer: psycopg, binary COPY)")
+
+
+def drain_mysql(broker: Broker, messages: int) -> list[Figure]:
+    """A backlog into MariaDB."""
+    return _drain_sql(broker, messages, "MariaDB (peer: PyMySQL, executemany)")
+
+
+def _drain_sql(broker: Broker, messages: int, name: str) -> list[Figure]:
+    assert broker.far_end is not None
+    assert broker.far_end.server is not None
+    server = broker.far_end.server
+    restart = " RESTART IDENTITY" if server.backend == "pgsql" else ""
+    server.run(f"TRUNCATE TABLE mqtt_msg{restart}", "DELETE FROM tidegate_ledger")
+    server.stop()
+    load = Load()
+    _publishers(load, broker, messages // PUBLISHERS, 1, 0)
+    load.run(broker.cpu_seconds)
+    load.close()
+    ours = drain_sql.drain_rate(broker, PUBLISHERS, messages, server)
+    broker.stop()
+    raw = drain_sql.raw_rate(PUBLISHERS, messages, server)
+    return [Figure(f"drain into {name}", "/s", ours, peer=raw)]
 
 
 def store_for(broker: Broker, messages: int, names: Sequence[bytes] = (b"sleeper",)) -> Result:
@@ -276,6 +305,8 @@ SCENARIOS = (
     Scenario("latency", 10_000, latency),
     Scenario("memory", 0, memory),
     Scenario("drain", 100_000, drain, alone=True, uplink="down"),
+    Scenario("drain-pgsql", 100_000, drain_pgsql, alone=True, uplink="pgsql"),
+    Scenario("drain-mysql", 100_000, drain_mysql, alone=True, uplink="mysql"),
     Scenario("idle", 0, idle, uplink="up"),
     Scenario("start-up", 100_000, start_up, alone=True, uplink="down"),
 )

@@ -40,7 +40,7 @@ def main() -> int:
     print("|" + "---:|" * (len(SHOWN) + len(TABLES)))
     most = 0.0
     port = brokers.free_port()
-    with brokers.redis(port), brokers.Broker(brokers.Tidegate(True, port, f"{BUDGET}MiB")) as broker:
+    with brokers.redis(port), brokers.Broker(brokers.Tidegate(True, brokers.FarEnd("redis", port), f"{BUDGET}MiB")) as broker:
         each = options.clients // ROUNDS
         for number in range(1, ROUNDS + 1):
             took = _come_and_go(broker.port, each)

@@ -22,6 +22,7 @@ import click
 from .cli_parts import CONFIG, DATA, Failure, as_json_value, load_config
 
 TAKE_UP_WAIT = 5.0
+RECORDS = {"redis": "redis_record", "mysql": "sql_record", "pgsql": "sql_record"}
 
 
 def _places(command: Callable[..., None]) -> Callable[..., None]:
@@ -271,10 +272,8 @@ def _entry(data: Path, row: Any) -> dict[str, object] | None:
 
 def _record(pool: str) -> Any:
     """The module that reads what is written to this kind of far end."""
-    try:
-        return importlib.import_module(f"tidegate.uplink.{pool.partition('.')[0]}_record")
-    except ModuleNotFoundError:
-        return None
+    name = RECORDS.get(pool.partition(".")[0])
+    return importlib.import_module(f"tidegate.uplink.{name}") if name else None
 
 
 def _bytes(value: Any) -> bytes:

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tidegate.store.report import WARNING
 from tidegate.store.topic import topic_filter_fault
 
 from .mqtt.packets import Subscription as Requested
@@ -59,7 +60,10 @@ class MadeSubscriptions:
         if isinstance(made, Made):
             return made
         self._broker.counters["lookup_refused"] += 1
-        self._broker.report(f"{session.name.text} may not subscribe to {topic_filter}: {made.name.lower()}", "lookup")
+        name, text = session.name.text, "a client may not have a subscription that was made for it"
+        self._broker.report(
+            "lookup_refused", text, WARNING, f"lookup {name}", client=name, filter=topic_filter, reason=made.name.lower()
+        )
         return None
 
     def add(self, clientid: str, topic_filter: str, qos: int, done: Callable[[], None]) -> bool:

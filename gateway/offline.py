@@ -35,6 +35,7 @@ from tidegate.store.history import (
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule
 from tidegate.store.log import Name
 from tidegate.store.piece import Stored
+from tidegate.store.report import INFO
 from tidegate.store.topic import filters_overlap, matches
 
 from .outlet import TURN_BYTES
@@ -302,11 +303,9 @@ class Offline:
             self._urgent[session] = None  # with the first rows of its deliveries
             if got.skipped:
                 self._broker.delivery.dropped["offline_opts"] += got.skipped
-                self._broker.report(
-                    f"{session.name.text} gets the newest {got.found} stored messages of {fetch.text}; {got.skipped} that it"
-                    f" has not read are older than offline_opts allows",
-                    "offline_opts",
-                )
+                name, text = session.name.text, "a client gets only the newest of the stored messages that it has not read"
+                fields = {"client": name, "filter": fetch.text, "count": got.found, "passed_over": got.skipped}
+                self._broker.report("fetch_cut", text, INFO, f"offline_opts {name}", **fields)
         self._broker.delivery.pump(session)
 
     def _have_read(self, session: Session, client: Client, fetch: Fetch, got: Fetched | Exception) -> None:

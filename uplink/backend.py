@@ -10,12 +10,21 @@ Invariant: a batch holds entries of one (gateway, epoch) only, because the far e
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
 
 from .pools import Pool
 from .rule import Rule
+
+
+class Write(Protocol):
+    """One write as its backend made it; the worker never looks inside."""
+
+    @property
+    def data(self) -> bytes:
+        """What the quarantine keeps of it, and `Link.repack` reads again."""
+        ...
 
 
 class Packed(NamedTuple):
@@ -25,7 +34,7 @@ class Packed(NamedTuple):
     arguments: int
 
 
-Action = Callable[[Entry], Sequence[Packed]]
+Action = Callable[[Entry], Sequence[Write]]
 
 
 class Shown(NamedTuple):
@@ -44,7 +53,7 @@ class Operation(NamedTuple):
     seq: int
     number: int
     target: str
-    packed: Packed
+    packed: Write
 
 
 class Mark(NamedTuple):
@@ -80,9 +89,11 @@ class Link(Protocol):
 
     warning: str
     """What a person should know about how this link works, empty if nothing."""
+    largest: int
+    """Entries that a batch may have: what the far end likes best."""
 
-    def marks(self, gateway: str) -> dict[int, Mark]:
-        """Epoch -> mark, as the far end has it."""
+    def marks(self, gateway: str) -> dict[int, Mark] | None:
+        """Epoch -> mark, as the far end has it; None when it keeps none, then a batch may be applied twice."""
         ...
 
     def refusals(self, gateway: str) -> list[Refusal]:
@@ -97,7 +108,7 @@ class Link(Protocol):
         """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
         ...
 
-    def repack(self, data: bytes) -> Packed:
+    def repack(self, data: bytes) -> Write:
         """A write as the quarantine keeps it, ready to be sent again."""
         ...
 
@@ -129,6 +140,6 @@ class Backend(Protocol):
 class Showing(Backend, Protocol):
     """A backend that can say what its writes are."""
 
-    def show(self, packed: Packed, pool: Pool) -> Sequence[Shown]:
+    def show(self, packed: Any, pool: Pool) -> Sequence[Shown]:
         """The commands or statements of one write, as this pool would get them."""
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,28 @@ def _belongs(raw: Raw, file: str, backend: str, setting: Setting) -> bool:
 
 def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]) -> None:
     """What only the settings together can show."""
-    if pool.backend != "redis":
+    if pool.backend not in BUILT:
         return
 
     def mistake(key: str, text: str) -> None:
         raw.mistakes.append(Mistake(file, lines.get((pool.name, key), 0), f"{pool.name}.{key}: {text}"))
 
+    if pool.backend == "redis":
+        _check_redis(pool, mistake)
+    elif pool.settings["ssl"] and not pool.settings["cacertfile"]:
+        text = f"{pool.name}.ssl: the line is encrypted, but the server is not checked: name who signed it in cacertfile"
+        raw.warnings.append(Mistake(file, lines[pool.name, "ssl"], text))
+    if not pool.settings["ssl"]:
+        for key in ("cacertfile", "certfile", "keyfile"):
+            if pool.settings[key]:
+                mistake(key, f"has no effect without backend.{pool.full_name}.ssl = true")
+    if pool.settings["password"] and pool.settings["password_file"]:
+        first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
+        text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
+        raw.mistakes.append(Mistake(file, second, text))
+
+
+def _check_redis(pool: Pool, mistake: Callable[[str, str], None]) -> None:
     kind = pool.settings["type"]
     if kind == "single" and len(pool.settings["server"]) > 1:
         mistake("server", "type single has one server, host:port")
@@ -141,14 +157,6 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
         mistake("type", f"type sentinel needs the master's name: backend.redis.{pool.name}.sentinel = mymaster")
     if kind == "cluster" and pool.settings["database"]:
         mistake("database", "a cluster has only database 0")
-    if not pool.settings["ssl"]:
-        for key in ("cacertfile", "certfile", "keyfile"):
-            if pool.settings[key]:
-                mistake(key, f"has no effect without backend.redis.{pool.name}.ssl = true")
-    if pool.settings["password"] and pool.settings["password_file"]:
-        first, second = sorted(lines[pool.name, key] for key in ("password", "password_file"))
-        text = f"{pool.name}: password and password_file are both given, in lines {first} and {second}: take one out"
-        raw.mistakes.append(Mistake(file, second, text))
 
 
 def _value(setting: Setting, key: Key, folder: Path) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from tidegate.store.entry import Entry
 
-from .backend import Action, Packed
+from .backend import Action, Packed, Write
 from .commands import Command
 from .rule import Rule
 
@@ -46,7 +46,7 @@ def pack(arguments: Sequence[bytes]) -> bytes:
     return b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
 
 
-def unpack(packed: Packed) -> list[bytes]:
+def unpack(packed: Write) -> list[bytes]:
     """The arguments again: for quarantine, and for servers that allow us no script."""
     data, position = packed.data, 0
     arguments: list[bytes] = []

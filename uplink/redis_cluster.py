@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
@@ -47,6 +47,7 @@ class ClusterLink:
     """See `backend.Link`."""
 
     warning = ""
+    largest = 1000
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -107,11 +108,12 @@ class ClusterLink:
 
     def _writes(self, operation: Operation, arguments: list[bytes]) -> list[_Write]:
         letter = arguments[0]
+        packed = cast(Packed, operation.packed)  # what comes back here is what `redis_actions` made
         if letter == b"U":
             with answers(self._pool, self._slots.any_wire().address):
-                return [_Write(operation, operation.packed, self._command_keys.of(arguments[2:]))]
+                return [_Write(operation, packed, self._command_keys.of(arguments[2:]))]
         if letter in (b"R", b"X"):
-            return [_Write(operation, operation.packed, (b"mqtt:retain:" + arguments[1], arguments[-2]))]
+            return [_Write(operation, packed, (b"mqtt:retain:" + arguments[1], arguments[-2]))]
         _, client, node, seconds, *_ = arguments
         key = b"mqtt:node:" + node
         listed = (b"HSET", key, client, seconds) if letter == b"C" else (b"HDEL", key, client)

@@ -10,6 +10,7 @@ Invariant: a rule in `RuleFile.rules` names a known event, function and pool, an
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from .vocabulary import (
     BACKEND_FUNCTIONS,
     BUILT,
     DEFAULT_ACTION_KEYS,
+    DRIVERS,
     EVENTS,
     EXPIRED_TIME,
     FIRST_FETCH,
@@ -131,6 +133,9 @@ def load(path: Path, backend: str) -> RuleFile:
         raw.mistakes.append(
             Mistake(str(path), 0, f"the backend {backend} comes with a later version; take it out of [uplink] backends")
         )
+    driver, extra = DRIVERS.get(backend, ("", ""))
+    if driver and importlib.util.find_spec(driver) is None:
+        raw.mistakes.append(Mistake(str(path), 0, f"the driver {driver} is not installed: pip install 'tidegate[{extra}]'"))
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
     _warn_of_open_credentials(raw, path, backend)

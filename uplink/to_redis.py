@@ -9,7 +9,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
@@ -44,6 +44,8 @@ def show(packed: Packed, pool: Pool) -> Sequence[Shown]:
 
 class RedisLink:
     """See `backend.Link`."""
+
+    largest = 1000
 
     def __init__(self, wire: Wire, pool: Pool) -> None:
         self.warning = ""
@@ -90,8 +92,10 @@ class RedisLink:
     def _run_script(self, ledger: bytes, refused: bytes, batch: Batch) -> Any:
         references = " ".join([f"{operation.seq}:{operation.number}" for operation in batch.operations])
         head = (ledger, refused, b"%d" % batch.epoch, mark_text(batch.expected), b"%d" % batch.through, references.encode())
-        body = b"".join([operation.packed.data for operation in batch.operations])
-        count = sum([operation.packed.arguments for operation in batch.operations]) + len(head) + 3
+        # What comes back here is what `redis_actions` made.
+        packed = cast(list[Packed], [operation.packed for operation in batch.operations])
+        body = b"".join([one.data for one in packed])
+        count = sum([one.arguments for one in packed]) + len(head) + 3
         tail = b"$1\r\n2\r\n" + pack(head)
         if self._knows_script:
             try:

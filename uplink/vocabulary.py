@@ -98,6 +98,17 @@ def _keys(names: str) -> dict[str, Key]:
     return {name: Key("secret" if name.endswith(("password", "secret_access_key")) else "text") for name in names.split()}
 
 
+_SQL = {
+    "password": Key("secret"),
+    "password_file": Key("secret_file"),
+    "database": Key("text", "mqtt"),
+    "ssl": Key("flag", False),
+    "cacertfile": Key("file"),
+    "certfile": Key("file"),
+    "keyfile": Key("file"),
+    "timeout": Key("seconds", 10.0),
+}
+
 POOL_KEYS: dict[str, dict[str, Key]] = {
     "redis": {
         "type": Key("choice", "single", ("single", "sentinel", "cluster")),
@@ -117,8 +128,19 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "pool_size": Key("number", 8),
     },
     "sqlite": {},
-    "mysql": _keys("server pool_size user username password database"),
-    "pgsql": _keys("server pool_size username password database ssl"),
+    "mysql": {
+        "server": Key("servers", (("127.0.0.1", 3306),)),
+        "pool_size": Key("number", 8),
+        "user": Key("text", "root"),
+        **_SQL,
+    },
+    "pgsql": {
+        "server": Key("servers", (("127.0.0.1", 5432),)),
+        "pool_size": Key("number", 8),
+        "username": Key("text", "root"),
+        **_SQL,
+        "binary_payload": Key("choice", "hex", ("hex", "base64", "quarantine")),
+    },
     "mongo": _keys(
         "type rs_set_name server pool_size database username password auth_source ssl keyfile certfile cacertfile w_mode r_mode"
     ),
@@ -129,8 +151,11 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
 }
 """Backend -> key -> how it is read. Backends that come later take any value."""
 
-BUILT = ("redis", "sqlite")
+BUILT = ("redis", "sqlite", "mysql", "pgsql")
 """Backends whose values are checked and whose rules do their work in this version."""
+
+DRIVERS = {"mysql": ("pymysql", "mysql"), "pgsql": ("psycopg", "postgresql")}
+"""Backend -> the module of its driver and the extra that installs it; what is not here is always installed."""
 
 POOL_PREFIXES = {"ecql": "cassa"}
 """Pools of Cassandra are written `backend.ecql.*` while its hooks are `backend.cassa.*`."""

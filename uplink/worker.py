@@ -11,10 +11,11 @@ Invariant: the cursor moves past an entry only when the far end's mark has, or t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
+from tidegate.store.report import INFO, WARNING, Level, Say
 from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
@@ -25,7 +26,6 @@ from .progress import Quarantined, Standing
 from .retry import Due, send_again, settle_again
 
 FIRST_BATCH = 100
-MAX_BATCH = 1000
 QUICK, SLOW = 0.5, 2.0
 """Seconds: a batch answered faster may grow, one answered slower shrinks."""
 FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
@@ -85,7 +85,7 @@ class Worker:
         log: Log,
         book: Book,
         clock: Clock,
-        say: Callable[[str], None],
+        say: Say,
         chance: random.Random,
     ) -> None:
         self._pool = pool
@@ -100,6 +100,7 @@ class Worker:
         self._limit = FIRST_BATCH
         self._back_off = FIRST_BACK_OFF
         self._marks: dict[tuple[str, int], Mark] = {}
+        self._keeps_marks = True
         self._confirmed = book.marks(pool)
         self._moved: dict[tuple[str, int], int] = {}
         self._begun = 0
@@ -109,7 +110,7 @@ class Worker:
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
-        self._said: dict[str, float] = {}
+        self._said: dict[str, tuple[float, int]] = {}
         self._told_lost = False
         self._retry_after = float("-inf")
         self._rate_since = clock.monotonic()
@@ -169,10 +170,15 @@ class Worker:
         gateways = dict.fromkeys(gateway for gateway, _, _ in self._log.births())
         self._marks = {}
         for gateway in gateways:
-            for epoch, mark in link.marks(gateway).items():
-                self._marks[gateway, epoch] = mark
+            self._marks |= self._read_marks(link, gateway)
             self._settle(link, gateway, link.refusals(gateway))
         self._go_back_to_marks()
+
+    def _read_marks(self, link: Link, gateway: str) -> dict[tuple[str, int], Mark]:
+        """The gateway's marks. A far end that keeps none confirms none, so it is not taken for one that lost them later."""
+        marks = link.marks(gateway)
+        self._keeps_marks = marks is not None
+        return {(gateway, epoch): mark for epoch, mark in (marks or {}).items()}
 
     def _well(self, link: Link) -> None:
         """Connected is who got something through or has nothing to send; a server may answer and still refuse to write."""
@@ -180,11 +186,11 @@ class Worker:
         if before.state == "connected" and before.warning == link.warning:
             return
         if link.warning and before.warning != link.warning:
-            self._say(link.warning)
+            self._say("pool_warning", link.warning, WARNING)
         if self._told_lost:
             # Whoever read of the loss is told of its end; of a link that flaps both are held back.
             self._told_lost = False
-            self._say("connected again")
+            self._say("pool_connected", "connected again")
         self._back_off = FIRST_BACK_OFF
         self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()
@@ -198,13 +204,14 @@ class Worker:
         marked = [seq for key, seq in firsts.items() if (mark := self._marks.get(key)) and (mark.seq >= seq or mark.done)]
         self._begun = max(marked, default=0)
         low, _ = self._log.bounds()
-        for key, confirmed in self._confirmed.items():
+        for key, confirmed in self._confirmed.items() if self._keeps_marks else ():
             far = self._marks.get(key, Mark()).seq
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
-            self._begun = min(self._begun, back + 1)
-            self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
+            self._begun = min(self._begun, firsts[key])
+            text = "the far end lost what it had confirmed: sending again from where it stands"
+            self._say_rarely("pool_set_back", text, stands=far, confirmed=confirmed)
             if back < self._standing.cursor:
                 self._go_back(back)
                 self._standing = self._standing._replace(gateway=key[0], epoch=key[1])
@@ -228,7 +235,7 @@ class Worker:
         if operations:
             self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
         else:
-            if mark.seq > self._confirmed.get(key, 0):
+            if self._keeps_marks and mark.seq > self._confirmed.get(key, 0):
                 self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
             self._move(key, through)
         return GO_ON
@@ -257,14 +264,17 @@ class Worker:
         try:
             refusals = link.write(batch)
         except Rejected as error:
-            self._halve(link, batch, str(error), entries)
+            if error.rows:
+                self._set_aside(link, batch, error.rows, entries)
+            else:
+                self._halve(link, batch, str(error), entries)
             return
         if refusals is None:
             self._look_again(link, batch.gateway)
             return
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
-        self._adapt(len(entries), self._clock.monotonic() - started)
+        self._adapt(len(entries), link.largest, self._clock.monotonic() - started)
 
     def _send_again(self, link: Link, due: Due) -> None:
         """A record from quarantine, because a person asked for it; what waits in the log follows."""
@@ -278,19 +288,23 @@ class Worker:
         except StoreError as error:
             # The far end knows it: asked again later, nothing arrives twice.
             self._retry_after = self._clock.monotonic() + MAX_BACK_OFF
-            self._say_rarely("retry", f"cannot save what became of a retried record: {error}")
+            self._say_rarely("retry_not_saved", "what became of a retried record cannot be saved", reason=error)
             return
-        self._say_rarely("retry", f"retried record {due.id}: {refusal.reason if refusal else 'arrived'}")
+        if refusal is None:
+            self._say_rarely("retry_arrived", "a retried record arrived", INFO, record=due.id)
+        else:
+            self._say_rarely("retry_refused", "a retried record was refused again", record=due.id, reason=refusal.reason)
 
     def _look_again(self, link: Link, gateway: str) -> None:
         """Our own late tail, or an answer we did not get: the far end knows better how far we are."""
         others = {key: mark for key, mark in self._marks.items() if key[0] != gateway}
-        self._marks = others | {(gateway, epoch): mark for epoch, mark in link.marks(gateway).items()}
+        self._marks = others | self._read_marks(link, gateway)
 
     def _applied(self, link: Link, batch: Batch) -> None:
         key = (batch.gateway, batch.epoch)
         self._marks[key] = Mark(batch.through)
-        self._confirmed[key] = self._moved[key] = batch.through
+        if self._keeps_marks:
+            self._confirmed[key] = self._moved[key] = batch.through
         self._move(key, batch.through)
         self._well(link)
 
@@ -298,10 +312,14 @@ class Worker:
         """Something in the batch is refused: half of it next, and an entry that stands alone goes to quarantine."""
         if len(entries) > 1:
             self._limit = max(1, len(entries) // 2)
-            return
-        nothing = batch._replace(operations=())
+        else:
+            self._set_aside(link, batch, dict.fromkeys(range(len(batch.operations)), reason), entries)
+
+    def _set_aside(self, link: Link, batch: Batch, rows: Mapping[int, str], entries: Sequence[Entry]) -> None:
+        """These operations go to quarantine, and the batch is sent without them."""
+        nothing = batch._replace(operations=(), through=batch.expected.seq)
         try:
-            moved = link.write(nothing._replace(through=batch.expected.seq)) if not batch.expected.done else []
+            moved = link.write(nothing) if not batch.expected.done else []
         except Rejected as error:
             raise Misconfigured(
                 f"the far end refuses even an empty batch: {error}", "look into the far end's own log"
@@ -309,14 +327,14 @@ class Worker:
         if moved is None:
             self._look_again(link, batch.gateway)
             return
+        msgids = {entry.seq: entry.msgid for entry in entries}
+        refused = [(batch.operations[place], reason) for place, reason in rows.items()]
         self._keep(
             batch.gateway,
-            [(Refusal(batch.epoch, op.seq, op.number, reason), entries[0].msgid, op) for op in batch.operations],
+            [(Refusal(batch.epoch, op.seq, op.number, reason), msgids[op.seq], op) for op, reason in refused],
         )
-        if link.write(nothing) is None:
-            self._look_again(link, batch.gateway)
-        else:
-            self._applied(link, nothing)
+        rest = [operation for place, operation in enumerate(batch.operations) if place not in rows]
+        self._write(link, batch._replace(operations=rest), entries)
 
     def _settle(self, link: Link, gateway: str, refusals: Sequence[Refusal]) -> None:
         """Refusals noted at the far end go to quarantine here, then the far end may forget them."""
@@ -353,7 +371,8 @@ class Worker:
             raise NotConnected(f"cannot keep what was refused: {error}") from error
         self._standing = self._standing._replace(refused=self._standing.refused + new)
         last = rows[-1]
-        self._say_rarely("quarantine", f"{len(rows)} refused and kept in quarantine, the last by {last.target}: {last.reason}")
+        text = "the far end refused records; they are kept in quarantine (tidegate dead)"
+        self._say_rarely("quarantined", text, count=len(rows), target=last.target, reason=last.reason)
 
     def _move(self, key: tuple[str, int], through: int) -> None:
         """The cursor goes on over what was tallied."""
@@ -382,7 +401,7 @@ class Worker:
     def _lost(self, text: str) -> Wait:
         self._drop_link()
         self._limit = max(1, self._limit // 2)
-        self._told_lost |= self._say_rarely("lost", f"cannot reach the far end: {text}")
+        self._told_lost |= self._say_rarely("pool_unreachable", "cannot reach the far end", reason=text)
         self._standing = self._standing._replace(state="unreachable", error=text, hint="", rate=0.0)
         self._save_soon()
         wait = self._back_off * (0.5 + self._chance.random() / 2)
@@ -391,7 +410,9 @@ class Worker:
 
     def _refused_because_of_us(self, error: Misconfigured) -> Wait:
         self._drop_link()
-        self._told_lost |= self._say_rarely("misconfigured", f"{error}; {error.hint}")
+        self._told_lost |= self._say_rarely(
+            "pool_misconfigured", "the far end cannot be used like this", reason=error, hint=error.hint
+        )
         self._standing = self._standing._replace(state="misconfigured", error=str(error), hint=error.hint, rate=0.0)
         self._save_soon()
         return Wait(MISCONFIGURED_WAIT, False)
@@ -401,9 +422,9 @@ class Worker:
             self._link.close()
             self._link = None
 
-    def _adapt(self, sent: int, seconds: float) -> None:
+    def _adapt(self, sent: int, largest: int, seconds: float) -> None:
         if seconds < QUICK and sent >= self._limit:
-            self._limit = min(MAX_BATCH, self._limit * 2)
+            self._limit = min(largest, self._limit * 2)
         elif seconds > SLOW:
             self._limit = max(1, self._limit // 2)
 
@@ -433,16 +454,18 @@ class Worker:
             self._book.save(self._pool, self._standing, self._moved, self._clock.wall())
         except StoreError as error:
             # The mark at the far end knows how far we are, so carrying goes on: it is what can free the disk.
-            self._say_rarely("save", f"cannot save the progress: {error}")
+            self._say_rarely("progress_not_saved", "the progress cannot be saved", reason=error)
             return
         self._moved = {}
         self._saved = self._standing
 
-    def _say_rarely(self, subject: str, text: str) -> bool:
-        """The same trouble at most twice a minute; whether it was said."""
+    def _say_rarely(self, event: str, text: str, level: Level = WARNING, **fields: object) -> bool:
+        """The same trouble at most twice a minute, with the count of what was held back; whether it was said."""
         now = self._clock.monotonic()
-        if now - self._said.get(subject, float("-inf")) < _SAY_AGAIN:
+        before, held = self._said.get(event, (float("-inf"), 0))
+        if now - before < _SAY_AGAIN:
+            self._said[event] = before, held + 1
             return False
-        self._said[subject] = now
-        self._say(text)
+        self._said[event] = now, 0
+        self._say(event, text, level, **(fields | {"repeated": held} if held else fields))
         return True

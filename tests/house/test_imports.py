@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("store", "gateway", "uplink", "device", "firmware")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
-WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/cli_dead.py", "gateway/cli_rules.py"}
+WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/cli_dead.py", "gateway/cli_rules.py", "gateway/cli_uplink.py"}
 """Where everything is put together: they may import every package."""
 
 OURS = {
@@ -39,6 +39,7 @@ LIBRARIES = {
     "gateway/cli_rules.py": {"click"},
     "gateway/cli_store.py": {"click"},
     "gateway/cli_sub.py": {"click"},
+    "gateway/cli_uplink.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},
     "gateway/demo_screen.py": {"rich"},
@@ -48,13 +49,15 @@ LIBRARIES = {
     "uplink/redis_cluster.py": {"redis"},
     "uplink/redis_slots.py": {"redis"},
     "uplink/redis_wire.py": {"redis"},
+    "uplink/to_mysql.py": {"pymysql"},
+    "uplink/to_pgsql.py": {"psycopg"},
     "uplink/to_redis.py": {"redis"},
 }
 """A driver only in its backend's own file."""
 
 IMPURE = {"asyncio", "socket", "time", "sqlite3"}
 HEAVY = (
-    *("redis", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "microdot"),
+    *("redis", "psycopg", "pymysql", "rich", "aiomqtt", "sqlite_utils", "fakeredis", "microdot"),
     *(
         "tidegate.gateway.web",
         "tidegate.gateway.doctor",

@@ -1,8 +1,8 @@
 """A TCP proxy with faults between a worker and its far end; a thread of its own, needs no rights.
 
 Modes: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_down` (answers are held back); `cut_down` (the
-next answer cuts the connection instead of arriving). `hold_up` holds back what the connections open now send, until
-`release`, also when their client is gone: the late tail of a batch. New connections are not held.
+next answer, or the one after so many, cuts the connection instead of arriving). `hold_up` holds back what the connections open
+now send, until `release`, also when their client is gone: the late tail of a batch. New connections are not held.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Proxy:
         """Set when something was held back or cut off."""
         self._target = target
         self._mode: Mode = "pass"
+        self._passing = 0
         self._changed = threading.Condition()
         self._held_up: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
@@ -47,11 +48,12 @@ class Proxy:
         self._stop_listening()
         self.drop()
 
-    def set(self, mode: Mode) -> None:
-        """Change the fault."""
+    def set(self, mode: Mode, after: int = 0) -> None:
+        """Change the fault; `cut_down` lets so many answers pass first."""
         self.held.clear()
         with self._changed:
             self._mode = mode
+            self._passing = after
             self._changed.notify_all()
         if mode == "refuse":
             self._stop_listening()
@@ -131,6 +133,9 @@ class Proxy:
 
     def _pass_down(self, source: socket.socket) -> bool:
         if self._mode == "cut_down":
+            if self._passing > 0:
+                self._passing -= 1
+                return True
             self.held.set()
             self.drop()
             return False

@@ -6,9 +6,9 @@ with the batch. All its chances come from one seeded generator, so a seed repeat
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Collection, Container
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -26,9 +26,16 @@ class State:
 
 
 class FarEnd:
-    """`bad` operations are refused one by one; `poison` makes a whole batch refused without saying which."""
+    """`bad` operations are refused one by one; `poison` makes a whole batch refused without saying which; `named` too, but
+    the far end says which."""
 
-    def __init__(self, chance: random.Random, bad: Container[bytes] = (), poison: Container[bytes] = ()) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        bad: Container[bytes] = (),
+        poison: Container[bytes] = (),
+        named: Container[bytes] = (),
+    ) -> None:
         self.state = State()
         self.calm = False
         self.is_cut = False
@@ -38,6 +45,7 @@ class FarEnd:
         self.restores = 0
         self._bad = bad
         self._poison = poison
+        self._named = named
         self._late: list[Batch] = []
         self._backup = deepcopy(self.state)
 
@@ -50,7 +58,8 @@ class FarEnd:
         if self.calm:
             return
         if self._late and self._chance.random() < 0.5:
-            with contextlib.suppress(Rejected):  # nobody waits for this answer any more
+            # Refused or not: nobody is there any more to hear it.
+            with suppress(Rejected):
                 self.apply(self._late.pop(self._chance.randrange(len(self._late))))
         dice = self._chance.random()
         if dice < 0.02:
@@ -81,7 +90,8 @@ class FarEnd:
                 self._late.append(batch)
                 raise NotConnected("no answer yet")
             if dice < 0.15:
-                self.apply(batch)
+                with suppress(Rejected):
+                    self.apply(batch)
                 raise NotConnected("the answer was lost")
         return self.apply(batch)
 
@@ -93,6 +103,10 @@ class FarEnd:
             if len({operation.seq for operation in batch.operations}) == 1:
                 self.ever_refused |= {(operation.seq, operation.packed.data) for operation in batch.operations}
             raise Rejected("something in here is poison")
+        rows = {place: "named" for place, operation in enumerate(batch.operations) if operation.packed.data in self._named}
+        if rows:
+            self.ever_refused |= {(batch.operations[place].seq, batch.operations[place].packed.data) for place in rows}
+            raise Rejected("these are refused", rows)
         self.state.marks[key] = Mark(batch.through)
         refusals: list[Refusal] = []
         for operation in batch.operations:
@@ -110,6 +124,7 @@ class FarLink:
     """See `backend.Link`."""
 
     warning = ""
+    largest = 1000
 
     def __init__(self, far: FarEnd) -> None:
         self._far = far

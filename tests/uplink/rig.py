@@ -1,18 +1,19 @@
-"""One pool's worker, driven step by step against a real redis-server, with a clock that only the test moves."""
+"""One pool's worker, driven step by step against a real far end, with a clock that only the test moves."""
 
 from __future__ import annotations
 
+import importlib
 import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 from tidegate.store.entry import PUBLISH
 from tidegate.store.reader import LogReader
-from tidegate.uplink import to_redis
+from tidegate.uplink.backend import Backend
 from tidegate.uplink.plan import Plan
 from tidegate.uplink.progress import Progress, Standing
 from tidegate.uplink.rule import load
@@ -20,6 +21,7 @@ from tidegate.uplink.worker import Wait, Worker
 
 from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY, LogFile
 
@@ -63,14 +65,18 @@ class Quarantined(NamedTuple):
 
 
 class Rig:
-    """`log` to append to, `worker` to step; `port` is where Redis, or a proxy before it, is found."""
+    """`log` to append to, `worker` to step; `port` is where the far end, or a proxy before it, is found."""
 
-    def __init__(self, directory: Path, port: int, rules: str = MESSAGES + LIST, settings: str = "") -> None:
+    def __init__(
+        self, directory: Path, port: int, rules: str = MESSAGES + LIST, settings: str = "", backend: str = "redis"
+    ) -> None:
         self.data = directory / "data"
         self.data.mkdir(exist_ok=True)
-        self.conf = directory / "emqx_backend_redis.conf"
+        self.backend = backend
+        self.pool_name = f"{backend}.pool1"
+        self.conf = directory / f"emqx_backend_{backend}.conf"
         self.clock = TestClock()
-        self.said: list[str] = []
+        self.said = Said()
         self.log = LogFile(self.data)
         self.progress = Progress(self.data)
         self._reader = LogReader(self.data / "log.db")
@@ -78,24 +84,26 @@ class Rig:
 
     def configure(self, port: int, rules: str, settings: str = "") -> None:
         """Write the rule file and begin with a new worker, as a restarted child does."""
-        text = f"backend.redis.pool1.server = 127.0.0.1:{port}\nbackend.redis.pool1.timeout = 300ms\n"
-        self.conf.write_text(text + "".join(f"backend.redis.pool1.{line}\n" for line in settings.splitlines()) + rules)
-        rule_file = load(self.conf, "redis")
+        lines = [f"server = 127.0.0.1:{port}", "timeout = 300ms", *settings.splitlines()]
+        self.conf.write_text("".join(f"backend.{self.pool_name}.{line}\n" for line in lines) + rules)
+        rule_file = load(self.conf, self.backend)
         assert rule_file.mistakes == ()
         (self.pool,) = rule_file.pools
-        self._rules = rule_file.rules
+        self.rules = rule_file.rules
         self.restart()
 
     def restart(self) -> None:
         """A new worker on what is saved."""
+        far_end = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self.backend}"))
+        self.plan = Plan(self.rules, far_end, "barn")
         self.worker = Worker(
-            "redis.pool1",
-            Plan(self._rules, to_redis, "barn"),
-            lambda: to_redis.connect(self.pool),
+            self.pool_name,
+            self.plan,
+            lambda: far_end.connect(self.pool),
             self._reader,
             self.progress,
             self.clock,
-            self.said.append,
+            self.said,
             random.Random(1),
         )
 
@@ -129,7 +137,7 @@ class Rig:
 
     def standing(self) -> Standing:
         """What is saved of the pool; saving is made due first."""
-        return self.progress.standing("redis.pool1")
+        return self.progress.standing(self.pool_name)
 
     def quarantine(self) -> list[Quarantined]:
         with closing(sqlite3.connect(self.data / "uplink.db")) as db:

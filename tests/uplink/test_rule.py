@@ -228,6 +228,12 @@ def test_commands_want_every_qos_and_messages_from_qos_1(tmp_path: Path) -> None
     ]
 
 
+def test_storing_every_qos_wants_every_qos(tmp_path: Path) -> None:
+    server = "backend.pgsql.pool1.server = 127.0.0.1:5432\n"
+    rule = RULE.replace("redis", "pgsql").replace("on_message_publish", "on_message_store")
+    assert wants([read(tmp_path, server + rule, "pgsql")]) == [Want(PUBLISH, "", 0, False)]
+
+
 def test_a_file_with_a_mistake_wants_everything_its_rules_could_have_wanted(tmp_path: Path) -> None:
     broken = (
         'backend.redis.hook.message.acked.1 = {"topic": "a", "action": {"commands": ["SET x ${nothing}"]}, "pool": "pool1"}\n'
@@ -249,16 +255,17 @@ def test_a_file_nobody_can_read_wants_what_it_wanted_when_it_was_good(tmp_path: 
     }
 
 
-def test_the_shipped_redis_file_shows_every_key_with_its_default() -> None:
-    path = SHIPPED / "emqx_backend_redis.conf"
-    rules = load(path, "redis")
+@pytest.mark.parametrize("backend", ["redis", "mysql", "pgsql"])
+def test_the_shipped_file_shows_every_key_with_its_default(backend: str) -> None:
+    path = SHIPPED / f"emqx_backend_{backend}.conf"
+    rules = load(path, backend)
     assert rules.mistakes == rules.warnings == ()
-    shown = set(re.findall(r"^(?:## )?backend\.redis\.pool1\.(\w+) =", path.read_text(), re.MULTILINE))
-    assert shown == set(POOL_KEYS["redis"])
-    assert rules.pools[0].settings == {name: key.default for name, key in POOL_KEYS["redis"].items()}
+    shown = set(re.findall(rf"^(?:## )?backend\.{backend}\.pool1\.(\w+) =", path.read_text(), re.MULTILINE))
+    assert shown == set(POOL_KEYS[backend])
+    assert rules.pools[0].settings == {name: key.default for name, key in POOL_KEYS[backend].items()}
 
 
-@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+@pytest.mark.parametrize("backend", ["redis", "sqlite", "mysql", "pgsql"])
 def test_the_shipped_rules_store_presence_messages_and_retained(backend: str) -> None:
     rules = load(SHIPPED / f"emqx_backend_{backend}.conf", backend)
     assert rules.mistakes == rules.warnings == ()
@@ -271,7 +278,7 @@ def test_the_shipped_rules_store_presence_messages_and_retained(backend: str) ->
     ]
 
 
-@pytest.mark.parametrize("backend", ["redis", "sqlite"])
+@pytest.mark.parametrize("backend", ["redis", "sqlite", "mysql", "pgsql"])
 def test_every_rule_that_is_commented_out_in_a_shipped_file_loads_too(tmp_path: Path, backend: str) -> None:
     text = (SHIPPED / f"emqx_backend_{backend}.conf").read_text()
     active = re.sub(r"^## (backend\.\w+\.hook\.\w+\.\w+\.\d)", r"\1", text, flags=re.MULTILINE)

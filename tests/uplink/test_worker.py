@@ -20,6 +20,8 @@ from tidegate.uplink.progress import Progress, cursors, read_pools
 from tidegate.uplink.rule import Rule, load
 from tidegate.uplink.worker import MAX_BACK_OFF, Worker
 
+from tests.support.said import Said
+
 from .far_end import FarEnd, FarLink
 from .logfile import LogFile
 from .rig import TestClock
@@ -67,13 +69,13 @@ class FullDisk(Progress):
 class Simulation:
     """A log, a far end and a worker that is restarted now and then."""
 
-    def __init__(self, directory: Path, seed: int, poison: bool = False) -> None:
+    def __init__(self, directory: Path, seed: int, refusing: str = "bad") -> None:
         self.chance = random.Random(seed)
         self.log = LogFile(directory)
         self.clock = TestClock()
         self.data = directory
         bad = {b"2 %d" % number for number in range(400) if self.chance.random() < 0.02}
-        self.far = FarEnd(self.chance, *((), bad) if poison else (bad, ()))
+        self.far = FarEnd(self.chance, **{refusing: bad})
         self.bad = bad
         conf = directory / "emqx_backend_redis.conf"
         conf.write_text(RULES)
@@ -81,7 +83,7 @@ class Simulation:
         self._progress = FullDisk(directory, self.chance, self.far)
         self._reader = LogReader(self.log.path)
         self._numbers = iter(range(1_000_000))
-        self.said: list[str] = []
+        self.said = Said()
         self.start()
 
     def close(self) -> None:
@@ -98,7 +100,7 @@ class Simulation:
             self._reader,
             self._progress,
             self.clock,
-            self.said.append,
+            self.said,
             self.chance,
         )
 
@@ -169,9 +171,20 @@ def test_everything_once_and_in_order_whatever_happens(tmp_path: Path, seed: int
     simulation.close()
 
 
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_what_the_far_end_names_goes_to_quarantine_and_the_rest_through_whatever_happens(tmp_path: Path, seed: int) -> None:
+    simulation = Simulation(tmp_path, seed, "named")
+    simulation.run(250)
+    simulation.finish()
+    refused = {operation for operation in simulation.wanted() if operation[2] in simulation.bad}
+    assert simulation.far.state.applied == [operation for operation in simulation.wanted() if operation not in refused]
+    assert set(simulation.quarantined()) == refused
+    simulation.close()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_refused_as_a_whole_is_halved_down_to_the_bad_entry(tmp_path: Path, seed: int) -> None:
-    simulation = Simulation(tmp_path, seed, poison=True)
+    simulation = Simulation(tmp_path, seed, "poison")
     simulation.far.calm = True
     simulation.run(120)
     simulation.finish()
@@ -212,9 +225,11 @@ def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tm
         simulation.clock.now += 1.0
     simulation.finish(simulation.worker)
     minutes = (simulation.clock.now - began) / 60
-    lost, again = "cannot reach the far end: the far end closed the connection", "connected again"
-    assert simulation.said == [lost, again] * (len(simulation.said) // 2)
+    assert simulation.said[::2] == [line for line in simulation.said if line.startswith("pool_unreachable: ")]
+    assert simulation.said[1::2] == ["pool_connected: connected again"] * (len(simulation.said) // 2)
     assert 2 <= len(simulation.said) <= 4 * minutes + 4
+    held = sum(int(line.rpartition("repeated=")[2]) for line in simulation.said if "repeated=" in line)
+    assert 300 - 30 <= held + len(simulation.said) // 2 <= 300, "what was held back is not counted"
     simulation.close()
 
 

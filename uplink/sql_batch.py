@@ -1,0 +1,109 @@
+"""A batch as a SQL database takes it: many rows of one table at once, and what a client or topic is left with.
+
+Rows of our tables go together in bulk, because their order between tables cannot be seen from outside the transaction; of one
+client's presence and of one topic's retained message only the last counts. The user's statements run in order after them,
+unless one of them reads or changes our tables: then what comes after it waits for it.
+
+Invariant: applying the groups in order leaves the tables as applying the rows one by one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .sql_rows import Gap, Message, Own, Presence, Retained, Row, Stamp
+
+NO_STAMP = Stamp(0, "", 0, 0)
+
+
+@dataclass(slots=True)
+class Client:
+    """What a batch leaves of a client: the times it tells, and whose event was the last."""
+
+    clientid: str
+    state: int
+    node: str
+    created: int
+    online_at: int | None
+    offline_at: int | None
+    when: int
+    stamp: Stamp
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows that may be applied table by table, and the statements that follow them."""
+
+    messages: list[Message] = field(default_factory=list)
+    clients: dict[str, Client] = field(default_factory=dict)
+    retained: dict[str, Retained] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    own: list[Own] = field(default_factory=list)
+    closed: bool = False
+
+
+def arrange(rows: Iterable[Row]) -> list[Group]:
+    """The rows in groups."""
+    group = Group()
+    groups = [group]
+    stored = ""
+    for row in rows:
+        if type(row) is Message and not group.closed:
+            # Two rules of one entry may both store it.
+            if row.msgid != stored:
+                group.messages.append(row)
+                stored = row.msgid
+        elif isinstance(row, Own):
+            group.own.append(row)
+            group.closed = group.closed or row.statement.touches_our_tables
+        else:
+            if group.closed:
+                group = Group()
+                groups.append(group)
+            stored = _add(group, row, stored)
+    return groups
+
+
+def _add(group: Group, row: Message | Presence | Retained | Gap, stored: str) -> str:
+    """Put the row where it belongs; the message stored last comes back."""
+    if isinstance(row, Message):
+        if row.msgid != stored:
+            group.messages.append(row)
+        return row.msgid
+    if isinstance(row, Presence):
+        group.clients[row.clientid] = _after(group.clients.get(row.clientid), row)
+    elif isinstance(row, Retained):
+        group.retained[row.topic] = row
+    else:
+        group.gaps.append(row)
+    return stored
+
+
+def fits(stamp: Stamp, when: int, stands: Stamp | None, times: Iterable[int]) -> bool:
+    """Whether this event is newer than what stands: one gateway's own order first, then the time. Without a stamp the
+    specification's times (in ms, cut to seconds) decide."""
+    if stands is None or stands == NO_STAMP:
+        return all(time <= when // 1000 * 1000 for time in times)
+    if stamp.gateway == stands.gateway:
+        return (stamp.epoch, stamp.seq) >= (stands.epoch, stands.seq)
+    return (stamp.ms, stamp.gateway) > (stands.ms, stands.gateway)
+
+
+def fitting_clients(group: Group, stands: Mapping[str, Stamp], times: Mapping[str, list[int]]) -> list[Client]:
+    """Those whose presence is newer than what stands; in the order of their ids, so that two gateways do not deadlock."""
+    chosen = sorted(group.clients.values(), key=lambda client: client.clientid)
+    return [one for one in chosen if fits(one.stamp, one.when, stands.get(one.clientid), times.get(one.clientid, ()))]
+
+
+def fitting_retained(group: Group, stands: Mapping[str, Stamp], times: Mapping[str, list[int]]) -> list[Retained]:
+    """Those whose value or deletion is newer than what stands, in the order of their topics."""
+    chosen = sorted(group.retained.values(), key=lambda row: row.topic)
+    return [one for one in chosen if fits(one.stamp, one.when, stands.get(one.topic), times.get(one.topic, ()))]
+
+
+def _after(before: Client | None, row: Presence) -> Client:
+    online = row.when if row.state else (before.online_at if before else None)
+    offline = None if row.state else row.when
+    created = before.created if before else row.when
+    return Client(row.clientid, row.state, row.node, created, online, offline, row.when, row.stamp)

@@ -1,0 +1,403 @@
+"""PostgreSQL as a far end: the connection, the transaction that applies a batch, and what the server's answers mean for us.
+
+The mark in tidegate_ledger moves by compare-and-set in the batch's own transaction. A small batch is one pipeline, a single
+round trip; many messages go in by COPY. Presence and retained values are written only over older ones, under a lock on their
+stamps. Every answer that is not a yes becomes `NotConnected`, `Rejected` or `Misconfigured` here and nowhere else.
+
+Invariant: a link that raised NotConnected is not used again; the worker closes it and makes another.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import select
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import ExecStatus
+from psycopg.rows import TupleRow
+
+from . import sql_actions
+from .backend import Batch, Mark, Shown
+from .errors import Misconfigured, NotConnected, Rejected
+from .pgsql_errors import meaning, of_a_refused_connection
+from .pools import Pool
+from .sql_batch import arrange
+from .sql_limits import NO_COLUMN, Column
+from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
+from .sql_rows import Message, Own, Retained, Row, utc
+from .sql_statement import Statement, Value, text_or_bytes
+
+__all__ = ["actions", "connect", "gap_action", "schema_session", "show"]
+
+actions, gap_action = sql_actions.actions, sql_actions.gap_action
+
+# What it warns of (a pipeline left because of an error) the worker says itself.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+T = TypeVar("T")
+COPY_FROM = 200
+"""Messages from which COPY is faster than INSERTs in the same pipeline, in spite of its three more round trips."""
+_BYTEA = 17
+_MESSAGE = ("msgid", "topic", "sender", "qos", "retain", "payload", "arrived")
+_BINARY = {"varchar", "text", "int2", "int4", "int8", "timestamp", "bytea"}
+"""Types of columns for which COPY in binary form is tried; with others the server converts from text."""
+
+
+class _Connection(psycopg.Connection[TupleRow]):
+    """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
+
+    answer_timeout = 10.0
+
+    def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
+        try:
+            wanted = next(gen)
+            while True:
+                socket = self.pgconn.socket
+                reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
+                readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
+                if not readable and not writable:
+                    raise NotConnected(f"no answer within {self.answer_timeout:g} s")
+                wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        finally:
+            # Left to the garbage collector it would complain there that the line is lost.
+            with suppress(psycopg.Error):
+                gen.close()
+
+
+def connect(pool: Pool) -> PgLink:
+    """Open a connection and look at the tables. Raises NotConnected or Misconfigured."""
+    db = open_connection(pool)
+    try:
+        with _answers(pool):
+            return PgLink(db, pool)
+    except BaseException:
+        db.close()
+        raise
+
+
+def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
+    """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
+    settings = pool.settings
+    timeout = settings["timeout"]
+    try:
+        db = _Connection.connect(
+            host=",".join(host for host, _ in settings["server"]),
+            port=",".join(str(port) for _, port in settings["server"]),
+            user=settings["username"],
+            password=str(settings["password_file"] or settings["password"]) or None,
+            dbname=settings["database"],
+            target_session_attrs="read-write" if len(settings["server"]) > 1 else "any",
+            connect_timeout=max(2, round(timeout)),
+            application_name="tidegate",
+            client_encoding="utf8",
+            autocommit=True,
+            **_tls(pool),
+        )
+    except psycopg.OperationalError as error:
+        raise _located(pool, of_a_refused_connection(str(error), pool.full_name)) from error
+    db.answer_timeout = timeout
+    with _answers(pool):
+        milliseconds = int(timeout * 1000)
+        db.execute(
+            f"SET timezone = 'UTC'; SET statement_timeout = {milliseconds}; "
+            f"SET idle_in_transaction_session_timeout = {3 * milliseconds}"
+        )
+    return db
+
+
+class PgSession:
+    """See `sql_schema.Session`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._db = open_connection(pool)
+
+    def existing(self) -> Collection[str]:
+        with _answers(self._pool):
+            found = self._db.execute(
+                "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace"
+                " WHERE nspname = ANY (current_schemas(false))"
+            ).fetchall()
+        return {name for (name,) in found}
+
+    def run(self, statement: str) -> None:
+        with _answers(self._pool):
+            self._db.execute(statement)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+schema_session = PgSession
+
+
+def _tls(pool: Pool) -> dict[str, Any]:
+    settings = pool.settings
+    if not settings["ssl"]:
+        return {"sslmode": "disable"}
+    files = {"sslrootcert": settings["cacertfile"], "sslcert": settings["certfile"], "sslkey": settings["keyfile"]}
+    mode = "verify-full" if settings["cacertfile"] else "require"
+    return {"sslmode": mode} | {name: path for name, path in files.items() if path}
+
+
+def show(packed: Row, pool: Pool) -> Sequence[Shown]:
+    """See `backend.Showing`."""
+    paper = Paper()
+    return _OnPaper(pool, paper).show(packed, paper)
+
+
+class PgLink(SqlLink):
+    """See `backend.Link`."""
+
+    dialect = Dialect(
+        client_times="SELECT clientid, online_at, offline_at FROM mqtt_client WHERE clientid = ANY(%s)",
+        put_clients="INSERT INTO mqtt_client (clientid, state, node, online_at, offline_at, created) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (clientid) DO UPDATE SET state = EXCLUDED.state, node = EXCLUDED.node,"
+        " online_at = coalesce(EXCLUDED.online_at, mqtt_client.online_at), offline_at = EXCLUDED.offline_at",
+        retained_times="SELECT topic, arrived FROM mqtt_retain WHERE topic = ANY(%s)",
+        drop_retained="DELETE FROM mqtt_retain WHERE topic = %s",
+        put_retained="INSERT INTO mqtt_retain (topic, msgid, sender, qos, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (topic) DO UPDATE SET msgid = EXCLUDED.msgid, sender = EXCLUDED.sender, qos = EXCLUDED.qos,"
+        " payload = EXCLUDED.payload, arrived = EXCLUDED.arrived",
+        make_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (target, name) DO NOTHING",
+        lock_stamps="SELECT name, ms, gateway, epoch, seq FROM tidegate_stamp WHERE target = %s AND name = ANY(%s)"
+        " ORDER BY name FOR UPDATE",
+        put_stamps="INSERT INTO tidegate_stamp (target, name, ms, gateway, epoch, seq) VALUES (%s,%s,%s,%s,%s,%s)"
+        " ON CONFLICT (target, name) DO UPDATE SET ms = EXCLUDED.ms, gateway = EXCLUDED.gateway, epoch = EXCLUDED.epoch,"
+        " seq = EXCLUDED.seq, gone_at = NULL",
+        mark_gone="UPDATE tidegate_stamp SET gone_at = now() WHERE target = 'retain' AND name = %s",
+        sweep="DELETE FROM tidegate_stamp WHERE gone_at < now() - make_interval(days => %s)",
+    )
+
+    def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
+        self._db = db
+        super().__init__(pool, _read_columns(db))
+        self._base64 = pool.settings["binary_payload"] == "base64"
+        self._takes_bytes: dict[str, tuple[bool, ...]] = {}
+        self._takes_raw = {table for table, names in self._columns.items() if names.get("payload", NO_COLUMN).type == "bytea"}
+        self._sweep()
+
+    def fileno(self) -> int:
+        return self._db.fileno()
+
+    def gone(self) -> bool:
+        # A notice or a changed setting may come at any time; only the end is the end.
+        while select.select([self.fileno()], [], [], 0)[0]:
+            try:
+                self._db.pgconn.consume_input()
+            except psycopg.OperationalError:
+                return True
+        return False
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
+        with _answers(self._pool):
+            return self._db.execute(sql, values).fetchall()
+
+    def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        with _answers(self._pool):
+            self._db.cursor().executemany(sql, rows)
+
+    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+        with _answers(self._pool):
+            try:
+                self._run(batch, rows)
+            except (psycopg.Error, Rejected):
+                self._db.execute("ROLLBACK")
+                marks = self.marks(batch.gateway)
+                if marks is not None and marks.get(batch.epoch, Mark()) != batch.expected:
+                    return False
+                raise
+        return True
+
+    def _run(self, batch: Batch, rows: Sequence[Row]) -> None:
+        groups = arrange(rows)
+        copies = any(len(group.messages) >= COPY_FROM for group in groups)
+        with self._db.pipeline():
+            self._db.execute("BEGIN")
+            self._move_mark(batch)
+            if not copies:
+                for group in groups:
+                    self._insert(group.messages)
+                    self._rest(group)
+                self._db.execute("COMMIT")
+        if copies:
+            for group in groups:
+                self._copy(group.messages)
+                if len(rows) > len(group.messages):
+                    with self._db.pipeline():
+                        self._rest(group)
+            self._db.execute("COMMIT")
+
+    def _move_mark(self, batch: Batch) -> None:
+        """By compare-and-set; when it is not where expected the division fails, and with it the transaction."""
+        if LEDGER in self._missing:
+            return
+        key = self._mark_key(batch)
+        if batch.expected == Mark():
+            self._db.execute(
+                "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
+                " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
+                key,
+            )
+        self._db.execute(
+            "WITH moved AS (UPDATE tidegate_ledger SET seq = %s, at = now() WHERE gateway = %s AND epoch = %s AND pool = %s"
+            " AND seq = %s RETURNING 1) SELECT 1 / count(*) FROM moved",
+            (batch.through, *key, batch.expected.seq),
+        )
+
+    def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
+        bad: dict[int, str] = {}
+        with _answers(self._pool):
+            self._db.execute("BEGIN")
+            for place, row in enumerate(rows):
+                try:
+                    with _answers(self._pool), self._db.transaction():
+                        self._alone(row)
+                except Rejected as refused:
+                    bad[place] = str(refused)
+            self._db.execute("ROLLBACK")
+        return bad
+
+    def _copy(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        columns = self._columns.get("mqtt_msg", {})
+        types = [columns.get(name, NO_COLUMN).type for name in _MESSAGE]
+        binary = set(types) <= _BINARY
+        sql = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
+        payload_of = functools.partial(self._payload, "mqtt_msg")
+        with self._db.cursor() as cursor, cursor.copy(sql + " (FORMAT BINARY)" if binary else sql) as copy:
+            if binary:
+                copy.set_types(types)
+            write_row = copy.write_row
+            for msgid, topic, sender, _, qos, retain, payload, when in messages:
+                write_row((msgid, topic, sender, qos, retain, payload_of(payload), utc(when // 1000)))
+
+    def _insert(self, messages: Sequence[Message]) -> None:
+        self._db.cursor().executemany(
+            "INSERT INTO mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s,%s)",
+            [
+                (m.msgid, m.topic, m.sender, m.qos, m.retain, self._payload("mqtt_msg", m.payload), utc(m.when // 1000))
+                for m in messages
+            ],
+        )
+
+    def _run_own(self, statements: Sequence[Own]) -> None:
+        for own in statements:
+            sql = own.statement.render(lambda _: "%s", lambda piece: piece.replace("%", "%%"))
+            self._db.execute(sql, own.values)
+
+    def _retained_values(self, row: Retained) -> Sequence[object]:
+        topic, msgid, sender, _, *rest = super()._retained_values(row)
+        return (topic, msgid, sender, *rest)
+
+    def _payload(self, table: str, payload: bytes) -> str | bytes:
+        if table in self._takes_raw:
+            return payload
+        text = text_or_bytes(payload)
+        return self._as_text(payload) if text is payload else text
+
+    def _as_text(self, payload: bytes) -> str:
+        return base64.b64encode(payload).decode() if self._base64 else payload.hex()
+
+    def _prepared(self, rows: list[Row]) -> list[Row]:
+        """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""
+        refuses = self._pool.settings["binary_payload"] == "quarantine"
+        bad: dict[int, str] = {}
+        for place, row in enumerate(rows):
+            if isinstance(row, Own):
+                if any(isinstance(value, bytes) for value in row.values):
+                    takes = self._parameters(row.statement)
+                    values = [_bound(value, ok, self._as_text) for value, ok in zip(row.values, takes, strict=True)]
+                    if refuses and tuple(values) != row.values:
+                        bad[place] = _NOT_TEXT
+                    rows[place] = row._replace(values=tuple(values))
+            elif refuses and isinstance(row, Message | Retained) and isinstance(text_or_bytes(row.payload), bytes):
+                table = "mqtt_msg" if isinstance(row, Message) else "mqtt_retain"
+                if isinstance(self._payload(table, row.payload), str):
+                    bad[place] = _NOT_TEXT
+        if bad:
+            raise Rejected(_NOT_TEXT, bad)
+        return rows
+
+    def _parameters(self, statement: Statement) -> tuple[bool, ...]:
+        """Which parameters the server takes for bytes, as it says itself."""
+        known = self._takes_bytes.get(statement.text)
+        if known is None:
+            with _answers(self._pool):
+                connection = self._db.pgconn
+                prepared = connection.prepare(b"", statement.render(lambda number: f"${number}").encode())
+                described = connection.describe_prepared(b"")
+                known = tuple(described.param_type(number) == _BYTEA for number in range(described.nparams))
+                if prepared.status != ExecStatus.COMMAND_OK:
+                    # The statement itself is at fault: executing it says so.
+                    known = (True,) * len(statement.names)
+            self._takes_bytes[statement.text] = known
+        return known
+
+    def _alter(self, table: str, column: str, size: int) -> str:
+        return f"ALTER TABLE {table} ALTER COLUMN {column} TYPE varchar({size})"
+
+
+_NOT_TEXT = "the payload is not text (UTF-8 without NUL), and binary_payload is quarantine"
+
+
+def _bound(value: Value, takes_bytes: bool, as_text: Callable[[bytes], str]) -> Value:
+    return as_text(value) if isinstance(value, bytes) and not takes_bytes else value
+
+
+class _OnPaper(PgLink):
+    """A link to nowhere, for `show`."""
+
+    def __init__(self, pool: Pool, paper: Paper) -> None:
+        SqlLink.__init__(self, pool, {table: {} for table in (LEDGER, STAMP, GAP)})
+        self._db = cast(Any, paper)
+        self._base64 = pool.settings["binary_payload"] == "base64"
+        self._takes_raw = set()
+
+
+def _read_columns(db: psycopg.Connection[TupleRow]) -> dict[str, dict[str, Column]]:
+    found: dict[str, dict[str, Column]] = {}
+    for table, name, kind, width in db.execute(
+        "SELECT table_name, column_name, udt_name, character_maximum_length FROM information_schema.columns"
+        " WHERE table_schema = ANY (current_schemas(false)) AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
+    ).fetchall():
+        found.setdefault(table, {})[name] = Column(kind, width)
+    return found
+
+
+@contextmanager
+def _answers(pool: Pool) -> Iterator[None]:
+    """Turn what the driver raises into our three words."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate:
+            raise _located(pool, meaning(error.sqlstate, str(error), pool.full_name)) from error
+        if isinstance(error, psycopg.DataError):
+            raise Rejected(str(error)) from error
+        raise _located(pool, NotConnected(str(error).strip() or type(error).__name__)) from error
+    except NotConnected as error:
+        raise _located(pool, error) from error
+
+
+def _located(pool: Pool, error: Exception) -> Exception:
+    if isinstance(error, NotConnected | Misconfigured):
+        place = ", ".join(f"{host}:{port}" for host, port in pool.settings["server"])
+        if place not in str(error):
+            text = f"{place}: {error}"
+            return NotConnected(text) if isinstance(error, NotConnected) else Misconfigured(text, error.hint)
+    return error
