@@ -100,7 +100,9 @@ def fault(clientid: str, topic_filter: str, qos: int) -> str:
     """Why this cannot be a subscription, empty if it can."""
     if not clientid or "\0" in clientid:
         return "a client id has at least one character, none of them U+0000"
-    if len(clientid.encode("utf-8", "surrogatepass")) > MAX_CLIENT_ID:
+    if any("\ud800" <= character <= "\udfff" for character in clientid + topic_filter):
+        return "client id and topic filter are UTF-8 text"
+    if len(clientid.encode()) > MAX_CLIENT_ID:
         return f"a client id is at most {MAX_CLIENT_ID} bytes long"
     if why := topic_filter_fault(topic_filter):
         return f"{topic_filter!r} is no topic filter: {why}"
