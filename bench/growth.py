@@ -3,8 +3,8 @@
     python bench/growth.py [--large]        up to 10^6 waiting rows, with --large 10^7
 
 Rows: the store itself is filled in batches of 500, the real gateway is started on it and drains it into a real redis-server.
-Sessions, topics and subscriptions: the broker's core with a real database, without sockets. No peer is measured; what counts
-is that a column stays flat.
+Sessions, topics and subscriptions: the broker's core with a real database, without sockets, in CPU time. No peer is measured;
+what counts is that a column stays flat.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import brokers
 from redis import Redis
 from returning import returning
-from tidegate.gateway.routing import Topic
+from tidegate.gateway.routing import Router, Topic
+from tidegate.gateway.session import Session, Subscription
 from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Log, Name
 from tidegate.store.store import Store
@@ -41,6 +42,7 @@ DEADLINE = 600.0
 TOPIC = "bench/000"
 SESSIONS = (10, 100, 1_000)
 MANY = 100_000
+CROWD = 1_000
 
 
 def main() -> int:
@@ -61,6 +63,9 @@ def main() -> int:
     print(f"\n| {MANY:,} | put, µs each | found, µs each | memory, B each |\n|---|---:|---:|---:|")
     for name, figures in (("topics", topics()), ("subscriptions with wildcards", subscriptions())):
         print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in figures) + " |", flush=True)
+    hot, many = churn()
+    print(f"\nA publish after each subscription to something else, µs: {hot:.1f} to one topic with {CROWD:,} subscribers,")
+    print(f"{many:.1f} to one of {CROWD:,} topics.")
     return 0
 
 
@@ -178,11 +183,30 @@ def subscriptions() -> tuple[float, float, float]:
     return put / MANY * 1e6, _timed(find_some) / len(looked_up) * 1e6, each
 
 
+def churn() -> tuple[float, float]:
+    """Publishing, each time after a subscription to something else: to a topic with many subscribers, and to many topics."""
+    router = Router()
+    for number in range(CROWD):
+        session = Session(Name(f"s{number}"), 0, 0, 0)
+        router.subscribe("hot/+", session, Subscription(1, False, False, 0, 0))
+        router.subscribe(f"site/+/{number}", session, Subscription(1, False, False, 0, 0))
+    other = Session(Name("other"), 0, 0, 0)
+    hot = router.topics[b"hot/1"]
+    many = [router.topics[b"site/1/%d" % number] for number in range(CROWD)]
+
+    def alternate(topics: list[Topic]) -> None:
+        for number, topic in enumerate(topics):
+            router.subscribe(f"elsewhere/{number}/#", other, Subscription(1, False, False, 0, 0))
+            router.route(topic, PUBLISH)
+
+    return _timed(lambda: alternate([hot] * CROWD)) / CROWD * 1e6, _timed(lambda: alternate(many)) / CROWD * 1e6
+
+
 def _timed(act: Callable[[], None]) -> float:
     gc.collect()
-    began = time.perf_counter()
+    began = time.process_time()
     act()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def _memory() -> float:

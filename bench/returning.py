@@ -117,18 +117,18 @@ def returning(count: int, apart: bool) -> Figures:
             world.settle()
             sleeper.sleep()
         before = world.broker.log.next_seq
-        began = time.perf_counter()
+        began = time.process_time()
         _publish(world, total)
-        stored = (time.perf_counter() - began) / total
+        stored = (time.process_time() - began) / total
         assert world.broker.log.next_seq - before == total, "more than one row a message"
         for sleeper in sleepers:
             _move(world, sleeper, before + sleeper.begins_at)
         world.broker.delivery.forget_tail()  # an hour later
-        began = time.perf_counter()
+        began = time.process_time()
         for sleeper in sleepers:
             sleeper.connect()
         _serve(world, sleepers)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         for sleeper in sleepers:
             wanted = [any(matches(text, topic) for text in sleeper.filters) for topic in TOPICS]
             expected = sum(wanted[number % 50] for number in range(sleeper.begins_at, total))

@@ -23,6 +23,7 @@ from tidegate.store.catchup import CatchUp
 from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
+from tidegate.store.report import ERROR, WARNING, Report, brief
 from tidegate.store.schema import StoreError, explain
 from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
@@ -35,7 +36,6 @@ from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
 from .online_backup import OnlineBackup
-from .report import Reporter
 from .server import Sockets
 from .snapshot import Snapshot
 from .trimming import Reach, Trimming, reach
@@ -64,14 +64,19 @@ def run(config: Config) -> int:
         else:
             runner = uvloop.run
     gc.set_threshold(GC_THRESHOLD)
-    return runner(App(config).main())
+    report = Report(config.log_format, config.log_level)
+    try:
+        return runner(App(config, report).main())
+    finally:
+        report.close()
 
 
 class App:
     """One gateway; `main` is its whole life."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, report: Report) -> None:
         self._config = config
+        self._report = report
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
         self._supervisor: Any = None
@@ -86,7 +91,10 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)  # heard at the first await, when all is built
+        self._loop.set_exception_handler(self._loop_fault)
         config = self._config
+        for warning in config.warnings:
+            self._report("config_warning", warning, WARNING, warning)
         lock = hold(config.data)
         wall, mono = _clock()
         self._store = Store.open(config.data / "log.db", config.name, config.durability, wall, mono, self._trust.judge)
@@ -143,14 +151,14 @@ class App:
             config.commit_delay,
             self._message_id,
             lambda: f"auto-{uuid.uuid4().hex[:20]}",
-            _report,
+            self._report,
         )
-        self._sockets = Sockets(self.broker, self._tick_clock, _report)
+        self._sockets = Sockets(self.broker, self._tick_clock, self._report)
         self.broker.now = time.monotonic()
         self.broker.router.policies = config.policies
         self.broker.load(store.connection, identity.clean)
         self._trimming = Trimming(
-            self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, _report
+            self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, self._report
         )
         self._load_rules()
 
@@ -163,15 +171,16 @@ class App:
         files = load_all(self._config.conf_dir, self._config.backends)
         for file in files:
             for warning in file.warnings:
-                _report(f"warning: {warning}")
+                self._report("rule_warning", warning.text, WARNING, str(warning), place=warning.place)
             for mistake in file.mistakes:
-                _report(f"mistake: {mistake}")
+                self._report("rule_mistake", mistake.text, ERROR, str(mistake), place=mistake.place)
             if file.mistakes:
-                _report(f"the pools of {file.path} wait until it is mended (then SIGHUP); their events are kept")
+                text = "its pools wait until the file is mended and read again (SIGHUP); their events are kept"
+                self._report("rules_unusable", text, ERROR, str(file.path), file=file.path)
         try:
             saved = saved_wants(self._config.data)
         except StoreError as error:
-            _report(str(error))
+            self._report("uplink_db_unusable", str(error), WARNING)
             saved = {}
         self.broker.router.set_wants(wants(files, saved))
         self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
@@ -212,7 +221,8 @@ class App:
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             self._snapshot.http = f"cannot listen on {join_address(host, port)}: {why}"
-            _report(f"health and metrics: {self._snapshot.http}; choose another address under [http] in gateway.toml")
+            text = "health and metrics are not answered; choose another address under [http] in gateway.toml"
+            self._report("http_failed", text, WARNING, reason=self._snapshot.http)
             return None
         self._snapshot.http = join_address(*server.sockets[0].getsockname()[:2])
         return server
@@ -225,19 +235,21 @@ class App:
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
             await self._supervisor.start()
-        self._snapshot = Snapshot(self._config, self._store, self.broker, self._trust, self._pools, self._started)
+        self._snapshot = Snapshot(
+            self._config, self._store, self.broker, self._trust, self._pools, self._started, self._report.lines
+        )
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
-        http = f"; health and metrics on http://{self._snapshot.http}" if web is not None else ""
-        _report(f"listening on {', '.join(addresses)}; durability {self._config.durability}{http}")
+        http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
+        self._report(
+            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http
+        )
         if self._trust.state != "trusted":
-            _report(f"the time is {self._trust.state}: {self._trust.why}")
+            self._report("clock", "the time is not trusted", WARNING, state=self._trust.state, why=self._trust.why)
         if all(listener.loopback for listener in self._config.listeners):
             passwd = self._config.conf_dir / "passwd"
-            _report(
-                f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`,"
-                f" set access.password_file and listen on 0.0.0.0:1883"
-            )
+            text = f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`, set"
+            self._report("loopback_only", f"{text} access.password_file and listen on 0.0.0.0:1883")
         notify.ready()
         ticker = self._loop.create_task(self._tick(), name="tick")
         await self._stopping.wait()
@@ -263,9 +275,10 @@ class App:
             self._trimming.tick()
             if self.broker.now >= next_balance:
                 next_balance = self.broker.now + BALANCE_PAUSE
-                for text in self._snapshot.mismatches():
-                    _report(text, "balance")
+                for name, balance in self._snapshot.mismatches():
+                    self._report("balance_mismatch", "a balance does not add up", ERROR, name, of=name, balance=balance)
             self._note_alive()
+            self._report.tick()
             self._committer.submit(lambda: None, self._committer_answers)
 
     def _committer_answers(self, _: None) -> None:
@@ -288,7 +301,7 @@ class App:
         log, state = self.broker.log, self._trust.state
         log.step(*self._trust.judge(log.clock, *_clock()))
         if self._trust.state != state:
-            _report(f"the time is {self._trust.state} from now on: {self._trust.why}", "clock")
+            self._report("clock", "what is known of the time has changed", state=self._trust.state, why=self._trust.why)
 
     def _note_alive(self) -> None:
         """While somebody is connected, keep in the store when we were last alive."""
@@ -315,16 +328,22 @@ class App:
             self._store.abandon()
 
     def _reload(self) -> None:
-        _report("SIGHUP: reading rules and passwords again")
+        self._report("reload", "SIGHUP: reading rules and passwords again")
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
             except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-                _report(f"the {what} stay as they were: {error}")
+                self._report("reload_failed", f"the {what} stay as they were", WARNING, what, reason=error)
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 
     # -- what the core asks for ------------------------------------------------------------------------------------
+
+    def _loop_fault(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio would print by itself, and wait for whoever reads it."""
+        error = context.get("exception")
+        fault = brief(error) if error is not None else ""
+        self._report("internal_error", f"a fault in the program: {context['message']}", ERROR, fault=fault)
 
     def _tick_clock(self) -> None:
         self.broker.now = time.monotonic()
@@ -335,7 +354,7 @@ class App:
             self._tick_clock()
             done(result)
             if self._store.checkpoint_fault:
-                _report(self._store.checkpoint_fault, "checkpoint")
+                self._report("checkpoint_failed", self._store.checkpoint_fault, WARNING)
             if result is None:
                 self._trimming.committed(batch.size)
                 if self._supervisor is not None:
@@ -371,7 +390,7 @@ class App:
         try:
             return reach(self.broker, held(self._config.data, self._named))
         except StoreError as error:
-            _report(str(error), "uplink.db")
+            self._report("uplink_db_unusable", str(error), WARNING)
             return Reach(0, 0)
 
     def _make_supervisor(self) -> Any:
@@ -382,9 +401,10 @@ class App:
 
         command = [sys.executable, "-m", "tidegate.uplink.child"]
         command += ["--data", str(self._config.data), "--conf", str(self._config.conf_dir)]
+        command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         for name in backends:
             command += ["--backend", name]
-        return Supervisor(command, _report)
+        return Supervisor(command, self._report)
 
     def _pools(self) -> list[dict[str, Any]]:
         if self._supervisor is None:
@@ -422,6 +442,3 @@ def _clock() -> tuple[int, int]:
 
 def _boottime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-_report = Reporter()

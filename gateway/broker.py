@@ -13,16 +13,19 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tidegate.store.entry import PUBLISH, RETAIN
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
+from tidegate.store.report import ERROR, INFO, WARNING, Say
 from tidegate.store.schema import disk_fault
 from tidegate.store.topic import TopicTree
-from tidegate.store.trim import KEEP_SEQ, Plan
+from tidegate.store.trim import KEEP_AT, KEEP_SEQ, Plan
+from tidegate.store.unstorable import Unstorable
 
 from .accounts import charge
+from .aside import ADD_GUARD, SET_RETAINED, put_aside
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery
 from .exchanges import Exchanges
@@ -59,14 +62,9 @@ FOLD_AT_ONCE = 20
 """Positions ride along with a commit that happens anyway, so many of them in so many seconds; `tick` writes the rest."""
 NEVER_PLAIN = -2
 """No topic's `plain`."""
+RETRY = 1.0
 GIVE_UP_RETRIES = 20
-"""Failed commits (one a second) after which clients that wait for the disk are disconnected."""
-
-
-class Report(Protocol):
-    """A line for the log; those of one `kind` may be held back when they repeat."""
-
-    def __call__(self, text: str, kind: str = "") -> None: ...
+"""Failed commits (one each RETRY seconds) after which clients that wait for the disk are disconnected."""
 
 
 Commit = Callable[[Batch, Callable[[Any], None]], None]
@@ -88,7 +86,7 @@ class Broker:
         commit_delay: float,
         message_id: Callable[[int, int, int], bytes],
         new_client_id: Callable[[], str],
-        report: Report,
+        report: Say,
     ) -> None:
         self.log = log
         self.router = Router()
@@ -104,8 +102,7 @@ class Broker:
         """Topic -> seq of its retained message."""
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
-        self.received = 0
-        self.stored = 0
+        self.received = self.stored = 0
         self.store_fault = ""
         self.now = 0.0
         self._next_fold = 0.0
@@ -117,8 +114,7 @@ class Broker:
         self._delay = commit_delay
         self.message_id = message_id
         self.report = report
-        self._committing = False
-        self._delayed = False
+        self._committing = self._delayed = False
         self._failures = 0
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
@@ -133,9 +129,9 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: self._on_ping,
+            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
             Disconnect: self.connecting.on_disconnect,
-            Auth: self._on_auth,
+            Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
 
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
@@ -234,6 +230,7 @@ class Broker:
     def trim(self, plan: Plan) -> None:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
+        self.log.change(KEEP_AT, self.log.at)
         for sql, parameters in plan.changes:
             self.log.change(sql, *parameters)
         self.log.batch.size += plan.cost
@@ -255,7 +252,6 @@ class Broker:
 
     @property
     def busy(self) -> bool:
-        """Whether a commit is under way or due."""
         return self._committing or bool(self.log.batch)
 
     def publish_sys(self, values: dict[str, bytes]) -> None:
@@ -283,19 +279,27 @@ class Broker:
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
-        batch = self.log.take()
-        self._commit(batch, lambda result: self._committed(batch, result))
+        self._hand_over(self.log.take())
+
+    def _hand_over(self, batch: Batch, pause: float = 0.0) -> None:
+        if pause:
+            self._later(pause, lambda: self._hand_over(batch))
+        else:
+            self._commit(batch, lambda result: self._committed(batch, result))
 
     def _delay_over(self) -> None:
         self._committing = False
         self._begin_commit()
 
     def _committed(self, batch: Batch, result: Any) -> None:
+        if isinstance(result, Unstorable):
+            self._hand_over(batch, 0.0 if put_aside(self, batch, result) else RETRY)
+            return
         if isinstance(result, BaseException):
             self._commit_failed(batch, result)
             return
         if self.store_fault:
-            self.report("the store works again; withheld acknowledgements are sent now")
+            self.report("store_works", "the store works again; withheld acknowledgements are sent now", INFO, "")
             self.store_fault = ""
             self._failures = 0
         self._committing = False
@@ -306,22 +310,32 @@ class Broker:
             function(*arguments)
         self.delivery.push_committed(batch)
         self.delivery.flush()
-        paused, self._paused = self._paused, []
-        for client in paused:
-            self.read_again(client)
+        self._read_on()
         self._begin_commit()
+
+    def hold(self, batch_limit: int) -> None:
+        """How many bytes may wait for the disk; 0: who adds to them is read no further until there is another limit."""
+        self.batch_limit = batch_limit
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self.batch_limit:
+            paused, self._paused = self._paused, []
+            for client in paused:
+                self.read_again(client)
 
     def _commit_failed(self, batch: Batch, error: BaseException) -> None:
         """The disk refuses: acknowledgements are withheld, and the same batch is tried again each second."""
         if not self.store_fault:
-            self.report(f"the store refuses to write: {disk_fault(error)}; acknowledgements of QoS 1 and 2 are withheld")
+            text = "the store refuses to write; acknowledgements of QoS 1 and 2 are withheld"
+            self.report("store_refuses", text, ERROR, reason=disk_fault(error))
         self.store_fault = disk_fault(error)
         self._failures += 1
         if self._failures > GIVE_UP_RETRIES:
             for client in [c for c in (*batch.acks, *self._paused) if c in self.clients]:
                 self.connecting.drop(client, ReasonCode.QUOTA_EXCEEDED)
             self.delivery.flush()
-        self._later(1.0, lambda: self._commit(batch, lambda result: self._committed(batch, result)))
+        self._hand_over(batch, RETRY)
 
     def acknowledge(self, client: Client, packet: Ack) -> None:
         """Acknowledge once what was appended in this turn is durable (or now, in durability `memory`)."""
@@ -374,7 +388,9 @@ class Broker:
                 return
             elif isinstance(event, Fault):
                 self.counters["protocol_errors"] += 1
-                self.report(f"{client.peer}: {event.error}", f"{client.peer.rpartition(':')[0]} {event.error.reason.name}")
+                about = f"{client.peer.rpartition(':')[0]} {event.error.reason.name}"
+                text = "what a client sent is no MQTT; it is disconnected"
+                self.report("protocol_error", text, WARNING, about, peer=client.peer, reason=event.error)
                 self.connecting.note_fault(client, event.error)
                 self.delivery.send(client, client.connection.refusal(event.error))
                 self.connecting.drop(client, None)
@@ -400,7 +416,7 @@ class Broker:
                     return
                 session.received[packet_id] = None
                 if session.persistent:
-                    self.log.change("INSERT OR IGNORE INTO received (client, packet_id) VALUES (?,?)", session.name, packet_id)
+                    self.log.change(ADD_GUARD, session.name, packet_id)
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
@@ -433,18 +449,12 @@ class Broker:
     def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
         if payload:
             self.retained.put(topic.text, seq)
-            self.log.change("INSERT OR REPLACE INTO retained (topic, seq) VALUES (?,?)", topic, seq)
+            self.log.change(SET_RETAINED, topic, seq)
         elif self.retained.remove(topic.text):
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
         else:
             return False
         return True
-
-    def _on_ping(self, client: Client, session: Session, packet: PingReq) -> None:
-        self.delivery.send(client, encode(PingResp(), client.version))
-
-    def _on_auth(self, client: Client, session: Session, packet: Auth) -> None:
-        self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)
 
 
 def _no_subscribers(packet_id: int) -> bytes:

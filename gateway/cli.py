@@ -68,8 +68,6 @@ def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) ->
     from . import app
     from .access import PasswordFileError
 
-    for warning in config.warnings:
-        click.echo(f"tidegate: warning: {warning}", err=True)
     try:
         code = app.run(config)
     except PasswordFileError as error:

@@ -123,6 +123,8 @@ class Config:
     sys_interval: int
     clock_trust: str
     clock_wait: float
+    log_format: str
+    log_level: str
     http: tuple[str, int] | None
     """Where health and metrics are asked for; None: nowhere."""
     backends: tuple[str, ...]
@@ -190,6 +192,8 @@ class _Loader:
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],
+            log_format=values["log.format"],
+            log_level=values["log.level"],
             http=values["http.bind"] or None,
             backends=values["uplink.backends"],
             warnings=warnings + _open_http(values["http.bind"]),

@@ -141,7 +141,11 @@ KEYS: dict[str, dict[str, Key]] = {
         "trust": Key(choice("auto", "always", "never"), "auto"),
         "wait": Key(_time(0, 86_400, 'a time from "0s" to "24h"'), "10m"),
     },
-    "log": {"sys_interval": Key(number(0, 86_400), 10)},
+    "log": {
+        "sys_interval": Key(number(0, 86_400), 10),
+        "format": Key(choice("text", "json"), "text"),
+        "level": Key(choice("info", "warning", "error"), "info"),
+    },
     "http": {"bind": Key(lambda value: split_address(_text(value), "127.0.0.1:9883"), "")},
     "uplink": {"backends": Key(_backends, ["sqlite"])},
 }

@@ -159,6 +159,11 @@ class Connecting:
         client_id = client.session.name.text if client.session is not None else ""
         self.refusals.note(self._broker.log.now, client.peer, client_id, client.username, f"protocol error: {error}")
 
+    def note_unstorable(self, client: Client, why: str) -> None:
+        """What the client sent can never be stored: it is disconnected for it."""
+        client_id = client.session.name.text if client.session is not None else ""
+        self.refusals.note(self._broker.log.at, client.peer, client_id, client.username, f"cannot be stored: {why}")
+
     def _expiry(self, packet: Connect) -> int:
         """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""
         if packet.version == 5:

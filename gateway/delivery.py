@@ -11,18 +11,18 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
 from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
+from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
-from .walk import ReadLog, Walk, wanted
+from .walk import ReadLog, Walk, piece_of, wanted
 
 DUP = 8
 TAIL_BYTES = 24 << 20
@@ -38,7 +38,7 @@ class Delivery(Outlet):
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
         super().__init__(log, router, max_queued_bytes, message_id)
         self.live = log.next_seq - 1
-        self.report: Callable[[str], None] = lambda text: None
+        self.report: Say = lambda *_, **fields: None
         self._read = read
         self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
@@ -71,7 +71,7 @@ class Delivery(Outlet):
             if topic.targets:
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3])
         if batch.rows:
-            self.live = batch.rows[-1][0]
+            self.live = batch.first_seq + len(batch.rows) - 1
             batch.keep_rows()
             self._tail.append(batch)
             self._tail_bytes += batch.size
@@ -315,24 +315,8 @@ class Delivery(Outlet):
     def _take_from_tail(self, session: Session) -> None:
         """Fill the backlog from the batches in memory; one piece of them serves all who are at its place."""
         if self._recent is None or not self._recent.first <= session.next_seq <= self._recent.through:
-            self._recent = self._piece_of_tail(session.next_seq)
+            self._recent = piece_of(self._tail, session.next_seq)
         self._keep(session, self._recent, self._walk.limit)
-
-    def _piece_of_tail(self, first: int) -> Piece:
-        messages: list[Stored] = []
-        through = first
-        for batch in self._tail:
-            rows = batch.rows[max(0, first - batch.first_seq) :]
-            if rows:
-                through = rows[-1][0]
-            for row in rows:
-                if row[4] == PUBLISH and row[7] & QOS_MASK:
-                    messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
-            if len(messages) >= ROWS:
-                break
-        kinds = {(message[2], len(message[3]), message[4]) for message in messages}
-        flags, size, properties = kinds.pop() if len(kinds) == 1 else (0, 0, b"")
-        return Piece(first, through, messages, None, size if flags == 1 and not properties else -1)
 
     def _read_on(self, session: Session, client: Client) -> None:
         if wanted(session):
@@ -366,7 +350,8 @@ class Delivery(Outlet):
 
     def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
-        self.report(f"cannot read the log for {session.name.text}: {error}")
+        text = "the log cannot be read for a session; it is disconnected"
+        self.report("log_unreadable", text, ERROR, client=session.name.text, reason=error)
         if session.client is not None:
             session.client.link.close()
 

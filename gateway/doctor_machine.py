@@ -91,8 +91,8 @@ def mount_of(place: Path, mountinfo: Path = Path("/proc/self/mountinfo"), sysfs:
 
 
 def _covering(place: Path, mountinfo: Path) -> tuple[str, str]:
-    """File system and source of the mount that the path lies in."""
-    mounts = []
+    """File system and source of the mount that the path lies in; empty where that cannot be seen (chroot)."""
+    mounts = [(0, ["", ""])]
     for line in mountinfo.read_text().splitlines():
         left, _, right = line.partition(" - ")
         point = Path(left.split()[4].replace(r"\040", " "))
@@ -104,7 +104,9 @@ def _covering(place: Path, mountinfo: Path) -> tuple[str, str]:
 
 def file_system(place: Path, mount: Mount, commit_delay: float) -> Finding:
     """Whether what is written there stays."""
-    text = f"{place} is on {mount.kind}" + (f", disk {mount.disk}" if mount.disk else "")
+    text = f"{place} is on {mount.kind or 'a file system that cannot be seen from here'}" + (
+        f", disk {mount.disk}" if mount.disk else ""
+    )
     if mount.kind in _IN_MEMORY:
         return Finding(PROBLEM, "disk", f"{text}: in memory, gone with the power", "set gateway.data to a directory on a disk")
     if mount.kind in _NETWORK:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate.store.entry import ACKED
 from tidegate.store.log import Name
+from tidegate.store.report import ERROR
 
 from .mqtt.connection import Acks
 from .mqtt.packets import PubAck, PubComp, PubRec, PubRel, encode
@@ -123,7 +124,8 @@ class Exchanges:
 
     def _late_acked(self, session: Session, got: Any) -> None:
         if isinstance(got, BaseException):
-            self._broker.report(f"cannot read the log for an acknowledgement: {got}")
+            text = "the log cannot be read for an acknowledgement; no message.acked is written"
+            self._broker.report("acked_lost", text, ERROR, client=session.name.text, reason=got)
             return
         for message in got.messages:
             topic = self._broker.router.topics[message[1]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.catchup import Counted
+from tidegate.store.report import WARNING
 
 from .session import NEVER, RELEASED, SENT, Session
 from .sessions import forget_kept
@@ -164,8 +165,8 @@ class Absence:
         self._broker.sessions.moved_asleep(session)
         if count:
             self._broker.delivery.dropped[reason] += count
-            text = f"{session.name.text} is away: {count} of its oldest messages are given up ({reason})"
-            self._broker.report(text, f"{reason} {session.name.text}")
+            name, text = session.name.text, "a session that stays away has lost its oldest messages"
+            self._broker.report("session_cut", text, WARNING, f"{reason} {name}", client=name, count=count, reason=reason)
 
     def _release(self, session: Session, through: int) -> int:
         """QoS 2: the client may have it, and holds its packet id until it is released (4.3.3)."""

@@ -159,6 +159,7 @@ METRICS = (
     Metric("tidegate_sessions_messages", "gauge", "What became of the messages found for sessions.", _session_parts),
     Metric("tidegate_sessions_dropped_total", "counter", "Messages that sessions lost.", _by("reason", "sessions", "dropped")),
     Metric("tidegate_balance_mismatch", "gauge", "What a balance does not explain; 0 is right.", _mismatches),
+    Metric("tidegate_log_lines_dropped_total", "counter", "Lines of the log that nobody read.", _value("log", "dropped")),
     Metric("tidegate_store_ok", "gauge", "1 if the disk takes what is written, 0 if acknowledgements are withheld.", _store_ok),
     Metric("tidegate_store_bytes", "gauge", "Bytes of the log on disk.", _value("store", "bytes")),
     Metric("tidegate_store_budget_bytes", "gauge", "Bytes that the log may take.", _value("store", "disk_budget")),

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tidegate.store.report import WARNING
+
 from .mqtt.packets import PubAck, PubRec, encode
 from .mqtt.reasons import ReasonCode
 from .routing import Topic
@@ -36,8 +38,8 @@ class Pressure:
         if not broker.router.set_level(level):
             return
         if level is not None:
-            text = f"the disk budget is used up: publishes with a priority below {level} and when_full = reject_new are refused"
-            broker.report(text, "refused by the budget")
+            text = "the disk budget is used up: publishes of a lower priority with when_full = reject_new are refused"
+            broker.report("budget_refuses", text, WARNING, below=level)
         if before is not None and (level is None or level < before):
             self._let_send_again()
 

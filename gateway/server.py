@@ -15,9 +15,10 @@ import errno
 import os
 import select
 import socket
-import traceback
 from collections.abc import Callable
 from typing import Any
+
+from tidegate.store.report import ERROR, WARNING, Say, brief
 
 from .broker import Broker
 from .session import Client
@@ -41,7 +42,7 @@ _OUT = select.EPOLLOUT
 class Sockets:
     """Listening and connected sockets of the gateway. `clock` sets the broker's time; it is called once in a turn."""
 
-    def __init__(self, broker: Broker, clock: Callable[[], None], report: Callable[..., None]) -> None:
+    def __init__(self, broker: Broker, clock: Callable[[], None], report: Say) -> None:
         self._broker = broker
         self._clock = clock
         self._report = report
@@ -96,8 +97,9 @@ class Sockets:
                     link.writable()
                 if event & ~_OUT and (data := link.read()) and link.client is not None:
                     receive(link.client, data)
-            except Exception:  # noqa: BLE001 - a bug that one client's bytes find must not stop the others
-                self._report(f"internal error, the connection is closed:\n{traceback.format_exc()}", "internal error")
+            except Exception as error:  # noqa: BLE001 - a bug that one client's bytes find must not stop the others
+                text = "a fault in the program; the connection is closed"
+                self._report("internal_error", text, ERROR, fault=brief(error))
                 link.drop()
         self._broker.turn_over()
 
@@ -126,7 +128,7 @@ class Sockets:
             self._epoll.register(sock.fileno(), _IN)
 
     def _pause_accepting(self, listening: socket.socket, error: OSError) -> None:
-        self._report(f"cannot accept connections: {os.strerror(error.errno or 0)}", "accept")
+        self._report("accept_failed", "cannot accept connections", WARNING, reason=os.strerror(error.errno or 0))
         self._epoll.modify(listening.fileno(), 0)
         self._loop.call_later(ACCEPT_PAUSE, self._accept_again, listening)
 

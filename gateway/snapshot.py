@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.store.clock import CONFIRMED
+from tidegate.store.lines import Lines
 from tidegate.store.store import Store
 
 from . import __version__
@@ -31,6 +32,7 @@ class Snapshot:
         trust: Trust,
         pools: Callable[[], list[dict[str, Any]]],
         started: float,
+        lines: Lines,
     ) -> None:
         self._config = config
         self._store = store
@@ -38,6 +40,7 @@ class Snapshot:
         self._trust = trust
         self._pools = pools
         self._started = started
+        self._lines = lines
         self.http = "off"
         """Where `/metrics` listens, or why it does not."""
 
@@ -83,6 +86,7 @@ class Snapshot:
             "backends": list(config.backends),
             "pools": self._pools(),
             "dropped": dict(delivery.dropped),
+            "log": {"dropped": self._lines.dropped},
         }
 
     def _clock(self) -> dict[str, Any]:
@@ -106,11 +110,11 @@ class Snapshot:
             found.setdefault(reason, {})[policy] = count
         return found
 
-    def mismatches(self) -> list[str]:
-        """Balances that do not add up, a line each: something was lost and nobody says why."""
+    def mismatches(self) -> list[tuple[str, dict[str, Any]]]:
+        """Whose balance does not add up, and the balance: something was lost and nobody says why."""
         found = [(f"pool {pool['name']}", pool.get("balance", {})) for pool in self._pools()]
         found += [(f"session {one['client']}", one) for one in self._sessions()["most"]]
-        return [f"the balance of {name} does not add up: {one}" for name, one in found if one.get("mismatch")]
+        return [(name, one) for name, one in found if one.get("mismatch")]
 
     def sys_values(self) -> dict[str, bytes]:
         """The `$SYS` topics that monitoring tools for mosquitto know."""

@@ -40,6 +40,8 @@ def render(status: dict[str, Any]) -> str:
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
+    if unheard := status["log"]["dropped"]:
+        lines.append(f"log         {unheard} lines dropped: nobody reads standard error, or too slowly")
     return "\n".join(lines)
 
 

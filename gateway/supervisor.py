@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from tidegate.store.report import WARNING, Say
 
 FIRST_PAUSE, MAX_PAUSE = 0.2, 30.0
 STEADY = 30.0
@@ -22,9 +24,9 @@ RESTART_TIMEOUT = 3.0
 
 
 class Supervisor:
-    """Keeps one child of `command` running; `report` gets a line and its kind when it ends unasked."""
+    """Keeps one child of `command` running; `report` is told when it ends unasked."""
 
-    def __init__(self, command: Sequence[str], report: Callable[[str, str], object]) -> None:
+    def __init__(self, command: Sequence[str], report: Say) -> None:
         self.state = "stopped"
         self.restarts = 0
         self._command = command
@@ -90,15 +92,16 @@ class Supervisor:
             started = loop.time()
             try:
                 code = await self._run()
-                ended = f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"
+                why: dict[str, object] = {"signal": -code} if code < 0 else {"exit_code": code}
             except OSError as error:
-                ended = f"could not be started: {error}"
+                why = {"not_started": error}
             if self._asked:
                 return
             pause = FIRST_PAUSE if loop.time() - started > STEADY else pause
             self.state = "waiting"
             self.restarts += 1
-            self._report(f"the uplink {ended}; starting it again in {pause:.1f} s, nothing is lost", "uplink")
+            text = "the uplink ended and is started again; nothing is lost"
+            self._report("uplink_ended", text, WARNING, **why, pause=pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
 

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from tidegate.store.names import Unused
+from tidegate.store.report import WARNING, Say
 from tidegate.store.trim import Plan, Trim
 
-from .broker import BATCH_LIMIT, Broker, Report
+from .broker import BATCH_LIMIT, Broker
 
 Submit = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 PAUSE = 10.0
-SMALL_BATCH = 64 << 10
-"""Bytes of a batch while the log is near its budget: what comes must not be faster than what goes."""
 
 
 class Reach(NamedTuple):
@@ -34,7 +33,7 @@ class Trimming:
     """`reach()` tells where the cursors are; `trim` may be replaced when the rules change."""
 
     def __init__(
-        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, reach: Callable[[], Reach], report: Report
+        self, trim: Trim, db: sqlite3.Connection, submit: Submit, broker: Broker, reach: Callable[[], Reach], report: Say
     ) -> None:
         self.trim = trim
         self._db = db
@@ -58,7 +57,7 @@ class Trimming:
 
     def committed(self, size: int) -> None:
         """So many bytes more may be on disk now."""
-        self._broker.batch_limit = SMALL_BATCH if self.trim.tight else min(BATCH_LIMIT, self.trim.look_every)
+        self._pace()
         self._since += size
         if self._since >= self.trim.look_every and not self._under_way and not self._asked:
             self._since = 0
@@ -70,6 +69,10 @@ class Trimming:
         if not self._under_way:
             self._under_way = True
             self._step()
+
+    def _pace(self) -> None:
+        """While the log is near its budget and something can go, nothing may come faster than that: publishers wait."""
+        self._broker.hold(0 if self.trim.tight and self._under_way else min(BATCH_LIMIT, self.trim.look_every))
 
     def _looked(self, above: bool | Exception) -> None:
         self._asked = False
@@ -85,9 +88,10 @@ class Trimming:
         broker = self._broker
         broker.pressure.set_level(self.trim.level)
         if isinstance(plan, Exception):
-            self._report(f"cannot trim the log: {plan}", "trim")
+            self._report("trim_failed", "the log cannot be trimmed", WARNING, reason=plan)
         if plan is None or isinstance(plan, Exception):
             self._under_way = False
+            self._pace()
         elif not (plan.changes if isinstance(plan, Plan) else plan.topics or plan.clients or plan.first):
             self._step()
         else:

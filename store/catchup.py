@@ -173,6 +173,12 @@ class CatchUp:
     def _text(self, topic: int) -> str:
         return (self._names.get(topic) or self._name(topic)).decode()
 
+    def retained(self, topic: str) -> int | None:
+        """The seq of the topic's retained message."""
+        sql = "SELECT r.seq FROM retained r JOIN topic t ON t.id = r.topic WHERE t.name = ?"
+        row: tuple[int] | None = self._db.execute(sql, (topic,)).fetchone()
+        return row[0] if row else None
+
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()
         count = row[0]

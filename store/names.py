@@ -63,6 +63,11 @@ class Names:
     def __init__(self) -> None:
         self._look: Look | None = None
 
+    @property
+    def looking(self) -> bool:
+        """Whether a look is under way: it will make room."""
+        return self._look is not None
+
     def step(self, db: sqlite3.Connection) -> Unused | None:
         """The next step, None when there is nothing to do. Raises sqlite3.Error; then the look begins again later."""
         if self._look is None:
@@ -153,15 +158,17 @@ def _strike_off_backward(db: sqlite3.Connection, top: int) -> Look:
 
 
 def _strike_off_forward(db: sqlite3.Connection, top: int) -> Generator[Unused, None, int]:
-    """What came after seq `top`; the last seq looked at."""
+    """What came after seq `top`; the last seq looked at. More may come all the time: `collect` looks at the last few."""
     while True:
-        (high,) = db.execute(
-            f"SELECT max(seq) FROM (SELECT seq FROM entry WHERE seq > ? ORDER BY seq LIMIT {STEP})", (top,)
+        high, count = db.execute(
+            f"SELECT max(seq), count(*) FROM (SELECT seq FROM entry WHERE seq > ? ORDER BY seq LIMIT {STEP})", (top,)
         ).fetchone()
         if high is None:
             return top
         _strike_off(db, top + 1, high)
         top = high
+        if count < STEP:
+            return top
         yield Unused(0)
 
 

@@ -290,10 +290,10 @@ class _Rescue:
         if floor is None:
             return []
         holes = self._db.execute(
-            "SELECT seq + 1, ifnull(next, ?1 + 1) - 1 FROM"
-            " (SELECT seq, lead(seq) OVER (ORDER BY seq) AS next FROM entry WHERE seq >= ?2)"
-            " WHERE ifnull(next, ?1 + 1) > seq + 1",
-            (top, floor),
+            "SELECT seq + 1, ifnull(next, :top + 1) - 1 FROM"
+            " (SELECT seq, lead(seq) OVER (ORDER BY seq) AS next FROM entry WHERE seq >= :floor)"
+            " WHERE ifnull(next, :top + 1) > seq + 1",
+            {"top": top, "floor": floor},
         ).fetchall()
         taken = _merged(self._taken())
         return [(first, last) for first, last in holes if not any(first >= begin and last <= end for begin, end in taken)]

@@ -6,7 +6,7 @@ decide when to checkpoint. All methods but `open` run in the committer's thread.
 
 A commit whose fsync failed is written again and not only synced again: the kernel may have let go of the pages. SQLite does
 so when the batch is applied again, because what it did not confirm it overwrites; what a dead run left unconfirmed in the WAL
-is moved into the database when the file is opened.
+is moved into the database when the file is opened. For a checkpoint whose fsync failed we see to it (`_move_all_again`).
 
 Invariant: `apply` either commits the whole batch and numbers its names, or changes nothing and raises.
 """
@@ -32,12 +32,15 @@ from .log import NAME_BYTES, Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
 from .schema import LOG, StoreError, disk_fault, explain, open_writer
+from .unstorable import find, is_refusal
 
 WAL_LIMIT = 8 << 20
 WAL_COMMIT = 12_288
 """Bytes that even a small commit adds to the WAL: about three pages."""
 PAGE = 4096
 """Also what a name that comes or goes adds to the WAL: each stands on a page of its own in the index of names."""
+MOVED_FRAMES = 96
+"""Where the wal-index counts the frames that checkpoints have moved."""
 COLUMNS = 10
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Rows that one statement inserts; a group between two sizes is filled up with rows whose seq is 0, which are left out."""
@@ -83,6 +86,8 @@ class Store:
         self._budget = 1 << 62
         self._wal_limit = WAL_LIMIT
         self._over = False
+        self._moved_in_vain = False
+        self._index = -1
 
     def bound(self, budget: int) -> None:
         """What database and WAL may take together: the WAL gets its part, and a reader that holds it cannot break it."""
@@ -118,9 +123,21 @@ class Store:
         return self._db
 
     def apply(self, batch: Batch) -> None:
-        """Commit the batch. Raises sqlite3.Error, and then nothing of it is there."""
+        """Commit the batch. Raises sqlite3.Error (the disk refuses) or Unstorable, and then nothing of it is there."""
         if self._over:
             self._relieve()
+        try:
+            self._commit(batch)
+        except Exception as error:
+            found = find(self._db, batch, self._write) if is_refusal(error) else None
+            if found is not None:
+                raise found from error
+            raise
+        self.commits += 1
+        self._dirty = True
+        self._bound_wal(batch)
+
+    def _commit(self, batch: Batch) -> None:
         insert = None
         if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
             with suppress(KeyError):
@@ -134,25 +151,27 @@ class Store:
                 name.id = number
             batch.size += NAME_BYTES * len(numbers)
             self._unmoved += PAGE * (len(numbers) + sum(len(found.topics) + len(found.clients) for found in batch.unused))
-        self.commits += 1
-        self._dirty = True
-        self._bound_wal(batch)
 
     def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            numbers = self._number(batch)
-            for start in range(0, len(batch.rows), _SIZES[-1]):
-                db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
-            for sql, group in groupby(batch.changes, key=itemgetter(0)):
-                db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
+            numbers = self._write(batch)
             collect(db, batch.unused, numbers)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        return numbers
+
+    def _write(self, batch: Batch) -> dict[Name, int]:
+        """Rows and changes, within a transaction; the numbers of the names that are new."""
+        numbers = self._number(batch)
+        for start in range(0, len(batch.rows), _SIZES[-1]):
+            self._db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
+        for sql, group in groupby(batch.changes, key=itemgetter(0)):
+            self._db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
         return numbers
 
     def rest(self) -> None:
@@ -216,12 +235,29 @@ class Store:
     def _checkpoint(self, mode: str) -> tuple[int, int, int] | None:
         """(busy, frames, moved); None if the disk refuses. The batch stands: told as failed, it would be written twice."""
         try:
+            if self._moved_in_vain:
+                self._move_all_again()
             done: tuple[int, int, int] = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
+            self._moved_in_vain = True
             self.checkpoint_fault = f"the write-ahead log cannot be moved into {self.path.name}: {disk_fault(error)}"
             return None
         self.checkpoint_fault = ""
         return done
+
+    def _move_all_again(self) -> None:
+        """Have the next checkpoint begin at the start of the WAL. Raises OSError, and then nothing is moved.
+
+        A checkpoint that a reader holds back moves pages without a flush; the flush of the one that completes it is for them
+        too. If that fails the kernel may have let go of any of them, and SQLite would not move the earlier ones again. How many
+        frames were moved stands in the wal-index (SQLite's "WAL-mode File Format", 2.2.1), which only we, who checkpoint,
+        change; a smaller number is true as well while the WAL has not begun anew, and it does not before all is moved.
+        The file stays open: with it would go the locks that SQLite holds there.
+        """
+        if self._index < 0:
+            self._index = os.open(f"{self.path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        os.pwrite(self._index, bytes(4), MOVED_FRAMES)
+        self._moved_in_vain = False
 
 
 def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
@@ -278,6 +314,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
     clean = last is None or bool(last[2])
     (top,) = db.execute("SELECT max(seq) FROM entry").fetchone()
     (at,) = db.execute("SELECT at FROM entry WHERE seq = ?", (top,)).fetchone() if top else (0,)
+    at = max(at, int(meta.get("at", 0)))
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
     # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
     epoch = 1 if last is None else next_epoch(last[1], mono + clock.offset, mono)

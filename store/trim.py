@@ -27,6 +27,8 @@ REMOVE = f"DELETE FROM entry WHERE seq <= ? AND {MAY_GO}"
 """Carries out a plan that takes from the log's beginning."""
 KEEP_SEQ = "INSERT OR REPLACE INTO meta (key, value) VALUES ('seq', ?)"
 """Goes with every removal: the last seq given out, so that an emptied log does not count from the start again."""
+KEEP_AT = "INSERT OR REPLACE INTO meta (key, value) VALUES ('at', ?)"
+"""Likewise its time: what comes after a crash must not seem to be older."""
 STEP, STEP_ABOVE = 5_000, 20_000
 """Rows that one step takes from the beginning: by age, and above the budget. *Measured*: 100,000 write 9 MiB of WAL at once."""
 STEP_BYTES = 8 << 20
@@ -44,6 +46,8 @@ VACUUM_PAGES = 256
 """Free pages given back to the file system in one step."""
 REWALK = 60_000
 """ms between two walks through the whole log in search of what could not go the first time (retained then, not now)."""
+PATIENT = 0.94
+"""As long as names are being collected only above this one: what they free need not be taken from the messages."""
 
 _PREFIX = (
     "SELECT max(seq), sum(size) FROM (SELECT seq, size, sum(size) OVER (ORDER BY seq) - size AS before FROM"
@@ -116,20 +120,21 @@ class Trim:
     def plan(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | Unused | None:
         """The next step. `floor`: all at or below it is done with by everyone. Raises sqlite3.Error."""
         self._names_first = not self._names_first  # neither starves the other
-        if self._names_first and not self._cutting:
+        if self._names_first and (self._names.looking or not self._cutting):
             return self._names.step(db) or self._removal(db, now, floor)
         return self._removal(db, now, floor) or self._names.step(db)
 
     def _removal(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | None:
         size = self._size(db)
         self.tight = size.used > size.limit * TIGHT
-        self._cutting = size.used > size.limit * (LOW if self._cutting else HIGH)
+        high, low = (PATIENT, HIGH) if self._names.looking else (HIGH, LOW)
+        self._cutting = size.used > size.limit * (low if self._cutting else high)
         if not self._cutting:
             if self.level is not None and (size.used < size.limit * RELIEF or _prefix(db, floor, 1, 1)):
                 self.level = None
             old = self._first_young(db, now, floor) - 1
             return _prefix(db, floor, STEP, 1 << 62, old) or self._vacuum(db, size)
-        need = max(size.used - int(size.limit * LOW), size.limit // 200)
+        need = max(size.used - int(size.limit * low), size.limit // 200)
         plan = _prefix(db, floor, STEP_ABOVE, need)
         if plan is not None:
             self.level = None
@@ -176,4 +181,4 @@ def _prefix(db: sqlite3.Connection, floor: int, rows: int, size: int, through: i
     return None if last is None else Plan(((REMOVE, (last, floor)),), cost)
 
 
-__all__ = ["GO_ON", "KEEP_SEQ", "REMOVE", "Lost", "Plan", "Trim"]
+__all__ = ["GO_ON", "KEEP_AT", "KEEP_SEQ", "REMOVE", "Lost", "Plan", "Trim"]

@@ -22,12 +22,12 @@ import sqlite3
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
 from tidegate.store.reader import LogReader
+from tidegate.store.report import ERROR, INFO, WARNING, Level, Report, Say, brief
 from tidegate.store.schema import StoreError, explain
 
 from .backend import Backend
@@ -61,32 +61,37 @@ class GatewayClock:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until the pipe ends or SIGTERM comes. Exit codes: 0 stopped, 1 failed, 3 another one runs."""
     options = _options(arguments)
+    report = Report(options.log_format, options.log_level)
     lock = _lock(options.data / "uplink.lock")
-    if lock is None:
-        _say(f"another uplink holds {options.data / 'uplink.lock'}; this one ends")
-        return EXIT_LOCKED
-    with lock:
-        return _run(options.data, options.conf, options.backend)
+    try:
+        if lock is None:
+            report("uplink_locked", "another uplink runs; this one ends", ERROR, lock=options.data / "uplink.lock")
+            return EXIT_LOCKED
+        with lock:
+            return _run(options.data, options.conf, options.backend, report)
+    finally:
+        report.close()
 
 
-def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
-    stop = _Stop()
+def _run(data: Path, conf: Path, backends: Sequence[str], report: Report) -> int:
+    stop = _Stop(report.tick)
     pause, said = FIRST_PAUSE, False
     while True:
         try:
-            progress, threads = _begin(data, conf, backends)
+            progress, threads = _begin(data, conf, backends, report)
             break
         except StoreError as error:
-            text = str(error)
+            reason = str(error)
         if not said:
             said = True
-            _say(f"{text}; the uplink waits until it can be used, the log keeps everything")
+            text = "the uplink waits until its file can be used, the log keeps everything"
+            report("uplink_waits", text, ERROR, reason=reason)
         if stop.wait(0, (), pause) is not None:
             return 0
         pause = min(pause * 2, MAX_PAUSE)
     for thread in threads:
         thread.start()
-    ended_by_broker = stop.wait(0, threads, news=lambda: _take_up(data, progress))
+    ended_by_broker = stop.wait(0, threads, news=lambda: _take_up(data, progress, report))
     for thread in threads:
         thread.halt()
     deadline = time.monotonic() + (0.5 if ended_by_broker else STOP_WAIT)
@@ -94,37 +99,38 @@ def _run(data: Path, conf: Path, backends: Sequence[str]) -> int:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
         # A driver hangs in a call: nothing is lost by leaving it, the mark at the far end says what arrived.
-        sys.stderr.flush()
+        report.close()
         os._exit(0)
     progress.close()
     return 0
 
 
-def _take_up(data: Path, progress: Progress) -> None:
+def _take_up(data: Path, progress: Progress, report: Report) -> None:
     try:
         take_up(data, progress)
     except StoreError as error:
-        _say(f"{error}; what was asked of the quarantine is kept and done later")
+        text = "what was asked of the quarantine is kept and done later"
+        report("dead_not_taken_up", text, WARNING, reason=error)
 
 
-def _begin(data: Path, conf: Path, backends: Sequence[str]) -> tuple[Progress, list[PoolThread]]:
+def _begin(data: Path, conf: Path, backends: Sequence[str], report: Report) -> tuple[Progress, list[PoolThread]]:
     """Open `uplink.db` and make a thread for each pool that can work. Raises StoreError when the file cannot be used."""
     progress = Progress(data)
     try:
         take_up(data, progress)
-        return progress, _make_threads(data, conf, backends, progress)
+        return progress, _make_threads(data, conf, backends, progress, report)
     except (StoreError, sqlite3.Error) as error:
         progress.close()
         raise StoreError(explain(data / "uplink.db", error) if isinstance(error, sqlite3.Error) else str(error)) from error
 
 
-def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress) -> list[PoolThread]:
-    return [PoolThread(data, rule_file, pool, progress) for rule_file, pool in take_rules(conf, backends, progress, _say)]
+def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress, report: Report) -> list[PoolThread]:
+    return [
+        PoolThread(data, rule_file, pool, progress, report) for rule_file, pool in take_rules(conf, backends, progress, report)
+    ]
 
 
-def take_rules(
-    conf: Path, backends: Sequence[str], progress: Progress, say: Callable[[str], None]
-) -> list[tuple[RuleFile, Pool]]:
+def take_rules(conf: Path, backends: Sequence[str], progress: Progress, report: Say) -> list[tuple[RuleFile, Pool]]:
     """Read the files and write down what becomes of their pools; those that can work. Raises StoreError."""
     files = load_all(conf, [name for name in backends if name != "sqlite"])
     pools = [pool for rule_file in files for pool in _pools(rule_file, progress)]
@@ -132,7 +138,7 @@ def take_rules(
     working: list[tuple[RuleFile, Pool]] = []
     for rule_file, pool in pools:
         if rule_file.mistakes:
-            _mark_misconfigured(progress, rule_file, pool, say)
+            _mark_misconfigured(progress, rule_file, pool, report)
         else:
             # What a worker will read of it is read here, where a damaged file can be waited for.
             progress.standing(pool.full_name), progress.marks(pool.full_name)
@@ -146,12 +152,13 @@ def take_rules(
 class PoolThread(threading.Thread):
     """One pool's worker in its own thread."""
 
-    def __init__(self, data: Path, rule_file: RuleFile, pool: Pool, progress: Progress) -> None:
+    def __init__(self, data: Path, rule_file: RuleFile, pool: Pool, progress: Progress, report: Report) -> None:
         super().__init__(name=pool.full_name, daemon=True)
         self._data = data
         self._rule_file = rule_file
         self._far_end = pool
         self._progress = progress
+        self._report = report
         self._halted = threading.Event()
         self._news, self._tell = os.pipe()
         os.set_blocking(self._news, False)
@@ -172,10 +179,9 @@ class PoolThread(threading.Thread):
         try:
             self._run()
         except (StoreError, sqlite3.Error) as error:
-            self._end_process(f"cannot read {self._data / 'log.db'}: {error}")
-        except Exception:  # noqa: BLE001 - protects the user: a pool that died alone would look alive in `status`
-            traceback.print_exc()
-            self._end_process("stopped by a fault in the program")
+            self._end_process("the log cannot be read; the uplink ends", path=self._data / "log.db", reason=error)
+        except Exception as error:  # noqa: BLE001 - protects the user: a pool that died alone would look alive in `status`
+            self._end_process("a fault in the program; the uplink ends", fault=brief(error))
 
     def _run(self) -> None:
         log = LogReader(self._data / "log.db", waits=True)
@@ -185,8 +191,12 @@ class PoolThread(threading.Thread):
         worker.stop()
         log.close()
 
-    def _end_process(self, text: str) -> None:
-        _say(f"{self.name}: {text}")
+    def _say(self, event: str, text: str, level: Level = INFO, _: str | None = None, /, **fields: object) -> None:
+        self._report(event, text, level, self.name, pool=self.name, **fields)
+
+    def _end_process(self, text: str, **fields: object) -> None:
+        self._say("pool_failed", text, ERROR, None, **fields)
+        self._report.close()
         os._exit(EXIT_FAILED)
 
     def _rest(self, wait: Wait, far_end: int) -> None:
@@ -204,23 +214,23 @@ class PoolThread(threading.Thread):
         backend = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self._far_end.backend}"))
         rules = [rule for rule in self._rule_file.rules if rule.pool == self._far_end.name]
         plan = Plan(rules, backend, log.run().node)
-        name = self._far_end.full_name
         return Worker(
-            name,
+            self.name,
             plan,
             lambda: backend.connect(self._far_end),
             log,
             self._progress,
             GatewayClock(log),
-            lambda text: _say(f"{name}: {text}"),
+            self._say,
             random.Random(),
         )
 
 
 class _Stop:
-    """Waits for the broker's bytes, the end of its pipe, or SIGTERM."""
+    """Waits for the broker's bytes, the end of its pipe, or SIGTERM; meanwhile `tick` each second as long as it asks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick: Callable[[], bool]) -> None:
+        self._tick = tick
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -242,16 +252,18 @@ class _Stop:
             selector.register(pipe, selectors.EVENT_READ)
             selector.register(self._read, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select(None if end is None else max(0.0, end - time.monotonic()))}
+                pauses = ([max(0.0, end - time.monotonic())] if end is not None else []) + ([1.0] if self._tick() else [])
+                ready = {key.fd for key, _ in selector.select(min(pauses, default=None))}
                 if self._read in ready:
                     return False
                 if pipe in ready and not os.read(pipe, 65_536):
                     return True
-                if not ready:
+                if end is not None and time.monotonic() >= end:
                     return None
-                news()
-                for thread in threads:
-                    thread.wake()
+                if ready:
+                    news()
+                    for thread in threads:
+                        thread.wake()
 
 
 def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool]]:
@@ -266,7 +278,7 @@ def _pools(rule_file: RuleFile, progress: Progress) -> list[tuple[RuleFile, Pool
     return [(rule_file, pool) for pool in found.values()]
 
 
-def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, say: Callable[[str], None]) -> None:
+def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, report: Say) -> None:
     """The pool waits where it is; its events are kept until the file is mended."""
     name = pool.full_name
     first = rule_file.mistakes[0]
@@ -280,7 +292,7 @@ def _mark_misconfigured(progress: Progress, rule_file: RuleFile, pool: Pool, say
         {},
         time.time_ns() // 1_000_000,
     )
-    say(f"{name}: misconfigured, its events are kept; {hint}")
+    report("pool_misconfigured", "its events are kept", WARNING, name, pool=name, reason=error, hint=hint)
 
 
 def _lock(path: Path) -> TextIO | None:
@@ -303,12 +315,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--conf", type=Path, required=True)
     parser.add_argument("--backend", action="append", required=True)
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may be left to read it
-        print(f"uplink {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,13 @@ class Mistake(NamedTuple):
     line: int
     text: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def __str__(self) -> str:
         text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}…"
-        return printable(f"{self.file}:{self.line}: {text}" if self.line else f"{self.file}: {text}")
+        return printable(f"{self.place}: {text}")
 
 
 class Setting(NamedTuple):

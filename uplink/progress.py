@@ -298,7 +298,7 @@ class Progress:
 
     def _add(self, key: str, count: int) -> None:
         self._db.execute(
-            "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = value + ?2",
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value",
             (key, count),
         )
 

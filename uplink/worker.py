@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
+from tidegate.store.report import INFO, WARNING, Level, Say
 from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
@@ -84,7 +85,7 @@ class Worker:
         log: Log,
         book: Book,
         clock: Clock,
-        say: Callable[[str], None],
+        say: Say,
         chance: random.Random,
     ) -> None:
         self._pool = pool
@@ -109,7 +110,7 @@ class Worker:
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
-        self._said: dict[str, float] = {}
+        self._said: dict[str, tuple[float, int]] = {}
         self._told_lost = False
         self._retry_after = float("-inf")
         self._rate_since = clock.monotonic()
@@ -185,11 +186,11 @@ class Worker:
         if before.state == "connected" and before.warning == link.warning:
             return
         if link.warning and before.warning != link.warning:
-            self._say(link.warning)
+            self._say("pool_warning", link.warning, WARNING)
         if self._told_lost:
             # Whoever read of the loss is told of its end; of a link that flaps both are held back.
             self._told_lost = False
-            self._say("connected again")
+            self._say("pool_connected", "connected again")
         self._back_off = FIRST_BACK_OFF
         self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()
@@ -208,8 +209,9 @@ class Worker:
             if far >= confirmed or key not in firsts or confirmed < low:
                 continue
             back = max(far, firsts[key] - 1)
-            self._begun = min(self._begun, back + 1)
-            self._say_rarely("back", f"the far end stands at {far} and had confirmed {confirmed}: sending again from there")
+            self._begun = min(self._begun, firsts[key])
+            text = "the far end lost what it had confirmed: sending again from where it stands"
+            self._say_rarely("pool_set_back", text, stands=far, confirmed=confirmed)
             if back < self._standing.cursor:
                 self._go_back(back)
                 self._standing = self._standing._replace(gateway=key[0], epoch=key[1])
@@ -286,9 +288,12 @@ class Worker:
         except StoreError as error:
             # The far end knows it: asked again later, nothing arrives twice.
             self._retry_after = self._clock.monotonic() + MAX_BACK_OFF
-            self._say_rarely("retry", f"cannot save what became of a retried record: {error}")
+            self._say_rarely("retry_not_saved", "what became of a retried record cannot be saved", reason=error)
             return
-        self._say_rarely("retry", f"retried record {due.id}: {refusal.reason if refusal else 'arrived'}")
+        if refusal is None:
+            self._say_rarely("retry_arrived", "a retried record arrived", INFO, record=due.id)
+        else:
+            self._say_rarely("retry_refused", "a retried record was refused again", record=due.id, reason=refusal.reason)
 
     def _look_again(self, link: Link, gateway: str) -> None:
         """Our own late tail, or an answer we did not get: the far end knows better how far we are."""
@@ -366,7 +371,8 @@ class Worker:
             raise NotConnected(f"cannot keep what was refused: {error}") from error
         self._standing = self._standing._replace(refused=self._standing.refused + new)
         last = rows[-1]
-        self._say_rarely("quarantine", f"{len(rows)} refused and kept in quarantine, the last by {last.target}: {last.reason}")
+        text = "the far end refused records; they are kept in quarantine (tidegate dead)"
+        self._say_rarely("quarantined", text, count=len(rows), target=last.target, reason=last.reason)
 
     def _move(self, key: tuple[str, int], through: int) -> None:
         """The cursor goes on over what was tallied."""
@@ -395,7 +401,7 @@ class Worker:
     def _lost(self, text: str) -> Wait:
         self._drop_link()
         self._limit = max(1, self._limit // 2)
-        self._told_lost |= self._say_rarely("lost", f"cannot reach the far end: {text}")
+        self._told_lost |= self._say_rarely("pool_unreachable", "cannot reach the far end", reason=text)
         self._standing = self._standing._replace(state="unreachable", error=text, hint="", rate=0.0)
         self._save_soon()
         wait = self._back_off * (0.5 + self._chance.random() / 2)
@@ -404,7 +410,9 @@ class Worker:
 
     def _refused_because_of_us(self, error: Misconfigured) -> Wait:
         self._drop_link()
-        self._told_lost |= self._say_rarely("misconfigured", f"{error}; {error.hint}")
+        self._told_lost |= self._say_rarely(
+            "pool_misconfigured", "the far end cannot be used like this", reason=error, hint=error.hint
+        )
         self._standing = self._standing._replace(state="misconfigured", error=str(error), hint=error.hint, rate=0.0)
         self._save_soon()
         return Wait(MISCONFIGURED_WAIT, False)
@@ -446,16 +454,18 @@ class Worker:
             self._book.save(self._pool, self._standing, self._moved, self._clock.wall())
         except StoreError as error:
             # The mark at the far end knows how far we are, so carrying goes on: it is what can free the disk.
-            self._say_rarely("save", f"cannot save the progress: {error}")
+            self._say_rarely("progress_not_saved", "the progress cannot be saved", reason=error)
             return
         self._moved = {}
         self._saved = self._standing
 
-    def _say_rarely(self, subject: str, text: str) -> bool:
-        """The same trouble at most twice a minute; whether it was said."""
+    def _say_rarely(self, event: str, text: str, level: Level = WARNING, **fields: object) -> bool:
+        """The same trouble at most twice a minute, with the count of what was held back; whether it was said."""
         now = self._clock.monotonic()
-        if now - self._said.get(subject, float("-inf")) < _SAY_AGAIN:
+        before, held = self._said.get(event, (float("-inf"), 0))
+        if now - before < _SAY_AGAIN:
+            self._said[event] = before, held + 1
             return False
-        self._said[subject] = now
-        self._say(text)
+        self._said[event] = now, 0
+        self._say(event, text, level, **(fields | {"repeated": held} if held else fields))
         return True

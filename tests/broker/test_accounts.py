@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from tidegate.gateway.accounts import overview, sheet
+from tidegate.gateway.config import load
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import Publish, PubRec
 from tidegate.gateway.mqtt.properties import Property
+from tidegate.gateway.snapshot import Snapshot
+from tidegate.gateway.trust import Trust
+from tidegate.store.lines import Lines
 
 from .test_budget import Box
 from .world import World
@@ -141,3 +145,19 @@ def test_a_message_that_is_nowhere_is_a_mismatch(world: World) -> None:
     session.inflight.popitem()
     found = overview(world.broker.sessions, world.broker.delivery.live)
     assert (found["mismatch"], found["most"][0]["client"]) == (1, "s")
+
+
+def test_a_balance_that_does_not_add_up_is_told_by_name(world: World, tmp_path: Path) -> None:
+    device = world.device("s", clean=False)
+    device.subscribe("t", 1)
+    pools: list[dict[str, Any]] = [{"name": "redis.pool1", "balance": {"mismatch": 0}}]
+    snapshot = Snapshot(
+        load(None, tmp_path, (), {}), world.store, world.broker, Trust("always", 0), lambda: pools, 0.0, Lines(str)
+    )
+    assert snapshot.mismatches() == []
+    pools[0]["balance"]["mismatch"] = 2
+    session = world.broker.sessions.get("s")
+    assert session is not None
+    session.taken += 1
+    pool, lost = snapshot.mismatches()
+    assert (pool[0], lost[0]) == ("pool redis.pool1", "session s")

@@ -39,7 +39,7 @@ class Box(World):
             lambda job, done: done(job()),
             self.broker,
             lambda: Reach(self.floor, self.read_through),
-            lambda text, kind="": self.said.append(text),
+            self.said,
         )
 
     def tick(self, seconds: float = 10.0) -> None:
@@ -156,6 +156,37 @@ def test_a_removal_and_its_record_are_one_transaction(box: Box, path: Path) -> N
         (text,) = other.execute("SELECT value FROM meta WHERE key = 'gaps'").fetchone()
         after = other.execute("SELECT count(*) FROM entry").fetchone()[0]
     assert before - after == sum(fields[-1] for fields in json.loads(text)) > 0
+
+
+def test_time_does_not_go_back_when_the_last_entry_is_gone(path: Path) -> None:
+    box = Box(path, 20_000)
+    box.wait(3600)
+    box.publish("low/a", 10)
+    box.tick()
+    assert messages(box) == []
+    at = box.broker.log.at
+    box.kill()
+    again = Box(path)  # by a clock that shows less
+    assert again.broker.log.at >= at
+    again.kill()
+
+
+def test_near_the_budget_publishers_are_read_no_faster_than_room_is_made(path: Path) -> None:
+    box = Box(path)
+    box.auto = False
+    device = box.device("p")
+    box.settle()
+    box.trimming.trim.tight = True
+    box.trimming._under_way = True
+    box.trimming.committed(0)
+    device.publish("low/a", b"x")
+    assert device.paused
+    box.settle()
+    assert device.paused, "its message is durable, and it waits all the same"
+    box.trimming.trim.tight = False
+    box.trimming.committed(0)
+    assert not device.paused
+    box.kill()
 
 
 # -- reject_new ------------------------------------------------------------------------------------------------------

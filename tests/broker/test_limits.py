@@ -66,7 +66,10 @@ def test_the_oldest_messages_above_the_limit_are_given_up(make: Make) -> None:
     world.wait(1)
     world.wait(1)
     assert world.broker.delivery.dropped == {"max_waiting_messages": 40}
-    assert world.said[-1] == "s is away: 40 of its oldest messages are given up (max_waiting_messages)"
+    assert (
+        world.said[-1]
+        == "session_cut: a session that stays away has lost its oldest messages client=s count=40 reason=max_waiting_messages"
+    )
     assert got(world) == list(range(81, 100, 2))
 
 

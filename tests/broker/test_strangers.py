@@ -12,6 +12,8 @@ from tidegate.gateway.trimming import Trimming, reach
 from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, Want
 from tidegate.store.trim import Trim
 
+from tests.support.said import Said
+
 from .world import Device, World
 
 STRANGERS = 9_000
@@ -28,9 +30,7 @@ def test_random_client_ids_do_not_grow_the_box(tmp_path: Path) -> None:
     def now(job: Any, done: Any) -> None:
         done(job())
 
-    trimming = Trimming(
-        trim, world.store.connection, now, world.broker, lambda: reach(world.broker, ()), lambda text, kind="": None
-    )
+    trimming = Trimming(trim, world.store.connection, now, world.broker, lambda: reach(world.broker, ()), Said())
     world.auto = False
     chance = random.Random(1)
     most_clients = most_bytes = 0

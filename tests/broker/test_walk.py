@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from tidegate.gateway.connecting import Limits
-from tidegate.gateway.mqtt.packets import PubAck
-from tidegate.gateway.walk import HELD
+from tidegate.gateway.mqtt.packets import PubAck, encode
+from tidegate.gateway.walk import HELD, SLICE
 from tidegate.store.catchup import ROWS
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.topic import matches
@@ -158,3 +158,47 @@ def test_a_failed_read_ends_only_the_connection_it_was_led_by(world: World) -> N
     done(OSError("the card is gone"))
     assert a.closed and not b.closed
     assert serve(world, [b])["b"] == [0, 1, 2, 3, 4]
+
+
+def test_who_waits_for_its_turn_gets_it_when_the_crowd_is_gone(tmp_path: Path) -> None:
+    world = World(tmp_path / "log.db", Limits(max_inflight=5))
+    names = [f"s{number}" for number in range(8)]
+    for name in names:
+        sleeper(world, name, ["t"])
+    publish(world, ["t"] * 20)
+    devices = [world.device(name, clean=False) for name in names]
+    world.settle()
+    first = devices[0]
+    for message in first.messages():
+        first.send(PubAck(message[2]))
+    for device in devices[1:]:
+        device.cut()
+    world.broker.tick()
+    for _ in range(10):
+        if world.reads:
+            world.read()
+    assert [message[3] for message in first.messages()] == [b"%d " % number for number in range(5, 10)]
+    world.kill()
+
+
+def test_many_are_served_by_turns(tmp_path: Path) -> None:
+    world = World(tmp_path / "log.db", Limits(max_inflight=1_000))
+    names = [f"s{number}" for number in range(20)]
+    for name in names:
+        sleeper(world, name, ["t"])
+    publish(world, ["t"] * 2_000)
+    devices = [world.device(name, clean=False) for name in names]
+    while world.commits:
+        world.commit()
+    most = 0
+    while world.reads:
+        world.read()
+        came = [device.messages() for device in devices]
+        most = max(most, sum(map(len, came)))
+        for device, messages in zip(devices, came, strict=True):
+            for message in messages:
+                device.send_bytes(encode(PubAck(message[2]), 4))
+        while world.commits:
+            world.commit()
+    assert most <= SLICE + 1_000
+    world.kill()

@@ -29,6 +29,9 @@ from tidegate.store.clock import Judge, believe
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.store import Store
+from tidegate.store.unstorable import Unstorable
+
+from tests.support.said import Said
 
 NOW = 1_764_000_000_000
 
@@ -61,7 +64,7 @@ class World:
         self.commits: list[tuple[Batch, Callable[[Any], None]]] = []
         self.reads: list[tuple[Callable[[Any], Any], Callable[[Any], None]]] = []
         self.timers: list[Callable[[], None]] = []
-        self.said: list[str] = []
+        self.said = Said()
         self.fault: Exception | None = None
         self.auto = True
         self._catch_up = CatchUp(path)
@@ -77,7 +80,7 @@ class World:
             0.0,
             lambda seq, at, run: message_id(at, code, identity.epoch, seq).encode(),
             lambda: "assigned-1",
-            lambda text, kind="": self.said.append(text),
+            self.said,
         )
         self.broker.load(self.store.connection, identity.clean)
 
@@ -103,13 +106,17 @@ class World:
         done(job(self._catch_up))
 
     def commit(self) -> None:
-        """Let one commit happen, or fail with `fault`."""
+        """Let one commit happen, or fail: with `fault`, or because it can never succeed."""
         batch, done = self.commits.pop(0)
         if self.fault is not None:
             done(self.fault)
             return
-        self.store.apply(batch)
-        done(None)
+        try:
+            self.store.apply(batch)
+        except Unstorable as error:
+            done(error)
+        else:
+            done(None)
 
     def wait(self, seconds: float) -> None:
         """Time passes."""

@@ -42,18 +42,18 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def make(image: Path) -> None:
+def make(image: Path, *options: str) -> None:
     """A fresh ext4 file system."""
     with image.open("wb") as file:
         file.truncate(SIZE)
-    _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
+    _run("mkfs.ext4", "-q", "-F", "-m", "0", *options, str(image))
 
 
 @contextmanager
-def mounted(image: Path, at: Path) -> Iterator[Path]:
+def mounted(image: Path, at: Path, *options: str) -> Iterator[Path]:
     """Mount the image; whatever was left undone by a power cut is replayed from its journal."""
     at.mkdir(exist_ok=True)
-    _run("mount", "-o", "loop", str(image), str(at))
+    _run("mount", "-o", ",".join(["loop", *options]), str(image), str(at))
     try:
         yield at
     finally:
@@ -67,6 +67,29 @@ def shut_down(at: Path) -> None:
         fcntl.ioctl(number, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
     finally:
         os.close(number)
+
+
+def break_down(at: Path) -> None:
+    """An error of a mounted file system, as the kernel finds one: with `errors=remount-ro` it is read-only from now on."""
+    (device,) = [line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[1] == str(at)]
+    Path("/sys/fs/ext4", os.path.basename(device), "trigger_fs_error").write_text("a test")
+
+
+def repair(image: Path) -> None:
+    """What a person does to a file system with an error, while it is not mounted."""
+    done = subprocess.run(["e2fsck", "-f", "-y", str(image)], check=False, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout
+
+
+@contextmanager
+def small_memory(at: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of that size."""
+    at.mkdir(exist_ok=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at))
+    try:
+        yield at
+    finally:
+        _run("umount", str(at))
 
 
 def snapshot(image: Path, copy: Path) -> None:

@@ -31,6 +31,7 @@ from tidegate.uplink.worker import Wait, Worker
 
 from tests.broker.world import World
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 from tests.uplink.rig import TestClock
 
 RATE = 20
@@ -87,9 +88,7 @@ class Box(World):
         self.store.bound(budget)
         self.broker.router.set_wants([Want(PUBLISH, "#", 0, False)])
         trim = Trim(budget, WEEK * 1000, POLICIES, beside=lambda: file_bytes(data / "uplink.db"))
-        self.trimming = Trimming(
-            trim, self.store.connection, self._submit, self.broker, self._reach, lambda text, kind="": None
-        )
+        self.trimming = Trimming(trim, self.store.connection, self._submit, self.broker, self._reach, Said())
         carry_out = self.broker.trim
         self.broker.trim = lambda plan: carry_out(self._looked_at(plan))  # type: ignore[method-assign]
 
@@ -194,7 +193,7 @@ class Outage:
         reader = LogReader(self._data / "log.db")
         worker = Worker(
             POOL, Rules(file.rules, to_redis, "box"), lambda: to_redis.connect(file.pools[0]), reader, self._progress,
-            clock := TestClock(), lambda text: None, self._chance,
+            clock := TestClock(), Said(), self._chance,
         )  # fmt: skip
         _drain(worker, clock)
         for _ in range(20):

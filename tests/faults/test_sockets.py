@@ -20,7 +20,9 @@ def test_out_of_descriptors_those_connected_are_served_and_later_ones_wait(tmp_p
     gateway = Gateway(tmp_path, prefix=("prlimit", f"--nofile={DESCRIPTORS}", "--"))
     with gateway, MqttClient(gateway.port, "early") as early:
         crowd = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(DESCRIPTORS)]
-        wait_until(lambda: "cannot accept connections: Too many open files" in gateway.log(), say=gateway.log)
+        wait_until(
+            lambda: 'accept_failed: cannot accept connections reason="Too many open files"' in gateway.log(), say=gateway.log
+        )
         early.publish_and_wait("t", b"served")
         for sock in crowd:
             sock.close()

@@ -62,7 +62,8 @@ class Peer:
             while True:
                 select.select([client.sock], (), (), 5)
                 for packet in client.available():
-                    self.note(packet)
+                    if packet.kind is not Kind.DISCONNECT:  # a stop says good-bye
+                        self.note(packet)
         except (Closed, ConnectionError):
             client.sock.close()
 

@@ -275,7 +275,7 @@ def test_a_mistake_in_a_rule_file_leaves_the_broker_running(tmp_path: Path) -> N
         assert 'did you mean "on_message_retain"?' in gateway.log()
         wait_until(lambda: "misconfigured" in tidegate("status", "--data", gateway.data).stdout, 10.0, gateway.log)
         assert gateway.stop() == 0
-    assert "Traceback" not in gateway.log()
+    assert not gateway.faults()
 
 
 def test_an_uplink_db_that_is_no_database_leaves_the_broker_running_and_stands_in_status(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_an_uplink_db_that_is_no_database_leaves_the_broker_running_and_stands_i
         status = tidegate("status", "--data", gateway.data)
         assert status.returncode == 0
         assert f"{gateway.data}/uplink.db is not a database" in status.stdout
-        assert "starting it again" not in gateway.log()
+        assert "uplink_ended" not in gateway.log()
         assert gateway.stop() == 0
 
 

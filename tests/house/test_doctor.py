@@ -68,7 +68,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_healthy_gateway(tmp_path: Path) -> None:
     port = free_port()
     with Gateway(tmp_path, toml=f'[http]\nbind = "127.0.0.1:{port}"\n') as gateway:
-        wait_until(lambda: "health and metrics on" in gateway.log())
+        wait_until(lambda: "http=http://" in gateway.log())
         found = doctor(tmp_path)
         assert found.one("gateway")[0] == "ok"
         assert found.one("listener") == ("ok", f"127.0.0.1:{gateway.port} takes connections | ")
@@ -121,7 +121,7 @@ def test_a_gateway_that_does_not_know_its_new_configuration(tmp_path: Path) -> N
 
 def test_a_gateway_that_hangs_is_a_problem(tmp_path: Path) -> None:
     with Gateway(tmp_path) as gateway:
-        wait_until((gateway.data / "control.sock").exists)
+        wait_until(lambda: doctor(tmp_path).one("gateway")[0] == "ok")
         gateway.freeze()
         level, text = doctor(tmp_path).one("gateway")
         assert level == "problem"
@@ -331,6 +331,15 @@ def test_a_file_system_with_device_numbers_of_its_own(tmp_path: Path) -> None:
         "3 1 250:3 / /proc rw - proc proc rw\n"
     )
     assert mount_of(tmp_path, mountinfo, tmp_path / "sys") == Mount("btrfs", "mmcblk1", True)
+
+
+def test_a_root_whose_mount_cannot_be_seen(tmp_path: Path) -> None:
+    """As in a chroot."""
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("3 1 250:3 / /proc rw - proc proc rw\n")
+    mount = mount_of(tmp_path, mountinfo, tmp_path / "sys")
+    assert mount == Mount("", "", False)
+    assert "cannot be seen from here" in file_system(tmp_path, mount, 0.0).text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from tidegate.gateway.access import password_line, set_user
+from tidegate.gateway.control import ask
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 @pytest.fixture
@@ -111,6 +115,32 @@ def test_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
     assert starting.returncode == 0
 
 
+def test_a_full_pipe_that_nobody_drains_stops_nothing(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    with subprocess.Popen(gateway.command(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"only this machine" not in process.stderr.readline():
+            pass
+        with MqttClient(gateway.port, "goes on") as client:
+            wait_until(lambda: _hup_and_publish(process, client) and _unheard(gateway) > 100, 60.0)
+        process.terminate()
+        assert process.wait(10) == 0
+        *lines, end = process.stderr.read().decode().split("\n")
+    assert end == "", "the last line is not whole"
+    assert {line for line in lines if not re.match(rf"{TIME} (info|warning) \w+: ", line)} == set()
+
+
+def _hup_and_publish(process: subprocess.Popen[bytes], client: MqttClient) -> bool:
+    for _ in range(20):
+        process.send_signal(signal.SIGHUP)
+        client.publish_and_wait("t", b"kept")
+    return True
+
+
+def _unheard(gateway: Gateway) -> int:
+    return int(ask(gateway.data / "control.sock", {"command": "status"})["log"]["dropped"])
+
+
 def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     passwd = tmp_path / "passwd"
     set_user(passwd, "anna", password_line("anna", b"secret"), create=True)
@@ -123,7 +153,7 @@ def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Pat
         assert _reason(gateway, "bert", b"his") == 0
         passwd.write_text("clara:plain\n")
         _hup(gateway)
-        wait_until(lambda: f"the passwords stay as they were: {passwd}:1: " in gateway.log(), 10.0, gateway.log)
+        wait_until(lambda: f'the passwords stay as they were reason="{passwd}:1: ' in gateway.log(), 10.0, gateway.log)
         assert _reason(gateway, "anna", b"secret") == 0
         assert gateway.stop() == 0
 

@@ -214,6 +214,7 @@ STATUS: dict[str, Any] = {
     "pools": [{"name": "redis.pool1", "state": "unreachable", "error": "Connection refused", "hint": "start it",
                "warning": "", "waiting": 42, "oldest_age": 90.0, "rate": 10.0, "drain": 4.2, "delivered": 48, "refused": 1}],
     "dropped": {"disk_budget": 9},
+    "log": {"dropped": 7},
 }  # fmt: skip
 
 
@@ -230,6 +231,7 @@ def test_the_status_shows_everything_with_its_unit() -> None:
         "            start it",
         "dropped     9 disk_budget",
         "refused     6 not_authorized, 2 protocol_errors",
+        "log         7 lines dropped: nobody reads standard error, or too slowly",
     ]
 
 

@@ -37,7 +37,7 @@ class Sheet:
 
 def run_seed(seed: int, steps: int, kind: type[Simulation] = Simulation) -> str:
     """One simulation to its end, and its story in short. Raises AssertionError where something is not as it must be."""
-    with _simulation(seed, kind) as simulation:
+    with simulation_of(seed, kind) as simulation:
         simulation.run(steps)
         simulation.finish()
         return simulation.story()
@@ -64,7 +64,7 @@ def survival(kind: type[Simulation], seed: int, steps: int, at_most: int) -> int
     """How many steps a planted bug survives from this seed on; None if it was not found in `at_most`."""
     survived = 0
     while survived < at_most:
-        with _simulation(seed, kind) as simulation:
+        with simulation_of(seed, kind) as simulation:
             try:
                 simulation.run(steps)
                 simulation.finish()
@@ -76,7 +76,7 @@ def survival(kind: type[Simulation], seed: int, steps: int, at_most: int) -> int
 
 
 @contextmanager
-def _simulation(seed: int, kind: type[Simulation]) -> Iterator[Simulation]:
+def simulation_of(seed: int, kind: type[Simulation]) -> Iterator[Simulation]:
     with tempfile.TemporaryDirectory(prefix="tidegate-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as directory:
         simulation = kind(Path(directory), seed)
         try:

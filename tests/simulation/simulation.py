@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tidegate.gateway.accounts import mismatch
 from tidegate.gateway.session import NEVER
 from tidegate.store.clock import Clock, Judge, believe
 from tidegate.store.entry import PUBLISH
@@ -383,7 +384,9 @@ class Simulation:
         self.wills.check()
 
     def check_balance(self) -> None:
-        """Of what each pool was to carry, every entry is explained."""
+        """Of what pools were to carry every entry is explained, and of what sessions were to get every message."""
+        for session in self.box.broker.sessions:
+            assert not mismatch(session), f"{session.name.text}: {mismatch(session)} of its messages are nowhere"
         for pool in read_pools(self.path.parent, self.box.broker.gaps.ahead):
             assert not pool.balance["mismatch"], str(pool.balance)
 

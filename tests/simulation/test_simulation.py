@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from .campaign import KINDS_OF_SIMULATION, campaign, run_seed, survival
+from .campaign import KINDS_OF_SIMULATION, campaign, run_seed, simulation_of, survival
 from .more_plants import MORE_PLANTS
 from .plants import PLANTS, AcknowledgeBeforeCommit
 from .simulation import Simulation
+from .trimming import CrowdedSimulation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,16 @@ def test_a_failing_seed_is_named_fails_the_run_and_fails_again() -> None:
     assert again.returncode != 0
     what = failed.stderr.rpartition("AssertionError: ")[2].strip()
     assert what in again.stderr
+
+
+def test_what_the_budget_takes_is_named_and_the_balance_holds() -> None:
+    dropped = 0
+    for seed in (*range(8), 105):  # 105: time went back when the last entry was gone
+        with simulation_of(seed, CrowdedSimulation) as simulation:
+            simulation.run(6000)
+            simulation.finish()
+            dropped += simulation.box.broker.gaps.totals.total()
+    assert dropped > 1_000
 
 
 @pytest.mark.parametrize("plant", (*PLANTS, *MORE_PLANTS), ids=lambda plant: plant.__name__)

@@ -29,6 +29,7 @@ from tidegate.uplink.rule import load_all, wants
 from tidegate.uplink.worker import Worker
 
 from tests.broker.world import World
+from tests.support.said import Said
 from tests.uplink.far_end import FarEnd
 from tests.uplink.rig import TestClock
 
@@ -92,7 +93,7 @@ class Uplink:
         self.starts: list[tuple[RuleBook, int]] = []
         """Each start of the child: the file it read, and how many rows were durable then."""
         self.clock = TestClock()
-        self.said: list[str] = []
+        self.said = Said()
         self.tells: list[tuple[RuleBook, int]] = []
         """The same of the broker."""
         self.named: list[str] = []
@@ -145,7 +146,7 @@ class Uplink:
         self._workers = []
         self.due = True
         try:
-            pools = take_rules(self._directory, ["redis"], self.progress, self.said.append)
+            pools = take_rules(self._directory, ["redis"], self.progress, self.said)
         except StoreError:
             return  # the child tries again
         self.due = False
@@ -156,7 +157,7 @@ class Uplink:
             self._workers.append(
                 self.worker_type(
                     pool.full_name, Plan(rules, TaggedBackend(tag), "node"), self.far[pool.name].connect, self.reader,
-                    self.progress, self.clock, self.said.append, self._chance,
+                    self.progress, self.clock, self.said, self._chance,
                 )
             )  # fmt: skip
 

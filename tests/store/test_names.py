@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tidegate.store.entry import CONNECTED, PUBLISH
 from tidegate.store.log import Log, Name
-from tidegate.store.names import STEP, Names, Unused
+from tidegate.store.names import KEEP_FIRST, STEP, Names, Unused
 from tidegate.store.store import WAL_LIMIT, Store
-from tidegate.store.trim import KEEP_SEQ
+from tidegate.store.trim import KEEP_SEQ, Plan, Trim
 
 from .test_store import NOW, TopicName, open_store
 
@@ -135,4 +135,38 @@ def test_random_names_do_not_grow_the_write_ahead_log(path: Path) -> None:
         store.apply(log.take())
     assert store.connection.execute("SELECT count(*) FROM topic").fetchone() == (1,)
     assert path.with_name("log.db-wal").stat().st_size < WAL_LIMIT * 2
+    store.close(NOW)
+
+
+def test_a_look_comes_to_its_end_although_entries_keep_coming(path: Path) -> None:
+    store, log, _ = store_with(path, [f"t{number}" for number in range(20)])
+    log.append(PUBLISH, Name("c"), TopicName("t19"), 1, b"x")
+    store.apply(log.take())
+    names, found, steps = Names(), 0, 0
+    while (step := names.step(store.connection)) is not None and steps < 20:
+        steps += 1
+        found += len(step.topics)
+        if step.first is not None:
+            log.change(KEEP_FIRST, step.first)
+        log.append(PUBLISH, Name("c"), TopicName("t19"), 1, b"x")
+        store.apply(log.take())
+    assert found == 19
+    assert step is None, "the look goes on for ever"
+    store.close(NOW)
+
+
+def test_what_names_will_free_is_not_taken_from_the_messages(path: Path) -> None:
+    store, log = open_store(path)
+    for number in range(6_000):
+        log.append(PUBLISH, Name(f"c{number}"), TopicName(f"t{number}"), 1, b"x")
+    client, topic = Name("c"), TopicName("t")
+    for _ in range(20_000):
+        log.append(PUBLISH, client, topic, 1, b"x")
+    store.apply(log.take())
+    store.connection.execute("DELETE FROM entry WHERE seq <= 15000")
+    pages, free = (store.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+    trim = Trim(2 * int((pages - free) * 4096 / 0.92), 10**12)  # of a small budget one half is for the write-ahead log
+    answers = [trim.plan(store.connection, log.clock.at(log.mono), 0) for _ in range(6)]
+    assert isinstance(answers[0], Unused)
+    assert not any(isinstance(answer, Plan) and answer.changes for answer in answers)
     store.close(NOW)

@@ -142,6 +142,12 @@ class Gateway:
         """The end of what it printed."""
         return self._log.read_text(errors="replace")[-4000:]
 
+    def faults(self) -> list[str]:
+        """Lines of the end of its log that tell of a fault in the program."""
+        return [
+            line for line in self.log().splitlines() if "Traceback" in line or "internal_error" in line or "pool_failed" in line
+        ]
+
     def _take(self) -> subprocess.Popen[bytes]:
         process, self._process = self._process, None
         assert process is not None, "the gateway is not running"

@@ -21,6 +21,7 @@ from tidegate.uplink.worker import Wait, Worker
 
 from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY, LogFile
 
@@ -75,7 +76,7 @@ class Rig:
         self.pool_name = f"{backend}.pool1"
         self.conf = directory / f"emqx_backend_{backend}.conf"
         self.clock = TestClock()
-        self.said: list[str] = []
+        self.said = Said()
         self.log = LogFile(self.data)
         self.progress = Progress(self.data)
         self._reader = LogReader(self.data / "log.db")
@@ -102,7 +103,7 @@ class Rig:
             self._reader,
             self.progress,
             self.clock,
-            self.said.append,
+            self.said,
             random.Random(1),
         )
 

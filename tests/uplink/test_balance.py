@@ -18,6 +18,8 @@ from tidegate.uplink.progress import Progress, Standing, read_pools
 from tidegate.uplink.rule import load
 from tidegate.uplink.worker import Wait, Worker
 
+from tests.support.said import Said
+
 from .far_end import FarEnd
 from .logfile import LogFile
 from .rig import TestClock
@@ -50,7 +52,7 @@ class Box:
     def drain(self) -> None:
         worker = Worker(
             POOL, Plan(self._rules, Backend(), "node"), self.far.connect, self._reader, self.progress, self.clock,
-            lambda text: None, random.Random(1),
+            Said(), random.Random(1),
         )  # fmt: skip
         for _ in range(1000):
             wait = worker.step()

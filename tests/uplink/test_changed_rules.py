@@ -18,6 +18,7 @@ from tidegate.uplink.rule import RuleFile, load, wants
 from tidegate.uplink.worker import CHANGED_RULE
 
 from tests.support.redis_server import RedisServer
+from tests.support.said import Said
 
 from .logfile import GATEWAY
 from .rig import LEDGER, LIST, MESSAGES, REFUSED, Rig
@@ -77,6 +78,21 @@ def test_the_mark_of_a_lost_life_with_the_same_epoch_hides_nothing(tmp_path: Pat
         far.hset(LEDGER, "7", 2)
         rig.drain()
         assert far.lrange("list", 0, -1) == rig.published()
+
+
+def test_an_epoch_whose_mark_was_set_back_is_sent_again_though_a_later_one_has_a_mark(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    with Rig(tmp_path, server.port, LIST) as rig, server.client() as far:
+        rig.log.publish_many(30)
+        rig.log.new_run(7)
+        rig.log.publish_many(5)
+        rig.drain()
+        far.hset(LEDGER, "1", 20)
+        rig.progress.save("redis.pool1", rig.standing()._replace(cursor=10, epoch=1), {}, 0)
+        rig.restart()
+        rig.drain()
+        assert far.lrange("list", 35, -1) == rig.published()[20:30]
 
 
 @pytest.mark.parametrize("way", ["script", "transaction"])
@@ -168,15 +184,15 @@ def test_a_rule_whose_event_cannot_be_read_wants_what_it_looks_like(tmp_path: Pa
     file = load(path, "redis")
     assert file.mistakes
     assert {want.kind for want in wants([file])} == kinds
-    assert all(want.topic_filter == "#" and not want.min_qos for want in wants([file]))
+    assert all(want.topic_filter == "" and not want.min_qos for want in wants([file]))
 
 
 def test_a_file_with_a_mistake_keeps_what_number_sign_does_not_match(tmp_path: Path) -> None:
     path = tmp_path / "emqx_backend_redis.conf"
     reserved = 'backend.redis.hook.message.publish.3 = {"topic": "$x/#", "action": {"commands": ["A b"]}, "pool": "pool1"}\n'
     path.write_text(TWO_POOLS + reserved + "backend.redis.pool1.database = one\n")
-    assert set(wants([load(path, "redis")])) == {Want(PUBLISH, "#", 0, False), Want(PUBLISH, "$x/#", 0, False)}
+    assert set(wants([load(path, "redis")])) == {Want(PUBLISH, "", 0, False)}
 
 
 def _take(directory: Path, progress: Progress) -> list[tuple[RuleFile, Pool]]:
-    return take_rules(directory, ["redis"], progress, lambda text: None)
+    return take_rules(directory, ["redis"], progress, Said())

@@ -253,7 +253,7 @@ def test_the_way_of_writing_is_said_and_shown(rig: Rig, far: redis.Redis, way: s
     rig.drain()
     warning = rig.standing().warning
     assert ("no right to run scripts" in warning) == (way == "transaction")
-    assert rig.said == ([warning] if warning else [])
+    assert rig.said == ([f"pool_warning: {warning}"] if warning else [])
 
 
 def test_a_lot_arrives_in_order_either_way(rig: Rig, far: redis.Redis, server: RedisServer) -> None:

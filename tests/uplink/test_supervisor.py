@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tidegate.gateway.supervisor import Supervisor
 
+from tests.support.said import Said
+
 DEADLINE = 10.0
 COUNT = """
 import os, signal, sys
@@ -45,12 +47,8 @@ class Stage:
 
     def __init__(self, directory: Path, program: str) -> None:
         self._out = directory / "out"
-        self.reports: list[str] = []
-        self.supervisor = Supervisor([sys.executable, "-c", program, str(self._out)], self._hear)
-
-    def _hear(self, text: str, kind: str) -> None:
-        assert kind, "a line that repeats itself is held back by its kind"
-        self.reports.append(text)
+        self.reports = Said()
+        self.supervisor = Supervisor([sys.executable, "-c", program, str(self._out)], self.reports)
 
     def seen(self) -> str:
         return self._out.read_text() if self._out.exists() else ""
@@ -93,7 +91,8 @@ def test_a_child_that_dies_is_started_again_later_each_time(tmp_path: Path) -> N
         await until(lambda: len(stage.reports) == 3)
         await stage.supervisor.stop(5)
         assert stage.reports == [
-            f"the uplink ended with exit code 7; starting it again in {pause} s, nothing is lost" for pause in (0.2, 0.4, 0.8)
+            f"uplink_ended: the uplink ended and is started again; nothing is lost exit_code=7 pause={pause}"
+            for pause in (0.2, 0.4, 0.8)
         ]
         assert stage.supervisor.restarts == 3
 
@@ -117,11 +116,11 @@ def test_a_restart_is_a_stop_and_a_start(tmp_path: Path) -> None:
 
 def test_a_program_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
     async def story() -> None:
-        reports: list[str] = []
-        supervisor = Supervisor([str(tmp_path / "nothing")], lambda text, kind: reports.append(text))
+        reports = Said()
+        supervisor = Supervisor([str(tmp_path / "nothing")], reports)
         await supervisor.start()
         await until(lambda: reports)
-        assert "could not be started" in reports[0]
+        assert "not_started=" in reports[0]
         await supervisor.stop(1)
 
     asyncio.run(story())

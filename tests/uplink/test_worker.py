@@ -20,6 +20,8 @@ from tidegate.uplink.progress import Progress, cursors, read_pools
 from tidegate.uplink.rule import Rule, load
 from tidegate.uplink.worker import MAX_BACK_OFF, Worker
 
+from tests.support.said import Said
+
 from .far_end import FarEnd, FarLink
 from .logfile import LogFile
 from .rig import TestClock
@@ -81,7 +83,7 @@ class Simulation:
         self._progress = FullDisk(directory, self.chance, self.far)
         self._reader = LogReader(self.log.path)
         self._numbers = iter(range(1_000_000))
-        self.said: list[str] = []
+        self.said = Said()
         self.start()
 
     def close(self) -> None:
@@ -98,7 +100,7 @@ class Simulation:
             self._reader,
             self._progress,
             self.clock,
-            self.said.append,
+            self.said,
             self.chance,
         )
 
@@ -223,9 +225,11 @@ def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tm
         simulation.clock.now += 1.0
     simulation.finish(simulation.worker)
     minutes = (simulation.clock.now - began) / 60
-    lost, again = "cannot reach the far end: the far end closed the connection", "connected again"
-    assert simulation.said == [lost, again] * (len(simulation.said) // 2)
+    assert simulation.said[::2] == [line for line in simulation.said if line.startswith("pool_unreachable: ")]
+    assert simulation.said[1::2] == ["pool_connected: connected again"] * (len(simulation.said) // 2)
     assert 2 <= len(simulation.said) <= 4 * minutes + 4
+    held = sum(int(line.rpartition("repeated=")[2]) for line in simulation.said if "repeated=" in line)
+    assert 300 - 30 <= held + len(simulation.said) // 2 <= 300, "what was held back is not counted"
     simulation.close()
 
 
