@@ -29,6 +29,7 @@ from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
 
+from . import control, made_requests
 from .access import Access
 from .broker import Broker
 from .config import Config, Listener
@@ -164,8 +165,10 @@ class App:
 
     def _load_rules(self) -> None:
         """Take what the rules want logged, and how long the box keeps it. A bad file stops its pools, not the gateway."""
+        from tidegate.uplink.local import local_rules
         from tidegate.uplink.progress import saved_wants
         from tidegate.uplink.rule import load_all, wants
+        from tidegate.uplink.vocabulary import LOGGED_FOR_SQLITE
 
         read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
@@ -182,9 +185,12 @@ class App:
         except StoreError as error:
             self._report("uplink_db_unusable", str(error), WARNING)
             saved = {}
-        self.broker.router.set_wants(wants(files, saved))
+        router = self.broker.router
+        local = local_rules(files)
+        router.set_wants(wants(files, saved), router.local if local is None else local)
+        mine = [rule for file in files if file.backend == "sqlite" for rule in file.rules]
+        ages = [rule.expired_time or DEFAULT_AGE for rule in mine if rule.function in LOGGED_FOR_SQLITE]
         self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
-        ages = [rule.expired_time or DEFAULT_AGE for file in files if file.backend == "sqlite" for rule in file.rules]
         self._trimming.trim = self._trim(max(ages, default=0))
         self._rules_read = read
 
@@ -230,7 +236,7 @@ class App:
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, addresses: list[str]) -> None:
-        from . import control, notify
+        from . import notify
 
         self._supervisor = self._make_supervisor()
         if self._supervisor is not None:
@@ -417,13 +423,15 @@ class App:
             unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> control.Answer:
         if request.get("command") == "status":
             return self._status()
         if request.get("command") == "refused":
             return self.broker.connecting.refusals.as_dict()
         if request.get("command") == "backup":
             return self._backup.answer(request)
+        if request.get("command") == "sub":
+            return made_requests.answer(self.broker, request, self._loop.create_future())
         if request.get("command") == "wake":
             if self._supervisor is not None:
                 self._supervisor.wake()

@@ -31,6 +31,7 @@ from .delivery import Delivery
 from .exchanges import Exchanges
 from .gaps import Gaps
 from .limits import Absence
+from .made import MadeSubscriptions
 from .mqtt.connection import Acks, Connection, Fault
 from .mqtt.packets import (
     Auth,
@@ -46,6 +47,7 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .offline import Offline
 from .pressure import Pressure
 from .routing import Router, Topic
 from .session import Client, Link, Session
@@ -121,6 +123,9 @@ class Broker:
         self.pressure = Pressure(self)
         self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self)
+        self.subscribing = subscribing
+        self.made = MadeSubscriptions(self, subscribing)
+        self.offline = Offline(self, self._read_in_turn)
         self._handlers: dict[type, Callable[[Client, Session, Any], None]] = {
             Acks: exchanges.on_acks,
             PubAck: exchanges.on_puback,
@@ -137,6 +142,8 @@ class Broker:
     def load(self, db: sqlite3.Connection, clean: bool) -> None:
         """Read back what the store knows of sessions and retained messages; `clean`: the last run was stopped properly."""
         self.sessions.load(db, clean, self.now)
+        self.made.load(db)
+        self.offline.load(db)
         self.gaps.load(db)
         for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
             self.retained.put(name, seq)
@@ -215,6 +222,7 @@ class Broker:
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
         self._absence.tick()
+        self.offline.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -224,6 +232,7 @@ class Broker:
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
         self.connecting.publish_due_wills(at_stop=True)
+        self.offline.fold()
         self.sessions.fold_for_stop(self.delivery.live)
         self._begin_commit()
 
@@ -279,6 +288,8 @@ class Broker:
         if self.now >= self._next_fold:
             self._next_fold = self.now + FOLD_PAUSE
             self.sessions.fold(self.delivery.live, FOLD_AT_ONCE)
+            self.offline.fold(FOLD_AT_ONCE)
+        self.offline.fold_urgent()
         self._hand_over(self.log.take())
 
     def _hand_over(self, batch: Batch, pause: float = 0.0) -> None:
@@ -306,6 +317,8 @@ class Broker:
         self._begin_commit()
         self.delivery.acknowledge(batch.acks)
         self.stored += len(batch.rows)
+        if batch.rows:
+            self.delivery.durable = batch.first_seq + len(batch.rows) - 1
         for function, *arguments in batch.after:
             function(*arguments)
         self.delivery.push_committed(batch)
@@ -438,7 +451,7 @@ class Broker:
         flags = qos | (RETAIN if retain else 0)
         seq = 0
         if (topic.stored if qos else topic.stored_qos0) or (retain and (payload or topic.stored_retained)):
-            seq = log.append(PUBLISH, sender, topic, flags, payload, properties)
+            seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
             waits = True
         if retain:
             waits |= self._set_retained(topic, seq, payload)

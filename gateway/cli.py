@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store, cli_uplink
+from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store, cli_sub, cli_uplink
 from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
@@ -226,7 +226,7 @@ def _count(things: list[str], name: str) -> str:
 
 for command in (
     *(cli_doctor.status, cli_doctor.doctor, cli_store.backup, cli_store.restore, cli_store.salvage, cli_dead.dead),
-    *(cli_rules.rules, cli_uplink.uplink),
+    *(cli_rules.rules, cli_uplink.uplink, cli_sub.sub),
 ):
     main.add_command(command)
 

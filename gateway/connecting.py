@@ -16,6 +16,7 @@ from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
 
 from .delivery import Delivery
+from .made import MadeSubscriptions
 from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
 from .mqtt.properties import Properties, Property, encode_block
 from .mqtt.reasons import ReasonCode
@@ -24,6 +25,7 @@ from .refusals import Refusals
 from .routing import Router, Topic
 from .session import NEVER, Client, Session
 from .sessions import Sessions
+from .subscribing import Subscribing
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Broker(Protocol):
     router: Router
     delivery: Delivery
     sessions: Sessions
+    made: MadeSubscriptions
+    subscribing: Subscribing
     clients: dict[Client, None]
     pressure: Pressure
     now: float
@@ -122,6 +126,7 @@ class Connecting:
             durable = session.persistent
         self._attach(client, session, packet)
         self._log_connected(session, new=before is None)
+        made = broker.made.look_up(session, new=before is None)
         present = before is not None and packet.version > 3  # a reserved byte in 3.1
         answer = self._connack(client, packet, present, assigned, expiry)
         if client.maximum_packet_size and len(answer) > client.maximum_packet_size:  # [MQTT-3.1.2-24]
@@ -132,6 +137,7 @@ class Connecting:
             broker.when_durable(self._connected, client, session, answer)
         else:
             self._connected(client, session, answer)
+        broker.subscribing.bring(session, made)
 
     def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
         if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):

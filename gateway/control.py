@@ -13,11 +13,13 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+Answer = dict[str, Any] | Awaitable[dict[str, Any]]
+"""One that must be durable first comes later."""
+Handler = Callable[[dict[str, Any]], Answer]
 LIMIT = 1 << 20
 
 
@@ -39,6 +41,8 @@ async def serve(path: Path, handler: Handler) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
             reply = _reply(handler, await reader.readline())
+            if not isinstance(reply, dict):
+                reply = await reply
             writer.write(json.dumps(reply).encode() + b"\n")
             await writer.drain()
         writer.close()
@@ -63,7 +67,7 @@ def _short(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-def _reply(handler: Handler, line: bytes) -> dict[str, Any]:
+def _reply(handler: Handler, line: bytes) -> Answer:
     try:
         request = json.loads(line)
     except ValueError as error:

@@ -11,15 +11,17 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
-from tidegate.store.entry import DELIVERED, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.entry import PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
 from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
+from .progress import Progress
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 from .walk import ReadLog, Walk, piece_of, wanted
@@ -30,15 +32,18 @@ TAIL_BYTES = 24 << 20
 RESEND_AT_ONCE = 500
 TAIL_REST = 30
 """Ticks (seconds) without a new batch until then."""
+Feed = Callable[[Session, Progress, Client], bool]
 
 
 class Delivery(Outlet):
-    """See the module. `live` is the last seq handed to live sessions."""
+    """See the module. `live` is the last seq handed to live sessions, `durable` the last one committed."""
 
     def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
         super().__init__(log, router, max_queued_bytes, message_id)
-        self.live = log.next_seq - 1
+        self.live = self.durable = log.next_seq - 1
         self.report: Say = lambda *_, **fields: None
+        self.feed: Feed = lambda session, progress, client: False
+        """What a session fetches is handed out by `offline`."""
         self._read = read
         self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
@@ -134,8 +139,8 @@ class Delivery(Outlet):
             if client.maximum_packet_size and self._too_large(client, *parts):
                 continue
             self._send_stored(session, client, seq, qos, parts)
-            if self._router.wanted(DELIVERED):
-                self._log_delivered(session, topic, seq, at, run)
+            if topic.watched:
+                self._note(session, topic, seq, qos, at, run)
 
     # -- reading on ------------------------------------------------------------------------------------------------
 
@@ -216,7 +221,11 @@ class Delivery(Outlet):
                 return
             if session.room() <= 0:
                 return
-            if session.backlog and (its_turn or not self._walk.crowded):
+            progress = session.progress
+            if progress is not None and progress.pending:
+                if not self.feed(session, progress, client):
+                    return
+            elif session.backlog and (its_turn or not self._walk.crowded):
                 self._send_backlog(session, client)
             elif session.reading is client:
                 return
@@ -307,7 +316,7 @@ class Delivery(Outlet):
         target = self._router.match(session, topic)
         if target is None or min(target.qos, flags & QOS_MASK) != 1 or target.no_local or target.identifiers:
             return None
-        if target.since >= seq or client.maximum_packet_size or self._router.wanted(DELIVERED):
+        if target.since >= seq or client.maximum_packet_size or self._router.watches(topic):
             return None
         key = 4 | (32 if target.retain_as_published and flags & RETAIN else 0) | (client.version == 5)
         return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
@@ -357,36 +366,43 @@ class Delivery(Outlet):
 
     def _send_late(self, session: Session, client: Client, message: Stored) -> None:
         """Send one message of the log to a session that was behind, if it is still for it."""
-        seq, raw, flags, payload, properties, sender, at, mono, run = message
-        topic = self._router.topics[raw]
+        seq = message[0]
+        topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
             target = self._router.match(session, topic, seq)
-        if target is None:
+        if target is None or not min(target.qos, message[2] & QOS_MASK):
             return
+        if session.handled and session.handled.pop(seq, 0) is None:
+            return
+        self.send_old(session, client, message, target)
+
+    def send_old(self, session: Session, client: Client, message: Stored, target: Target) -> int:
+        """Send a message of the log, if it is still worth it; its QoS, 0 if it need not be acknowledged."""
+        seq, raw, flags, payload, properties, sender, at, mono, run = message
+        topic = self._router.topics[raw]
         _, granted, _, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
-        if not qos or (no_local and _is(session, sender)):
-            return
-        if session.handled and seq in session.handled:
-            del session.handled[seq]
-            return
+        if no_local and _is(session, sender):
+            return 0
         if b"\x02" in properties and self._expired(properties, at, mono, run):
             self.dropped["expired"] += 1
             session.taken += 1
             session.expired += 1
-            return
+            return 0
         v5 = client.version == 5
         key = qos << 2 | (32 if retain_as_published and flags & RETAIN else 0) | v5
         if v5 and (identifiers or properties):
             properties = self._properties(properties, identifiers, at, mono, run)
         head, tail = self._variant(topic, key, payload, properties)
         if self._too_large(client, head, tail):
-            return
+            return 0
         if qos == 1 and seq < session.suspect:
             head = _dup(head, DUP)
         self._send_stored(session, client, seq, qos, (head, tail))
-        self._log_delivered(session, topic, seq, at, run)
+        if self._router.watches(topic):
+            self._note(session, topic, seq, qos, at, run)
+        return qos
 
     # -- retained --------------------------------------------------------------------------------------------------
 
@@ -440,7 +456,11 @@ class Delivery(Outlet):
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
+                if qos and session.progress is not None and session.progress.skips(message[0]):
+                    session.progress.under_way(message[0])
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
+                if qos and self._router.watches(topic) and topic.acks:
+                    session.followed().sent[message[0]] = topic.raw
         del session.retained[:taken]
         if len(session.retaining) > 2 * session.window:
             session.retaining = {

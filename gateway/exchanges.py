@@ -40,9 +40,13 @@ class Exchanges:
             self._broker.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # 4.3.3: a PUBACK for QoS 2
             return
         sent = len(session.inflight)
-        if self._broker.router.wanted(ACKED):
+        progress = session.progress
+        if progress is not None or self._broker.router.wanted(ACKED):
             for packet_id in acks.packet_ids:
-                self._log_acked(session, pop(packet_id, 0))
+                seq = pop(packet_id, 0)
+                self._log_acked(session, seq)
+                if progress is not None:
+                    self._broker.offline.acked_qos1(session, progress, seq)
         else:
             for packet_id in acks.packet_ids:
                 pop(packet_id, None)
@@ -71,12 +75,10 @@ class Exchanges:
             return
         if state == SENT:
             self._log_acked(session, seq)
+            if session.progress is not None:
+                self._broker.offline.acked_qos2(session, session.progress, seq)
         if packet.reason >= 0x80:
-            del session.releasing[packet.packet_id]
-            session.delivered += 1
-            self._broker.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
-            session.dirty = True
-            self._pump(session)
+            self._complete(session, packet.packet_id, seq)
             return
         session.releasing[packet.packet_id] = (seq, RELEASED)
         if state == SENT:
@@ -103,10 +105,17 @@ class Exchanges:
             self._broker.connecting.drop(client, ReasonCode.PROTOCOL_ERROR)  # [MQTT-4.3.3-3]: unacknowledged until the PUBREC
             return
         if seq:
-            del session.releasing[packet.packet_id]
-            session.delivered += 1
-            self._broker.sessions.set_delivery(session, seq, packet.packet_id, COMPLETE)
-            session.dirty = True
+            self._complete(session, packet.packet_id, seq)
+        else:
+            self._pump(session)
+
+    def _complete(self, session: Session, packet_id: int, seq: int) -> None:
+        del session.releasing[packet_id]
+        session.delivered += 1
+        self._broker.sessions.set_delivery(session, seq, packet_id, COMPLETE)
+        if session.progress is not None:
+            self._broker.offline.completed(session, session.progress, seq)
+        session.dirty = True
         self._pump(session)
 
     def _pump(self, session: Session) -> None:
@@ -138,8 +147,8 @@ class Exchanges:
             self._broker.log.append(ACKED, name, self._broker.router.topics[topic.raw], 0, message_id)
 
     def _acknowledge(self, client: Client, session: Session, packet: int) -> None:
-        """Only a session that survives has to remember, and so to wait."""
-        if session.persistent:
+        """Only who survives, a session or a position, has to remember, and so to wait."""
+        if session.persistent or session.progress is not None:
             self._broker.acknowledge(client, packet)
         else:
             self._broker.delivery.send(client, packet.to_bytes(4, "big"))

@@ -99,7 +99,7 @@ class Absence:
             return False
         waiting: Waiting = session.waiting or Waiting(first - 1)
         session.waiting = waiting
-        sent = len(session.inflight)
+        sent = len(_sent(session))
         more, larger = waiting.messages + sent - self._messages, waiting.bytes - self._bytes
         if more > 0 or larger > 0:
             reason = "max_waiting_messages" if more > 0 else "max_waiting_bytes"
@@ -115,8 +115,7 @@ class Absence:
         return False
 
     def _oldest_sent(self, session: Session) -> int:
-        sent = [seq for seq, state in session.releasing.values() if state == SENT]
-        return min([*session.inflight.values(), *sent], default=ALL)
+        return min([seq for seq, _ in (*_sent(session), *_sent_qos2(session))], default=ALL)
 
     def _counted(self, session: Session, waiting: Waiting, got: Any) -> None:
         if isinstance(got, Counted) and session.waiting is waiting:
@@ -145,7 +144,7 @@ class Absence:
 
     def _give_up(self, session: Session, got: Counted, reason: str, sent: int) -> None:
         """Everything through `got.through`, of what was sent at least the `sent` oldest."""
-        oldest = sorted((seq, packet_id) for packet_id, seq in session.inflight.items())
+        oldest = sorted(_sent(session))
         given_up = [packet_id for number, (seq, packet_id) in enumerate(oldest) if seq <= got.through or number < sent]
         if got.through >= session.next_seq:
             session.next_seq = got.through + 1
@@ -160,7 +159,9 @@ class Absence:
         session.dropped[reason] += count
         count += self._release(session, got.through)
         for packet_id in given_up:
-            del session.inflight[packet_id]
+            seq = session.inflight.pop(packet_id)
+            if session.progress is not None:
+                session.progress.give_up(seq, fetched=False)
         forget_kept(self._broker.log, session, given_up)
         self._broker.sessions.moved_asleep(session)
         if count:
@@ -170,8 +171,22 @@ class Absence:
 
     def _release(self, session: Session, through: int) -> int:
         """QoS 2: the client may have it, and holds its packet id until it is released (4.3.3)."""
-        sent = [(packet_id, seq) for packet_id, (seq, state) in session.releasing.items() if state == SENT and seq <= through]
-        for packet_id, seq in sent:
+        sent = [(seq, packet_id) for seq, packet_id in _sent_qos2(session) if seq <= through]
+        for seq, packet_id in sent:
             session.releasing[packet_id] = (seq, RELEASED)
+            if session.progress is not None:
+                session.progress.give_up(seq, fetched=False)
             self._broker.sessions.set_delivery(session, seq, packet_id, RELEASED)
         return len(sent)
+
+
+def _sent(session: Session) -> list[tuple[int, int]]:
+    """(seq, packet id) of QoS 1 messages that it has not acknowledged. Not of what it fetches, which is old anyway."""
+    fetched = session.progress.fetched if session.progress is not None else ()
+    return [(seq, packet_id) for packet_id, seq in session.inflight.items() if seq not in fetched]
+
+
+def _sent_qos2(session: Session) -> list[tuple[int, int]]:
+    """The same of QoS 2."""
+    fetched = session.progress.fetched if session.progress is not None else ()
+    return [(seq, pid) for pid, (seq, state) in session.releasing.items() if state == SENT and seq not in fetched]

@@ -152,7 +152,10 @@ class Outlet:
             properties = encode_block(found)
         return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
 
-    def _log_delivered(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
+    def _note(self, session: Session, topic: Topic, seq: int, qos: int, at: int, run: int) -> None:
+        """A message of a watched topic was sent."""
+        if seq and qos and topic.acks:
+            session.followed().sent[seq] = topic.raw
         if seq and self._router.wanted(DELIVERED, topic.text):
             self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
 
@@ -169,6 +172,9 @@ class Outlet:
         With QoS 2 the client may have it and wait for its release: the packet id is free only when it was released.
         """
         session.dirty = True
+        if session.progress is not None:
+            seq = session.inflight.get(packet_id, 0) if qos == 1 else session.releasing[packet_id][0]
+            session.progress.give_up(seq, fetched=qos == 1)
         if qos == 1:
             if session.inflight.pop(packet_id, None) is not None:
                 session.dropped["no_longer_stored"] += 1

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tidegate.store.entry import PUBLISH, Want
+from tidegate.store.entry import DELIVERED, PUBLISH, STORED_QOS0, Want
+from tidegate.store.local import NO_RULES, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.policy import Policies
 from tidegate.store.topic import FilterTree, matches, without_share
@@ -49,7 +50,9 @@ class Topic(Name):
     """A topic name with its route. `plain` is its `generation` when QoS 1 messages are stored, else -1."""
 
     __slots__ = (
+        "acks",
         "generation",
+        "kept_qos0",
         "plain",
         "prefix",
         "raw",
@@ -60,6 +63,7 @@ class Topic(Name):
         "stored_retained",
         "subscribed",
         "targets",
+        "watched",
         "weight",
     )
     table = "topic"
@@ -82,6 +86,12 @@ class Topic(Name):
         self.stored_retained = False
         self.refused = False
         """Whether the disk budget lets nothing more of it be stored."""
+        self.kept_qos0 = 0
+        """Flag of entries with QoS 0."""
+        self.acks = 0
+        """PUBSUB, QUEUE: what an acknowledgement does besides."""
+        self.watched = False
+        """Whether a delivery is to be logged or followed."""
 
 
 class Topics(dict[bytes, Topic]):
@@ -119,11 +129,14 @@ class Router:
         self._wants: FilterTree[Want, None] = FilterTree()
         self._wants_everywhere: list[Want] = []
         self._kinds: frozenset[int] = frozenset()
+        self.local = NO_RULES
+        self.watching = False
         self._changes: deque[tuple[str, str]] = deque(maxlen=MAX_CHANGES)
         """(what topics begin with, filter) of the last changes, one for each generation."""
 
-    def set_wants(self, wants: Iterable[Want]) -> None:
-        """Take the rules' wishes; replaces those before."""
+    def set_wants(self, wants: Iterable[Want], local: LocalRules = NO_RULES) -> None:
+        """Take what the rules want logged, and what they ask of the broker itself; replaces those before."""
+        self.local = local
         self._wants = FilterTree()
         self._wants_everywhere = []
         kinds = set()
@@ -134,6 +147,7 @@ class Router:
                 self._wants_everywhere.append(want)
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
+        self.watching = bool(local.acks) or DELIVERED in kinds
         self._all_changed()
 
     def set_level(self, level: int | None) -> bool:
@@ -227,6 +241,9 @@ class Router:
                 merged[session] = target if before is None else _merge(before, target)
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
+        topic.kept_qos0 = STORED_QOS0 if topic.stored_qos0 and self.local.keeps_qos0(topic.text) else 0
+        topic.acks = self.local.ack_of(topic.text)
+        topic.watched = bool(topic.acks) or self.wanted(DELIVERED, topic.text)
         topic.targets = list(merged.values())
         topic.refused = False
         if self.level is not None:
@@ -237,6 +254,16 @@ class Router:
         """Persistent sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
         found = self._tree.find(topic)
         return {session for session, one in found if one.qos and session.persistent and (session.behind or not session.client)}
+
+    def fresh(self, topic: Topic) -> Topic:
+        """The topic with a route that is true now."""
+        if topic.generation != self.generation:
+            self.route(topic, PUBLISH)
+        return topic
+
+    def watches(self, topic: Topic) -> bool:
+        """Whether a delivery of it is to be logged or followed."""
+        return self.watching and self.fresh(topic).watched
 
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.

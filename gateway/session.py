@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidegate.store.log import Name
+from tidegate.store.topic import matches
 
 from .mqtt.connection import Connection
 from .mqtt.packets import Will
+from .progress import END, Progress
 
 SENT = 1
 RELEASED = 2
@@ -132,6 +134,7 @@ class Session:
         "next_seq",
         "persistent",
         "plain",
+        "progress",
         "reading",
         "received",
         "releasing",
@@ -199,6 +202,17 @@ class Session:
         self.dropped: Counter[str] = Counter()
         self.waiting: Any = None
         """While it is away: what `limits` has counted of what waits for it."""
+        self.progress: Progress | None = None
+        """Only where rules follow what the client has read."""
+
+    def followed(self) -> Progress:
+        """Its progress, from now on if it has none yet."""
+        if self.progress is None:
+            self.progress = Progress()
+        return self.progress
+
+    def is_subscribed(self, topic: str) -> bool:
+        return any(matches(text, topic) for text in self.subscriptions)
 
     def free_packet_id(self) -> int:
         """The next packet id that is not in use; the window is far smaller than their number."""
@@ -211,6 +225,12 @@ class Session:
     def room(self) -> int:
         """How many more QoS 1 and 2 messages may be in flight (receive maximum, 4.9)."""
         return self.window - len(self.inflight) - len(self.releasing)
+
+    def unread(self) -> int:
+        """The lowest seq that it has still to read on from the log, a very high one if it is live."""
+        if not self.behind:
+            return END
+        return min(self.next_seq, self.backlog[0][0]) if self.backlog else self.next_seq
 
     def position(self, live: int) -> int:
         """The cursor: the last seq that need not be looked at again. `live` = last seq handed to live sessions."""
@@ -228,8 +248,10 @@ class Session:
     def _before_unacknowledged(self, last: int) -> int:
         """The seq before the lowest that was sent and is not acknowledged, `last` if there is none."""
         seqs: Collection[int] = self.inflight.values()
-        if self.releasing or self.retaining:
+        fetched: Collection[int] = self.progress.fetched if self.progress is not None else ()
+        if self.releasing or self.retaining or fetched:
             sent = [(packet_id, seq) for packet_id, (seq, state) in self.releasing.items() if state == SENT]
-            # What left as retained may be as old as it likes: it holds no cursor back.
-            seqs = [seq for packet_id, seq in (*self.inflight.items(), *sent) if self.retaining.get(packet_id) != seq]
+            # What left as retained or was fetched may be as old as it likes: it holds no cursor back.
+            both = (*self.inflight.items(), *sent)
+            seqs = [seq for packet_id, seq in both if self.retaining.get(packet_id) != seq and seq not in fetched]
         return min(seqs) - 1 if seqs else last

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from tidegate.store.log import Log, Name
@@ -33,7 +33,10 @@ ADD_DELIVERY = (
 SET_DELIVERY = f"UPDATE inflight SET state = ? | (state & {DONE_BEFORE}) WHERE client = ? AND seq = ? AND packet_id = ?"
 ONLY_DONE = f"UPDATE inflight SET state = {COMPLETE} WHERE client = ? AND seq = ? AND packet_id = ? AND state & {DONE_BEFORE}"
 DELETE_DELIVERY = "DELETE FROM inflight WHERE client = ?"
-FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED})"
+AS_FETCHED = 32
+"""On disk only, added to the state: fetched for a new subscription, so below the session's cursor from the start."""
+FORGET_DELIVERIES = f"{DELETE_DELIVERY} AND seq <= ? AND state & 7 NOT IN ({SENT}, {RELEASED}) AND state < {AS_FETCHED}"
+FORGET_FETCHED = f"{DELETE_DELIVERY} AND seq < ? AND state & 7 = {COMPLETE} AND state >= {AS_FETCHED}"
 
 
 class Sessions:
@@ -45,6 +48,10 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._awake: dict[Session, None] = {}
         """Connected, or put to sleep since `fold` came by: only their positions move, however many others sleep."""
+        self.ended: Callable[[Session], None] = lambda session: None
+        """Told of a followed session that is dropped."""
+        self.moved: Callable[[Session], None] = lambda session: None
+        """Told of a followed session whose cursor is written down: rows that say what was acknowledged above it may go."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -87,9 +94,11 @@ class Sessions:
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
         ):
             session = by_number[number]
+            if state & AS_FETCHED:
+                session.followed().take_up(seq, state & 7 == COMPLETE)
             if state & AS_RETAINED:
                 session.retaining[packet_id] = seq
-            if seq >= session.next_seq and state & (AS_RETAINED | DONE_BEFORE) != AS_RETAINED:
+            if seq >= session.next_seq and (state & DONE_BEFORE or not state & (AS_RETAINED | AS_FETCHED)):
                 session.handled[seq] = None
             state &= 7
             if state == SENT_QOS1:
@@ -145,6 +154,8 @@ class Sessions:
         session.retained.clear()
         session.retained_due.clear()
         session.resend = []
+        if session.progress is not None:
+            session.progress.rest()
         session.client = None
         session.dirty = True
         if session.expiry != NEVER:
@@ -156,6 +167,8 @@ class Sessions:
 
     def drop(self, session: Session) -> None:
         """The session ends: nothing of it stays."""
+        if session.progress is not None:
+            self.ended(session)
         self._by_id.pop(session.name.text, None)
         self._awake.pop(session, None)
         for text in session.subscriptions:
@@ -205,10 +218,17 @@ class Sessions:
         """Write the positions that moved since the last time."""
         moved = (session for session in self._awake if session.persistent and session.dirty)
         for session in list(islice(moved, at_most)):
-            session.dirty = False
+            self.keep_position(session, live)
+
+    def keep_position(self, session: Session, live: int) -> None:
+        """Write down where the session stands."""
+        session.dirty = False
+        if session.progress is not None:
+            self.moved(session)
+        if session.persistent:
             self._store_cursor(session, session.position(live))
-            if session.client is None:
-                del self._awake[session]
+        if session.client is None:
+            self._awake.pop(session, None)
 
     def fold_for_stop(self, live: int) -> None:
         """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""
@@ -231,7 +251,8 @@ class Sessions:
             return
         session.stored_cursor = cursor
         self.store_account(session)
-        self._log.change(FORGET_DELIVERIES, session.name, cursor)
+        done_with = cursor if session.progress is None else min(cursor, session.progress.done_with() - 1)
+        self._log.change(FORGET_DELIVERIES, session.name, done_with)
 
     def store_account(self, session: Session) -> None:
         """What became of its messages, with the cursor as the store has it."""
@@ -253,4 +274,6 @@ def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
 
 def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:
     """The state of a delivery as its row has it."""
+    if session.progress is not None and seq in session.progress.fetched:
+        state |= AS_FETCHED
     return state | AS_RETAINED if session.retaining.get(packet_id) == seq else state

@@ -60,7 +60,7 @@ class Snapshot:
                 "connected": len(broker.clients),
                 "sessions": len(broker.sessions),
                 "subscriptions": broker.router.subscriptions,
-                "refused": dict(broker.connecting.refused),
+                "refused": self._refused(),
                 "protocol_errors": broker.counters["protocol_errors"],
             },
             "messages": {
@@ -88,6 +88,12 @@ class Snapshot:
             "dropped": dict(delivery.dropped),
             "log": {"dropped": self._lines.dropped},
         }
+
+    def _refused(self) -> dict[str, int]:
+        found = dict(self._broker.connecting.refused)
+        if self._broker.counters["lookup_refused"]:
+            found["subscription_made_for_client"] = self._broker.counters["lookup_refused"]
+        return found
 
     def _clock(self) -> dict[str, Any]:
         log, trust = self._broker.log, self._trust

@@ -1,12 +1,12 @@
-"""SUBSCRIBE and UNSUBSCRIBE (3.8, 3.10), and the retained messages that a new subscription brings.
+"""SUBSCRIBE and UNSUBSCRIBE (3.8, 3.10), and what a new subscription brings: retained messages, and stored ones by the rules.
 
-Invariant: a SUBACK or UNSUBACK of a session that survives leaves after the commit that holds its subscriptions, and retained
-messages after the SUBACK.
+Invariant: a SUBACK or UNSUBACK of a session that survives leaves after the commit that holds its subscriptions, and messages
+that a subscription brings after the SUBACK.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.store.entry import SUBSCRIBED, UNSUBSCRIBED
 from tidegate.store.log import Name
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from .broker import Broker
 
 
+class Made(NamedTuple):
+    """A subscription that was just made; `through`: the last seq given out then. What came later is a message, not history."""
+
+    wanted: Requested
+    subscription: Subscription
+    new: bool
+    through: int
+
+    @property
+    def brings_retained(self) -> bool:
+        return self.wanted.retain_handling == 0 or (self.wanted.retain_handling == 1 and self.new)
+
+
 class Subscribing:
     """Handlers of SUBSCRIBE and UNSUBSCRIBE."""
 
@@ -32,72 +45,82 @@ class Subscribing:
     def on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
         identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
         reasons: list[ReasonCode] = []
-        retained: list[tuple[Requested, Subscription]] = []
+        made: list[Made] = []
         for wanted in packet.subscriptions:
-            reason, subscription, new = self._subscribe(client, session, wanted, identifiers[0])
-            reasons.append(reason)
-            if subscription is not None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
-                retained.append((wanted, subscription))
+            done = self.subscribe(session, wanted, identifiers[0])
+            if isinstance(done, Made):
+                made.append(done)
+            reasons.append(ReasonCode(wanted.qos) if isinstance(done, Made) else done)
         answer = encode(SubAck(packet.packet_id, tuple(reasons), {}), client.version)
-        through = self._broker.log.next_seq - 1
         if session.persistent:
-            self._broker.when_durable(self._confirm, client, session, answer, retained, through)
-            return
-        self._broker.delivery.send(client, answer)
-        if self._broker.busy:  # a retained message may be on its way to the disk
-            self._broker.when_durable(self._send_all_retained, client, session, retained, through)
+            self._broker.when_durable(self._broker.delivery.send_if_connected, session, client, answer)
         else:
-            self._send_all_retained(client, session, retained, through)
-
-    def _subscribe(
-        self, client: Client, session: Session, wanted: Requested, identifier: int
-    ) -> tuple[ReasonCode, Subscription | None, bool]:
-        if wanted.filter.startswith("$share/"):
-            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED, None, False
-        since = self._broker.log.next_seq - 1
-        subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
-        new = self._broker.sessions.subscribe(session, wanted.filter, subscription)
-        if self._broker.router.wanted(SUBSCRIBED, wanted.filter):
-            self._broker.log.append(SUBSCRIBED, session.name, _filter_topic(wanted.filter), wanted.qos)
-        return ReasonCode(wanted.qos), subscription, new
-
-    def _confirm(
-        self, client: Client, session: Session, answer: bytes, retained: list[tuple[Requested, Subscription]], through: int
-    ) -> None:
-        if session.client is client:
             self._broker.delivery.send(client, answer)
-            self._send_all_retained(client, session, retained, through)
+        self.bring(session, made)
 
-    def _send_all_retained(
-        self, client: Client, session: Session, retained: list[tuple[Requested, Subscription]], through: int
-    ) -> None:
+    def subscribe(self, session: Session, wanted: Requested, identifier: int = 0) -> Made | ReasonCode:
+        """Make one subscription, or say why not."""
+        broker = self._broker
+        if wanted.filter.startswith("$share/"):
+            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+        since = broker.log.next_seq - 1
+        subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
+        new = broker.sessions.subscribe(session, wanted.filter, subscription)
+        if new and wanted.qos:
+            broker.offline.subscribed(session, wanted.filter, since)
+        if broker.router.wanted(SUBSCRIBED, wanted.filter):
+            broker.log.append(SUBSCRIBED, session.name, _filter_topic(wanted.filter), wanted.qos)
+        return Made(wanted, subscription, new, since)
+
+    def bring(self, session: Session, made: list[Made]) -> None:
+        """Send what the subscriptions bring, once it can be read: what was published before may be on its way to the disk."""
+        client = session.client
+        if client is None:
+            return
+        if session.persistent or self._broker.busy:
+            self._broker.when_durable(self._send_all, client, session, made)
+        else:
+            self._send_all(client, session, made)
+
+    def _send_all(self, client: Client, session: Session, made: list[Made]) -> None:
         if session.client is client:
-            for wanted, subscription in retained:
-                self._send_retained(client, session, wanted.filter, subscription, through)
+            for one in made:
+                if one.brings_retained:
+                    self._send_retained(client, session, one)
+            self._broker.offline.begin(session)
 
-    def _send_retained(self, client: Client, session: Session, text: str, subscription: Subscription, through: int) -> None:
-        target = target_of(session, subscription)
+    def _send_retained(self, client: Client, session: Session, made: Made) -> None:
+        text = made.wanted.filter
         if text.startswith("$SYS"):
             for name, payload in self._broker.sys_values.items():
                 if matches(text, name):
                     self._broker.delivery.send_value(client, self._broker.router.topics[name.encode()], payload)
-        # What was published after the SUBSCRIBE went out as a message already.
-        seqs = [seq for seq in self._broker.retained.find(text) if seq <= through]
+        seqs = [seq for seq in self._broker.retained.find(text) if seq <= made.through]
         if seqs:
-            self._broker.delivery.queue_retained(client, text, target, seqs)
+            if session.progress is not None:
+                session.progress.skip(text, seqs)
+            self._broker.delivery.queue_retained(client, text, target_of(session, made.subscription), seqs)
 
     def on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
         reasons = []
         for text in packet.filters:
-            gone = self._broker.sessions.unsubscribe(session, text)
+            gone = self.unsubscribe(session, text)
             reasons.append(ReasonCode.SUCCESS if gone else ReasonCode.NO_SUBSCRIPTION_EXISTED)
-            if gone and self._broker.router.wanted(UNSUBSCRIBED, text):
-                self._broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text))
         answer = encode(UnsubAck(packet.packet_id, tuple(reasons), {}), client.version)
         if session.persistent:
-            self._broker.when_durable(self._confirm, client, session, answer, [], 0)
+            self._broker.when_durable(self._broker.delivery.send_if_connected, session, client, answer)
         else:
             self._broker.delivery.send(client, answer)
+
+    def unsubscribe(self, session: Session, text: str) -> bool:
+        """Take one subscription away; whether it was there."""
+        broker = self._broker
+        gone = broker.sessions.unsubscribe(session, text)
+        if gone:
+            broker.offline.unsubscribed(session, text)
+        if gone and broker.router.wanted(UNSUBSCRIBED, text):
+            broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text))
+        return gone
 
 
 def _filter_topic(text: str) -> Name:

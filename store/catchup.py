@@ -14,6 +14,7 @@ Invariant: the rows are in order of seq and complete up to `through`.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from .entry import PUBLISH, QOS_MASK
 from .piece import Piece, Stored
-from .schema import open_reader
+from .schema import know_topics, open_reader
 from .summary import STRETCH, Summary
 from .topic import matches
 
@@ -61,12 +62,18 @@ class CatchUp:
 
     def __init__(self, path: Path) -> None:
         self._db = open_reader(path)
+        know_topics(self._db)
         self._names: dict[int, bytes] = {}
         self._plain = -1
         self._pieces: list[Piece] = []
         self._summary = Summary(self._db)
         self.pieces_read = 0
         """How often the log itself was asked."""
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For other questions to the log, in this thread and within 20 ms."""
+        return self._db
 
     def close(self) -> None:
         self._db.close()
@@ -100,23 +107,23 @@ class CatchUp:
                 return Piece(first, run.last, [], filters)
             topics = "" if run.topics is None else f"AND topic IN ({','.join(map(str, run.topics))})"
             where = f"seq BETWEEN {run.first} AND {run.last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {topics}"
-            messages, whole = self._fetch_within(f"{where} ORDER BY seq LIMIT {rows}")
+            messages, whole = self.fetch_within(f"{where} ORDER BY seq LIMIT {rows}")
         finally:
             self._db.execute("COMMIT")
         through = run.last if not messages or (whole and len(messages) < rows) else messages[-1][0]
         return Piece(first, through, messages, None if run.topics is None else filters, self._plain if messages else -1)
 
-    def _fetch_within(self, chosen: str) -> tuple[list[Stored], bool]:
-        """The first of the chosen rows (what follows WHERE), as many as BYTES hold, at least one; whether these are all.
+    def fetch_within(self, chosen: str, most: int = BYTES) -> tuple[list[Stored], bool]:
+        """The first of the chosen rows (what follows WHERE), as many as `most` bytes hold, at least one; whether these are all.
 
         The sizes are looked at first and by themselves: SQLite then reads no payload for them.
         """
         sizes = f"SELECT seq, {_SIZE} AS size FROM entry WHERE {chosen}"
         (size,) = self._db.execute(f"SELECT ifnull(sum(size), 0) FROM ({sizes})").fetchone()
-        if size <= BYTES:
+        if size <= most:
             return self._fetch(f"SELECT * FROM entry WHERE {chosen}"), True
         sums = f"SELECT seq, size, sum(size) OVER (ORDER BY seq) AS total FROM ({sizes})"
-        fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {BYTES}"
+        fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
         return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
     def fetch(self, seqs: Sequence[int]) -> Fetched:
@@ -125,7 +132,7 @@ class CatchUp:
         wanted = ",".join(str(int(seq)) for seq in ordered)
         self._db.execute("BEGIN")
         try:
-            messages, whole = self._fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+            messages, whole = self.fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])

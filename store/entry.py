@@ -35,6 +35,10 @@ KIND_NAMES = {number: name for name, number in KINDS.items()}
 
 QOS_MASK = 3
 RETAIN = 4
+STORED_QOS0 = 16
+"""Flag of a message with QoS 0 that an `on_message_store` of sqlite keeps."""
+STORED = QOS_MASK | STORED_QOS0
+"""Any of these flags: the message stands in `mqtt_msg`."""
 
 
 class Entry(NamedTuple):

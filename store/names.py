@@ -34,7 +34,8 @@ _ELSEWHERE = {
     " AND NOT EXISTS (SELECT 1 FROM subscription WHERE client = n.id)"
     " AND NOT EXISTS (SELECT 1 FROM inflight WHERE client = n.id)"
     " AND NOT EXISTS (SELECT 1 FROM received WHERE client = n.id)"
-    " AND NOT EXISTS (SELECT 1 FROM position WHERE client = n.id)",
+    " AND NOT EXISTS (SELECT 1 FROM position WHERE client = n.id)"
+    " AND NOT EXISTS (SELECT 1 FROM fetch WHERE client = n.id)",
 }
 _COLUMN = {"topic": "name", "client": "clientid"}
 

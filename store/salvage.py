@@ -56,6 +56,7 @@ _CLEAR = (
     ("subscription", "subscriptions", "client NOT IN (SELECT client FROM session)"),
     ("inflight", "open deliveries", "client NOT IN (SELECT client FROM session)"),
     ("received", "guards against repeated QoS 2 messages", "client NOT IN (SELECT client FROM session)"),
+    ("fetch", "fetches under way", "client NOT IN (SELECT client FROM session)"),
     (
         "position", "positions", "client NOT IN (SELECT id FROM client) OR topic NOT IN (SELECT id FROM topic)",
     ),
@@ -236,7 +237,8 @@ class _Rescue:
                 self.report.append(f"{table.name}: {saved} rows saved, {text}")
 
     def _clear(self) -> None:
-        for table, what, orphaned in _CLEAR:
+        known = {table.name for table in tables_of(self._db)}  # an older log has fewer, until it is moved forward
+        for table, what, orphaned in (row for row in _CLEAR if row[0] in known):
             gone = self._db.execute(f"DELETE FROM {table} WHERE {orphaned}").rowcount
             if gone:
                 self.report.append(f"{gone} {what} dropped: what they belong to is lost")

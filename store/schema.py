@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import msgid
-from .entry import PUBLISH, QOS_MASK, RETAIN
+from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
+from .topic import matches
 
 LOG_NAME = "log.db"
 Migration = Callable[[sqlite3.Connection], None]
@@ -58,6 +59,11 @@ def open_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise StoreError(explain(path, error)) from error
     return connection
+
+
+def know_topics(connection: sqlite3.Connection) -> None:
+    """Let SQL ask `topic_matches(filter, name)`."""
+    connection.create_function("topic_matches", 2, matches, deterministic=True)
 
 
 def explain(path: Path, error: sqlite3.Error) -> str:
@@ -163,7 +169,11 @@ def _migrate(connection: sqlite3.Connection, form: Format) -> None:
 
 
 def _log_1(connection: sqlite3.Connection) -> None:
-    for statement in _LOG_1.split(";\n"):
+    _run(connection, _LOG_1)
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";\n"):
         if statement.strip():
             connection.execute(statement)
 
@@ -232,6 +242,7 @@ CREATE VIEW mqtt_acked AS
 def _log_2(connection: sqlite3.Connection) -> None:
     _clock(connection)
     _balance(connection)
+    _local(connection)
 
 
 def _clock(connection: sqlite3.Connection) -> None:
@@ -250,6 +261,26 @@ def _balance(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE session ADD COLUMN expired INTEGER NOT NULL DEFAULT 0")
     connection.execute("ALTER TABLE session ADD COLUMN dropped TEXT NOT NULL DEFAULT '{}'")
 
+
+def _local(connection: sqlite3.Connection) -> None:
+    """What the SQLite functions keep (`store.local`), and the view without what queues gave away."""
+    _run(connection, _LOCAL)
+
+
+_LOCAL = f"""
+CREATE TABLE fetch (
+  client INTEGER NOT NULL, filter TEXT NOT NULL, cursor INTEGER, through INTEGER NOT NULL,
+  PRIMARY KEY (client, filter)) WITHOUT ROWID;
+CREATE TABLE taken (seq INTEGER PRIMARY KEY);
+DROP VIEW mqtt_msg;
+CREATE VIEW mqtt_msg AS
+  SELECT e.seq AS id, {_MSGID} AS msgid, t.name AS topic, c.clientid AS sender, r.node AS node,
+    e.flags & {QOS_MASK} AS qos, (e.flags & {RETAIN}) / {RETAIN} AS retain, e.payload AS payload,
+    {_UTC.format(WHEN)} AS arrived
+  FROM entry e JOIN run r ON r.id = e.run JOIN topic t ON t.id = e.topic JOIN client c ON c.id = e.client
+  WHERE e.kind = {PUBLISH} AND e.flags & {STORED} > 0 AND NOT (e.flags & {RETAIN} AND length(e.payload) = 0)
+    AND NOT EXISTS (SELECT 1 FROM taken WHERE seq = e.seq);
+"""
 
 LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))
 """`log.db`: application_id "TGL1"."""

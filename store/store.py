@@ -31,7 +31,7 @@ from .exchange import refuse_emptied, refuse_half
 from .log import NAME_BYTES, Batch, Name, Row
 from .msgid import gateway_code
 from .names import collect
-from .schema import LOG, StoreError, disk_fault, explain, open_writer
+from .schema import LOG, StoreError, disk_fault, explain, know_topics, open_writer
 from .unstorable import find, is_refusal
 
 WAL_LIMIT = 8 << 20
@@ -107,6 +107,7 @@ class Store:
         refuse_half(path)
         refuse_emptied(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
+        know_topics(connection)
         try:
             identity = _begin_run(connection, node, wall, mono, judge, boot or this_boot())
             if not identity.clean:

@@ -23,6 +23,7 @@ from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, w
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
+from .local import doubts
 from .pools import Pool, read_pools
 from .sql_statement import Statement, compile_statement
 from .vocabulary import (
@@ -33,10 +34,12 @@ from .vocabulary import (
     DRIVERS,
     EVENTS,
     EXPIRED_TIME,
+    FIRST_FETCH,
     FUNCTION_ALIASES,
     FUNCTIONS,
     LATER,
     LATER_OF,
+    LOGGED_FOR_SQLITE,
     MAX_SECONDS,
     OFFLINE_OPTIONS,
     OPTION_BACKENDS,
@@ -51,6 +54,7 @@ from .vocabulary import (
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
 T = TypeVar("T")
+_SQLITE_KINDS = frozenset((PUBLISH, CONNECTED, DISCONNECTED))
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FILTERS = (SUBSCRIBED, UNSUBSCRIBED)
@@ -78,6 +82,7 @@ class Rule:
     max_returned_count: int
     time_range: int
     payload_format: str
+    first_fetch: str
     file: str
     line: int
 
@@ -134,6 +139,8 @@ def load(path: Path, backend: str) -> RuleFile:
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
     _warn_of_open_credentials(raw, path, backend)
+    if backend == "sqlite":
+        raw.warnings += [Mistake(str(path), line, text) for line, text in doubts(rules)]
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
     raw.tell_defects(str(path))
@@ -157,10 +164,12 @@ def wants(rule_files: Iterable[RuleFile], saved: Mapping[str, Iterable[Want]] | 
 
 
 def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
+    local = rule_file.backend == "sqlite"
     if not rule_file.mistakes:
-        return [want for rule in rule_file.rules if rule.works for want in [_want(rule)]]
-    if rule_file.events:
-        return [Want(kind, "", 0, False) for kind in sorted(rule_file.events)]
+        logged = [rule for rule in rule_file.rules if rule.works and (not local or rule.function in LOGGED_FOR_SQLITE)]
+        return [_want(rule) for rule in logged]
+    if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
+        return [Want(kind, "", 0, False) for kind in sorted(events)]
     return before or [Want(PUBLISH, "", 1, False), Want(CONNECTED, "", 0, False), Want(DISCONNECTED, "", 0, False)]
 
 
@@ -216,14 +225,14 @@ class _Reader:
         function, commands, statements = self._action(raw, event)
         count, time_range = self._offline_options(raw)
         topic, pool, expired_time = self._topic(raw), self._pool(raw), self._expired_time(raw, function)
-        payload_format = self._payload_format(raw)
+        payload_format, first_fetch = self._payload_format(raw), self._first_fetch(raw)
         if len(self._raw.mistakes) > before:
             return None
         self._warn_of_no_effect(raw, event, function)
         return Rule(
             EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements,
             function not in LATER_OF.get(self._backend, LATER), pool, expired_time, count, time_range, payload_format,
-            self._file, raw.line,
+            first_fetch, self._file, raw.line,
         )  # fmt: skip
 
     def _belongs(self, raw: RawRule) -> bool:
@@ -332,6 +341,12 @@ class _Reader:
         value = raw.body.get("payload_format", "plain_text")
         if not isinstance(value, str) or value not in PAYLOAD_FORMATS:
             self._fail(raw, f'unknown payload_format "{value}"{nearest(str(value), PAYLOAD_FORMATS)}')
+        return str(value)
+
+    def _first_fetch(self, raw: RawRule) -> str:
+        value = raw.body.get("first_fetch", "window")
+        if value not in FIRST_FETCH:
+            self._fail(raw, f'unknown first_fetch "{value}"{nearest(str(value), FIRST_FETCH)}')
         return str(value)
 
     def _warn_of_no_effect(self, raw: RawRule, event: str, function: str) -> None:

@@ -56,10 +56,14 @@ on_client_connected on_client_disconnected on_message_publish on_message_store o
 WRITING = frozenset(_WRITING.split())
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
-LATER_OF: dict[str, frozenset[str]] = {}
+LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
 """The same for a backend that is further."""
 
-RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "payload_format")
+LOGGED_FOR_SQLITE = WRITING | {"on_message_store"}
+"""Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
+
+RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "first_fetch", "payload_format")
+FIRST_FETCH = ("window", "none")
 OFFLINE_OPTIONS = ("max_returned_count", "time_range")
 MAX_SECONDS = 100 * 365 * 86_400
 """Of `expired_time` and `time_range`: what every far end can count."""
@@ -68,10 +72,11 @@ WITHOUT_TOPIC = ("client.connected", "client.disconnected", "session.created")
 OPTION_USES = {
     "expired_time": ("on_message_publish", "on_message_store", "on_message_retain"),
     "offline_opts": ("on_message_fetch", "on_message_fetch_for_queue", "on_message_fetch_for_pubsub"),
+    "first_fetch": ("on_message_fetch", "on_message_fetch_for_pubsub"),
     "payload_format": ("on_message_publish", "on_message_store", "on_message_retain"),
 }
 """Option -> the functions on which it has an effect."""
-OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "payload_format": ("mongo",)}
+OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "first_fetch": ("sqlite",), "payload_format": ("mongo",)}
 """Option -> the backends that know it, where these are not all."""
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 

@@ -38,6 +38,7 @@ LIBRARIES = {
     "gateway/cli_parts.py": {"click"},
     "gateway/cli_rules.py": {"click"},
     "gateway/cli_store.py": {"click"},
+    "gateway/cli_sub.py": {"click"},
     "gateway/cli_uplink.py": {"click"},
     "gateway/demo.py": {"aiomqtt"},
     "gateway/demo_far_end.py": {"fakeredis", "redis"},

@@ -14,7 +14,7 @@ from tidegate.store.exchange import ready_of
 from tidegate.store.log import Name
 from tidegate.store.reader import LogReader
 from tidegate.store.salvage import salvage
-from tidegate.store.schema import StoreError
+from tidegate.store.schema import LOG, StoreError
 from tidegate.store.store import Store
 from tidegate.store.trim import KEEP_SEQ
 
@@ -262,3 +262,20 @@ def test_a_salvage_that_was_cut_off_is_finished(path: Path) -> None:
 def test_there_is_nothing_to_salvage(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no log in"):
         run(tmp_path / "log.db")
+
+
+def test_a_damaged_log_of_an_older_version_is_salvaged_as_such_and_moved_forward_by_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    content = bytearray((Path(__file__).parent / "log-v1.db").read_bytes())
+    with closing(sqlite3.connect(Path(__file__).parent / "log-v1.db")) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'retained'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    content[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(content)
+    assert "retained" in run(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    store, _ = open_store(path)
+    assert store.connection.execute("SELECT payload FROM mqtt_msg ORDER BY id").fetchall() == [(b"0",), (b"1",)]
+    assert store.connection.execute("PRAGMA user_version").fetchone() == (len(LOG.migrations),)
+    store.close(NOW)

@@ -206,6 +206,11 @@ def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
     assert store.connection.execute("PRAGMA user_version").fetchone() == (2,)
     accounts = store.connection.execute("SELECT delivered, expired, dropped FROM session").fetchall()
     assert set(accounts) <= {(0, 0, "{}")}
+    views = store.connection.execute("SELECT payload FROM mqtt_msg ORDER BY id").fetchall()
+    assert views == [(b"0",), (b"1",)]
+    store.connection.execute("INSERT INTO taken SELECT min(id) FROM mqtt_msg")
+    assert store.connection.execute("SELECT payload FROM mqtt_msg").fetchall() == [(b"1",)]
+    assert store.connection.execute("SELECT client, filter, cursor, through FROM fetch").fetchall() == []
     store.close(NOW)
 
 
