@@ -138,7 +138,7 @@ def test_a_server_restored_from_an_older_dump_gets_what_it_lost(gate: Rig, serve
     assert stands_at(server, 100)
     gate.drain()
     assert_holds_everything(gate, server)
-    assert "the far end stands at 100 and had confirmed 301" in "".join(gate.said)
+    assert "stands=100 confirmed=301" in "".join(gate.said)
 
 
 def test_a_lost_uplink_db_repeats_nothing(gate: Rig, server: SqlServer) -> None:
