@@ -60,9 +60,9 @@ class MadeSubscriptions:
         if isinstance(made, Made):
             return made
         self._broker.counters["lookup_refused"] += 1
-        text, client = "a subscription made for a client is refused", session.name.text
+        name, text = session.name.text, "a client may not have a subscription that was made for it"
         self._broker.report(
-            "lookup_refused", text, WARNING, client, client=client, filter=topic_filter, reason=made.name.lower()
+            "lookup_refused", text, WARNING, f"lookup {name}", client=name, filter=topic_filter, reason=made.name.lower()
         )
         return None
 
@@ -100,7 +100,9 @@ def fault(clientid: str, topic_filter: str, qos: int) -> str:
     """Why this cannot be a subscription, empty if it can."""
     if not clientid or "\0" in clientid:
         return "a client id has at least one character, none of them U+0000"
-    if len(clientid.encode("utf-8", "surrogatepass")) > MAX_CLIENT_ID:
+    if any("\ud800" <= character <= "\udfff" for character in clientid + topic_filter):
+        return "client id and topic filter are UTF-8 text"
+    if len(clientid.encode()) > MAX_CLIENT_ID:
         return f"a client id is at most {MAX_CLIENT_ID} bytes long"
     if why := topic_filter_fault(topic_filter):
         return f"{topic_filter!r} is no topic filter: {why}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tidegate.gateway.made import fault
 from tidegate.gateway.mqtt.packets import ConnAck, SubAck
 from tidegate.store.entry import PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED, Want
 from tidegate.store.local import LocalRules
@@ -144,6 +145,12 @@ def test_rows_that_may_not_be_subscriptions_are_refused_and_counted(path: Path) 
     assert world.broker.counters["lookup_refused"] == 4
     world.device("p").publish("good", b"m")
     assert payloads(subscriber) == [b"m"]
+
+
+@pytest.mark.parametrize(("clientid", "topic_filter"), [("a\udcff", "t"), ("a", "t/\udcff"), ("", "t"), ("a", "#/t")])
+def test_what_can_be_no_subscription_is_said_before_anything_is_changed(clientid: str, topic_filter: str) -> None:
+    assert fault(clientid, topic_filter, 1)
+    assert not fault("ä", "t/ä", 1)
 
 
 def test_a_client_that_subscribes_itself_keeps_its_own_qos(path: Path) -> None:

@@ -81,3 +81,19 @@ def test_who_fetches_from_a_queue_and_goes_remembers_nothing_of_it(path: Path) -
     world.wait(1)
     assert fetch.taken == set()
     assert take(world.device("asleep", clean=False)) == ["1"]
+
+
+def test_a_message_that_cannot_be_stored_holds_up_no_fetch(path: Path) -> None:
+    world = open_world(path)
+    world.store.connection.execute(
+        "CREATE TRIGGER no_bad BEFORE INSERT ON entry WHEN new.payload = x'62' BEGIN SELECT RAISE(ABORT, 'bad'); END"
+    )
+    publish(world, "pubsub/a", ["1"])
+    sinner = world.device("sinner")
+    world.auto = False
+    world.device("opens the first batch", clean=False)
+    sinner.publish("pubsub/a", b"b")
+    device = one_to_many(world, "s", clean=False)
+    world.settle()
+    world.auto = True
+    assert sinner.closed and take(device) == ["1"]
