@@ -226,7 +226,7 @@ def _count(things: list[str], name: str) -> str:
 
 for command in (
     *(cli_doctor.status, cli_doctor.doctor, cli_store.backup, cli_store.restore, cli_store.salvage, cli_dead.dead),
-    *(cli_rules.rules, cli_uplink.uplink, cli_sub.sub),
+    *(cli_rules.rules, cli_sub.sub, cli_uplink.uplink),
 ):
     main.add_command(command)
 

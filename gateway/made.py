@@ -60,9 +60,9 @@ class MadeSubscriptions:
         if isinstance(made, Made):
             return made
         self._broker.counters["lookup_refused"] += 1
-        text, client = "a subscription made for a client is refused", session.name.text
+        name, text = session.name.text, "a client may not have a subscription that was made for it"
         self._broker.report(
-            "lookup_refused", text, WARNING, client, client=client, filter=topic_filter, reason=made.name.lower()
+            "lookup_refused", text, WARNING, f"lookup {name}", client=name, filter=topic_filter, reason=made.name.lower()
         )
         return None
 

@@ -150,6 +150,7 @@ METRICS = (
     Metric("tidegate_messages_received_total", "counter", "PUBLISH packets received.", _value("messages", "received")),
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),
+    Metric("tidegate_rules_read_timestamp_seconds", "gauge", "When the rules in force were read.", _value("rules_read")),
     Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _by("reason", "dropped")),
     Metric(
         "tidegate_publishes_refused_total", "counter", "Publishes refused because the disk budget is used up.",

@@ -303,9 +303,9 @@ class Offline:
             self._urgent[session] = None  # with the first rows of its deliveries
             if got.skipped:
                 self._broker.delivery.dropped["offline_opts"] += got.skipped
-                text, name = "a new subscription gets only the newest messages that it has not read", session.name.text
-                counts = {"found": got.found, "skipped": got.skipped}
-                self._broker.report("fetch_cut", text, INFO, name, client=name, filter=fetch.text, **counts)
+                name, text = session.name.text, "a client gets only the newest of the stored messages that it has not read"
+                fields = {"client": name, "filter": fetch.text, "count": got.found, "passed_over": got.skipped}
+                self._broker.report("fetch_cut", text, INFO, f"offline_opts {name}", **fields)
         self._broker.delivery.pump(session)
 
     def _have_read(self, session: Session, client: Client, fetch: Fetch, got: Fetched | Exception) -> None:

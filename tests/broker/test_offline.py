@@ -183,7 +183,7 @@ def test_the_newest_n_are_taken_and_what_is_passed_over_is_counted(path: Path) -
     publish(world, "pubsub/a", ["1", "2", "3", "4", "5"])
     assert take(one_to_many(world, "s")) == ["4", "5"]
     assert world.broker.delivery.dropped["offline_opts"] == 3
-    assert world.said[-1].endswith("client=s filter=pubsub/# found=2 skipped=3")
+    assert world.said[-1].endswith("client=s filter=pubsub/# count=2 passed_over=3")
 
 
 def test_the_time_range_bounds_what_is_taken_and_counts_what_was_unread(path: Path) -> None:

@@ -72,7 +72,7 @@ from tidegate.store.log import Log
 from tidegate.store.store import Store
 path, filler = map(Path, sys.argv[1:])
 store = Store.open(path, "n", "full", 1, 1)
-log = Log(store.identity.next_seq, 0, store.identity.run)
+log = Log(store.identity.next_seq, 0, store.identity.run, store.identity.clock)
 def write():
     for _ in range(10):
         log.append(PUBLISH, None, None, 1, b"x" * 10_000)

@@ -87,6 +87,12 @@ class PassedOverComesLate(Simulation):
 
     worker_type = CarefreeWorker
 
+    def weights(self) -> tuple[list[Callable[[], None]], list[int]]:
+        """It shows only where rules change and the child is killed before its cursor is saved."""
+        steps, weights = super().weights()
+        often = (self._restart_uplink, self._edit_rules, self._reload)
+        return steps, [weight * 6 if step in often else weight for step, weight in zip(steps, weights, strict=True)]
+
 
 def box_with(spoil: Callable[[Box], None]) -> type[Box]:
     """A gateway with something of it spoilt in each of its lives."""

@@ -70,7 +70,7 @@ def test_what_the_budget_takes_is_named_and_the_balance_holds() -> None:
 
 @pytest.mark.parametrize("plant", (*PLANTS, *MORE_PLANTS), ids=lambda plant: plant.__name__)
 def test_a_planted_bug_does_not_survive(plant: type[Simulation]) -> None:
-    assert survival(plant, 0, 2000, AT_MOST) is not None
+    assert survival(plant, 100, 2000, AT_MOST) is not None
 
 
 def _simulate(*arguments: str, hashing: str = "0") -> subprocess.CompletedProcess[str]:
