@@ -142,6 +142,7 @@ class _Demo:
             await self._until_it_listens(gateway)
             return await self._watch_over(gateway)
         finally:
+            loop.set_exception_handler(lambda *_: None)  # clients lose a gateway that is stopped, and nobody asks them any more
             if gateway is not None:
                 await asyncio.to_thread(_stop, gateway)
             self._line.stop()

@@ -14,13 +14,20 @@ from tidegate.gateway.trust import STEP, Trust
 from tidegate.store.clock import CONFIRMED, Clock
 from tidegate.store.reader import LogReader
 
+from .model import Model
 from .simulation import Box, Simulation
 
 YEAR = 365 * 86_400_000
 
 
+class Unsure(Model):
+    times_change = True
+
+
 class WrongClocks(Simulation):
     """The clock shows `_wall`; the true time is `_offset` more than the boot clock."""
+
+    model_type = Unsure
 
     def __init__(self, directory: Path, seed: int) -> None:
         self._boot = 0
