@@ -203,6 +203,7 @@ class Worker:
         # A mark below the epoch's first entry is that of a lost life which had the same number.
         marked = [seq for key, seq in firsts.items() if (mark := self._marks.get(key)) and (mark.seq >= seq or mark.done)]
         self._begun = max(marked, default=0)
+        is_behind = False
         low, _ = self._log.bounds()
         for key, confirmed in self._confirmed.items() if self._keeps_marks else ():
             far = self._marks.get(key, Mark()).seq
@@ -216,6 +217,9 @@ class Worker:
                 self._go_back(back)
                 self._standing = self._standing._replace(gateway=key[0], epoch=key[1])
             self._confirmed[key] = self._moved[key] = far
+            is_behind = True
+        if is_behind:
+            self._save()  # before anything is sent again: told a second time, it would come after what follows it now
 
     def _carry(self, link: Link) -> Wait:
         """One read of the log, and what it holds for us as one batch."""

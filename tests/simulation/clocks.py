@@ -90,10 +90,9 @@ class WrongClocks(Simulation):
         self._tell_time()
 
     def _power_fails(self) -> None:
-        self.box.kill()
         self._doubt()
         self._power_comes_back(self._true)
-        self.begin_again()
+        self._crash()
 
     def _power_comes_back(self, gone: int) -> None:
         self._boot += 1

@@ -95,6 +95,27 @@ def test_an_epoch_whose_mark_was_set_back_is_sent_again_though_a_later_one_has_a
         assert far.lrange("list", 35, -1) == rig.published()[20:30]
 
 
+def test_a_far_end_that_was_set_back_is_remembered_before_anything_is_sent_again(tmp_path: Path, server: RedisServer) -> None:
+    wanted = command(9, "RPUSH list ${payload}")
+    with Rig(tmp_path, server.port, wanted) as rig, server.client() as far:
+        rig.log.publish("b", b"0")
+        rig.drain()
+        server.dump()
+        rig.log.publish("a", b"1")
+        rig.log.new_run(7)
+        rig.log.publish("b", b"2")
+        rig.drain()
+        rig.clock.now += 10
+        rig.drain()
+        server.kill()
+        server.start()
+        rig.configure(server.port, command(9, "RPUSH list ${payload}", topic="b"))
+        rig.step_until(lambda: far.lrange("list", 0, -1) == ["0", "2"])
+        rig.configure(server.port, wanted)  # killed before it saved more
+        rig.drain()
+        assert far.lrange("list", 0, -1) == ["0", "2"], "what these rules passed over came late"
+
+
 @pytest.mark.parametrize("way", ["script", "transaction"])
 def test_what_was_refused_is_kept_as_it_was_though_the_rules_have_changed(
     tmp_path: Path, server: RedisServer, way: str
