@@ -48,6 +48,8 @@ ALIVE_PAUSE = BALANCE_PAUSE = 60.0
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
+_UNKNOWN = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
+"""Of a pool that nothing is known of."""
 
 
 class StartError(Exception):
@@ -172,6 +174,7 @@ class App:
 
         read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
+        self._own_mistake = next((str(file.mistakes[0]) for file in files if file.backend == "sqlite" and file.mistakes), "")
         for file in files:
             for warning in file.warnings:
                 self._report("rule_warning", warning.text, WARNING, str(warning), place=warning.place)
@@ -413,6 +416,16 @@ class App:
         return Supervisor(command, self._report)
 
     def _pools(self) -> list[dict[str, Any]]:
+        return self._own_pool() + self._far_ends()
+
+    def _own_pool(self) -> list[dict[str, Any]]:
+        """The box itself, where it does not do what its rules say."""
+        if not self._own_mistake:
+            return []
+        hint = "what the box gives back is off until this is mended and read again (SIGHUP); messages are kept"
+        return [{"name": "sqlite", "state": "misconfigured", "error": self._own_mistake, "hint": hint, **_UNKNOWN}]
+
+    def _far_ends(self) -> list[dict[str, Any]]:
         if self._supervisor is None:
             return []
         from tidegate.uplink.progress import read_pools
@@ -420,8 +433,7 @@ class App:
         try:
             return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
         except StoreError as error:
-            unknown = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
-            return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **unknown}]
+            return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **_UNKNOWN}]
 
     def _answer(self, request: dict[str, Any]) -> control.Answer:
         if request.get("command") == "status":

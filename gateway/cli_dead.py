@@ -117,6 +117,8 @@ def drop(
 ) -> None:
     """Remove records for good; they are counted. What waits to be sent again stays."""
     place = _data(config_file, data)
+    if (pool is None) != (reason is None):
+        raise _failure("what is dropped is lost: name both --pool and --reason, or --all, or ID...", 2)
     rows = _selection(place, pool, reason, everything, ids)
     if ids:
         _must_not_wait(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def doctor(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     from .doctor import PROBLEM, Finding, examine, examine_machine, render
 
     try:
-        findings = examine(load(config_file or find_config(os.environ), data))
+        config = load(config_file or find_config(os.environ), data)
+        findings = examine(config)
+        advice = "mend it: until then its pools wait; tidegate check lists everything"
+        findings += [Finding(PROBLEM, "rules", mistake, advice) for mistake in _rule_mistakes(config.conf_dir, config.backends)]
     except ConfigError as error:
         findings = [
             Finding(PROBLEM, "configuration", str(mistake), "mend it, then run this again: the rest needs it")
@@ -82,3 +86,9 @@ def doctor(config_file: Path | None, data: Path | None, as_json: bool) -> None:
         click.echo(render(findings))
     if any(finding.level == PROBLEM for finding in findings):
         sys.exit(1)
+
+
+def _rule_mistakes(folder: Path, backends: Sequence[str]) -> list[str]:
+    from tidegate.uplink.rule import load_all
+
+    return [str(mistake) for file in load_all(folder, backends) for mistake in file.mistakes]

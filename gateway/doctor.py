@@ -12,9 +12,14 @@ import errno
 import http.client
 import os
 import socket
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
+
+from tidegate.store.reader import LogReader
+from tidegate.store.schema import StoreError
 
 from .config import Config
 from .config_keys import WILDCARDS, is_loopback
@@ -64,7 +69,7 @@ def examine(config: Config) -> list[Finding]:
         running = Finding(PROBLEM, "gateway", str(error), "look into its log (journalctl -u tidegate), restart it")
     except NotRunning as error:
         running = Finding(WARNING, "gateway", str(error), "start it (systemctl start tidegate), then look again")
-        live = _each(lambda: _free_ports(config))
+        live = _each(lambda: _free_ports(config), lambda: _log(config))
     else:
         running = _running(status)
         live = _each(
@@ -103,6 +108,22 @@ def _each(*checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
         except OSError as error:
             found.append(Finding(WARNING, "doctor", f"could not look: {error}", LOOK_AS))
     return found
+
+
+# -- one that does not run -------------------------------------------------------------------------------------------
+
+
+def _log(config: Config) -> Iterable[Finding]:
+    """What a start would say of the log."""
+    path = config.data / "log.db"
+    if not path.exists():
+        return
+    try:
+        with closing(LogReader(path)) as log:
+            log.births(), log.bounds()
+    except (StoreError, sqlite3.Error) as error:
+        text = f"{path} cannot be read: {error}"
+        yield Finding(PROBLEM, "log", text, "tidegate salvage saves what can be read; tidegate restore puts a backup back")
 
 
 # -- the running gateway ---------------------------------------------------------------------------------------------
@@ -180,9 +201,9 @@ def _pools(status: dict[str, Any]) -> Iterable[Finding]:
             yield Finding(OK, "far end", text)
         else:
             yield Finding(WARNING, "far end", text, pool["hint"] or "nothing is lost: what waits is sent when it is back")
-        if pool["refused"]:
-            text = f"{pool['name']} has refused {pool['refused']} records for good"
-            yield Finding(WARNING, "far end", text, "they are kept in quarantine with the reason, in uplink.db")
+        if parked := pool.get("balance", {}).get("parked"):
+            text = f"what {pool['name']} refused of {parked} entries is in quarantine"
+            yield Finding(WARNING, "far end", text, "tidegate dead list shows why; send it again, change it or drop it")
 
 
 def _refused(answer: dict[str, Any]) -> Iterable[Finding]:

@@ -138,6 +138,9 @@ def _room(place: Path, config: Config) -> Finding:
     if free + log < config.disk_budget:
         text += f"; the log may grow to {size(config.disk_budget)}, that is more than there is"
         return Finding(WARNING, "room", text, f'set store.disk_budget = "{(free + log) * 3 // 4 >> 20}MiB" or less')
+    if log > config.disk_budget:
+        text += f"; the log has {size(log)}, more than its {size(config.disk_budget)}"
+        return Finding(WARNING, "room", text, "a long read of log.db may keep it from being cut; see its log")
     return Finding(OK, "room", f"{text}; the log has {size(log)} of its {size(config.disk_budget)}" if log else text)
 
 

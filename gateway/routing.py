@@ -155,7 +155,7 @@ class Router:
         if level == self.level or not any(policy.rejects for policy in self.policies.given):
             return False
         self.level = level
-        self.generation += 1
+        self._all_changed()
         return True
 
     def refuses(self, topic: Topic, qos: int, retain: bool) -> bool:
@@ -220,7 +220,7 @@ class Router:
         if not self._unconcerned(topic):
             self._make_route(topic, publish)
         topic.generation = self.generation
-        topic.plain = self.generation if topic.stored else -1
+        topic.plain = self.generation if topic.stored and not topic.refused else -1
 
     def _make_route(self, topic: Topic, publish: int) -> None:
         topic.stored = topic.stored_qos0 = topic.stored_retained = topic.subscribed = False

@@ -58,11 +58,12 @@ def _pool(pool: dict[str, Any]) -> list[str]:
         waiting += f" (oldest {duration(pool['oldest_age'])})"
     if pool["waiting"] and pool.get("drain") is not None:
         waiting += f", drained in {duration(pool['drain'])}"
-    lines = [
-        f"pool        {pool['name']}: {pool['state']}, {waiting}, {pool['delivered']} delivered, {pool['refused']} refused"
-    ]
+    sheet = pool.get("balance", {})
+    delivered, parked = sheet.get("delivered", pool["delivered"]), sheet.get("parked", 0)
+    refused = f"{pool['refused']} refused" + (f", {parked} in quarantine (tidegate dead list)" if parked else "")
+    lines = [f"pool        {pool['name']}: {pool['state']}, {waiting}, {delivered} delivered, {refused}"]
     lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
-    return lines + _balance("            ", pool.get("balance", {}))
+    return lines + _balance("            ", sheet)
 
 
 def _sessions(sessions: dict[str, Any]) -> list[str]:

@@ -214,6 +214,19 @@ def test_mqtt_5_is_told_that_the_quota_is_exceeded(box: Box, qos: int) -> None:
     assert box.broker.pressure.refused == 1
 
 
+def test_a_topic_that_was_published_to_before_stays_refused_whoever_subscribes_to_another(box: Box) -> None:
+    device = box.device("v5", 5)
+    device.publish("keep/a", b"before", packet_id=1)
+    fill_up(box)
+    before = messages(box)
+    other = box.device("other")
+    for number in range(2, 12):
+        device.publish("keep/a", b"refused", packet_id=number)
+        other.subscribe(f"elsewhere/{number}", 0)
+    assert messages(box) == before
+    assert box.broker.pressure.refused == 10
+
+
 def test_before_5_the_acknowledgement_is_withheld_until_there_is_room_and_then_the_client_sends_again(box: Box) -> None:
     fill_up(box)
     device = box.device("v4")

@@ -278,6 +278,17 @@ def test_a_mistake_in_a_rule_file_leaves_the_broker_running(tmp_path: Path) -> N
     assert not gateway.faults()
 
 
+def test_a_mistake_in_the_box_s_own_rules_stands_in_the_status(tmp_path: Path) -> None:
+    line = 'backend.sqlite.hook.session.subscribed.1 = {"action": {"function": "on_message_fech"}}\n'
+    with Gateway(tmp_path, files={"emqx_backend_sqlite.conf": line}) as gateway:
+        status = tidegate("status", "--data", gateway.data).stdout
+        assert "pool        sqlite: misconfigured" in status
+        assert 'emqx_backend_sqlite.conf:1: unknown function "on_message_fech"' in status
+        (tmp_path / "emqx_backend_sqlite.conf").write_text(line.replace("fech", "fetch"))
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_until(lambda: "misconfigured" not in tidegate("status", "--data", gateway.data).stdout)
+
+
 def test_an_uplink_db_that_is_no_database_leaves_the_broker_running_and_stands_in_status(tmp_path: Path) -> None:
     gateway = Gateway(
         tmp_path, toml="[uplink]\nbackends = ['sqlite', 'redis']\n", files={"emqx_backend_redis.conf": REDIS_CONF}

@@ -157,6 +157,19 @@ def test_a_port_that_another_program_has(directory: Path) -> None:
     assert doctor(directory).one("listener")[0] == "ok"
 
 
+def test_what_would_keep_a_gateway_from_its_work_though_none_runs(directory: Path) -> None:
+    with Gateway(directory) as gateway:
+        assert gateway.stop() == 0
+    assert doctor(directory, gateway.data).about("log") == []
+    gateway.data.joinpath("log.db").write_bytes(b"SQLite format 3\0" + bytes(5000))
+    with (directory / "gateway.toml").open("a") as toml:
+        toml.write('[uplink]\nbackends = ["redis"]\n')
+    (directory / "emqx_backend_redis.conf").write_text("backend.redis.pool1.sever = 127.0.0.1:6379\n")
+    found = doctor(directory, gateway.data)
+    assert found.one("log")[0] == "problem" and "tidegate salvage" in found.one("log")[1]
+    assert found.one("rules")[0] == "problem" and 'emqx_backend_redis.conf:1: unknown key "sever"' in found.one("rules")[1]
+
+
 def test_mistakes_of_the_configuration_are_problems(directory: Path) -> None:
     (directory / "gateway.toml").write_text("[store]\ndurability = 'ful'\n[htp]\n")
     found = doctor(directory)

@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("store", "gateway", "uplink", "device", "firmware")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
-WIRING = {"gateway/app.py", "gateway/cli.py", "gateway/cli_dead.py", "gateway/cli_rules.py", "gateway/cli_uplink.py"}
+WIRING = {
+    "gateway/app.py",
+    "gateway/cli.py",
+    "gateway/cli_dead.py",
+    "gateway/cli_doctor.py",
+    "gateway/cli_rules.py",
+    "gateway/cli_uplink.py",
+}
 """Where everything is put together: they may import every package."""
 
 OURS = {

@@ -194,6 +194,7 @@ def test_without_a_gateway_it_is_noted_and_sent_at_the_next_start_and_a_kill_aft
     far.delete("list")
     assert "1 record to be sent again" in dead(rig.data, "retry", "1")
     assert "may have arrived" in dead(rig.data, "drop", "1", code=1)
+    assert "name both --pool and --reason" in dead(rig.data, "drop", "--pool", "redis.pool1", code=2)
     assert "may have arrived" in dead(rig.data, "edit", "1", "--set", "2=z", code=1)
     command = [sys.executable, "-c", KILLED_AFTER_THE_YES, str(rig.data), str(tmp_path)]
     for _ in range(2):
