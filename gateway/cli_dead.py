@@ -179,6 +179,8 @@ def _rows(data: Path, pool: str | None = None) -> list[Any]:
     from tidegate.store.schema import StoreError
     from tidegate.uplink.progress import read_dead
 
+    if not (data / "log.db").exists():
+        raise _failure(f"there is no log in {data}: name its directory with --data DIR")
     try:
         return [row for row in read_dead(data) if pool is None or row.pool == pool]
     except StoreError as error:
