@@ -43,7 +43,9 @@ def put_aside(broker: Broker, batch: Batch, found: Unstorable) -> bool:
         orderly &= bool(names)  # one of our own, such as a step of the trim, which is asked for again at once
     senders = broken | {row[5].text for row in batch.rows if row[0] in refused and row[4] == PUBLISH and row[5]}
     out = [row for row in batch.rows if row[0] in refused or (row[4] == PUBLISH and row[5] and row[5].text in senders)]
-    _take_out(broker, batch, {row[0] for row in out}, senders, set(found.changes))
+    places = set(found.changes)
+    places |= {place for group in batch.together if not places.isdisjoint(group) for place in group}
+    _take_out(broker, batch, {row[0] for row in out}, senders, places)
     clients = {c for c in (*batch.acks, *broker.clients) if c.session is not None and c.session.name.text in senders}
     _tell(broker, out, clients, found)
     for client in clients:
@@ -56,8 +58,11 @@ def put_aside(broker: Broker, batch: Batch, found: Unstorable) -> bool:
 
 
 def _take_out(broker: Broker, batch: Batch, seqs: set[int], senders: set[str], places: set[int]) -> None:
-    changes = []
+    changes: list[tuple[str, tuple[Any, ...]]] = []
+    moved: list[int] = []
+    """Where each change stands now."""
     for place, (sql, parameters) in enumerate(batch.changes):
+        moved.append(len(changes))
         if sql == SET_RETAINED and parameters[1] in seqs:
             broker.when_durable(_restore_retained, broker, parameters[0].text, parameters[1])
         elif sql == ADD_GUARD and parameters[0].text in senders:
@@ -65,6 +70,8 @@ def _take_out(broker: Broker, batch: Batch, seqs: set[int], senders: set[str], p
                 session.received.pop(parameters[1], None)
         elif place not in places:
             changes.append((sql, parameters))
+    moved.append(len(changes))
+    batch.together = [range(moved[group.start], moved[group.stop]) for group in batch.together]
     batch.changes[:] = changes
     batch.rows[:] = [_nothing(row) if row[0] in seqs else row for row in batch.rows]
 

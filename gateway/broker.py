@@ -240,9 +240,12 @@ class Broker:
         """Carry out a step of the trim; what was still wanted leaves a gap record in the same transaction."""
         self.log.change(KEEP_SEQ, self.log.next_seq - 1)
         self.log.change(KEEP_AT, self.log.at)
+        batch = self.log.batch
+        first = len(batch.changes)
         for sql, parameters in plan.changes:
             self.log.change(sql, *parameters)
-        self.log.batch.size += plan.cost
+        batch.together.append(range(first, len(batch.changes)))
+        batch.size += plan.cost
         self.gaps.add(plan.lost)
         for session in charge(self.router, plan.lost):
             self.sessions.store_account(session)

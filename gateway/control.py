@@ -70,7 +70,7 @@ def _short(path: Path) -> Iterator[str]:
 def _reply(handler: Handler, line: bytes) -> Answer:
     try:
         request = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {"error": f"not a line of JSON: {error}"}
     if not isinstance(request, dict):
         return {"error": "a request is a JSON object"}

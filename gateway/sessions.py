@@ -174,6 +174,8 @@ class Sessions:
         for text in session.subscriptions:
             self._router.unsubscribe(text, session)
         session.client = None
+        # What it was still to get names the session: a circle that the collector comes by for late.
+        session.backlog, session.retained, session.retained_due = [], [], {}
         if session.persistent:
             for table in ("session", "subscription", "inflight", "received"):
                 self._log.change(f"DELETE FROM {table} WHERE client = ?", session.name)

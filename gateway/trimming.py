@@ -87,6 +87,9 @@ class Trimming:
     def _carry_out(self, plan: Plan | Unused | Exception | None) -> None:
         broker = self._broker
         broker.pressure.set_level(self.trim.level)
+        if self.trim.is_stuck and broker.router.level is None:
+            text = "the log is above its budget and nothing is left that may go: retained messages, sessions and names stay"
+            self._report("budget_exceeded", text, WARNING)
         if isinstance(plan, Exception):
             self._report("trim_failed", "the log cannot be trimmed", WARNING, reason=plan)
         if plan is None or isinstance(plan, Exception):

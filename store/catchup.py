@@ -149,7 +149,7 @@ class CatchUp:
             ).fetchall()
             found = [group for group in groups if any(matches(text, self._text(group[0])) for text in filters)]
             count, total = sum(group[1] for group in found), sum(group[2] for group in found)
-            if count <= messages or total <= size:
+            if count <= messages or 0 < size >= total:
                 return Counted(count, total, last)
             chosen = f"{where} AND topic IN (SELECT value FROM json_each('{json.dumps([group[0] for group in found])}'))"
             row = self._db.execute(

@@ -43,12 +43,14 @@ class Name:
 class Batch:
     """What one commit holds. `notes` belongs to the broker: the store carries it through untouched."""
 
-    __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size", "unused")
+    __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size", "together", "unused")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
         self.rows: list[Row] = []
         self.changes: list[tuple[str, tuple[Any, ...]]] = []
+        self.together: list[range] = []
+        """Places in `changes` of those that are all made or none."""
         self.acks: dict[Any, list[Ack]] = {}
         """Client -> acknowledgement packets that this commit allows."""
         self.after: list[tuple[Any, ...]] = []
@@ -60,7 +62,7 @@ class Batch:
 
     def keep_rows(self) -> None:
         """It was committed, and all that waited for it was told: only its entries are needed on."""
-        self.changes, self.acks, self.after, self.unused = [], {}, [], []
+        self.changes, self.together, self.acks, self.after, self.unused = [], [], {}, [], []
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.changes or self.acks or self.after or self.unused)

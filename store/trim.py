@@ -106,6 +106,8 @@ class Trim:
         self._cutting = False
         self._thinning = Thinning(policies or Policies())
         self._walked_at = -REWALK
+        self.is_stuck = False
+        """Whether the budget does not hold and nothing is left that may go: retained messages, sessions, names."""
         self.look_every = budget // 128
         """Bytes of new entries after which it is time to ask `above`."""
         self.tight = False
@@ -132,6 +134,7 @@ class Trim:
         high, low = (PATIENT, HIGH) if self._names.looking else (HIGH, LOW)
         self._cutting = size.used > size.limit * (low if self._cutting else high)
         if not self._cutting:
+            self.is_stuck = False
             if self.level is not None and (size.used < size.limit * RELIEF or _prefix(db, floor, 1, 1)):
                 self.level = None
             old = self._first_young(db, now, floor) - 1
@@ -148,6 +151,7 @@ class Trim:
             return GO_ON
         self.level = self._thinning.level
         self._cutting = found is not None
+        self.is_stuck = found is None and size.used > size.limit
         return found
 
     def _vacuum(self, db: sqlite3.Connection, size: Size) -> Plan | None:

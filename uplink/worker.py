@@ -178,6 +178,11 @@ class Worker:
         """The gateway's marks. A far end that keeps none confirms none, so it is not taken for one that lost them later."""
         marks = link.marks(gateway)
         self._keeps_marks = marks is not None
+        if marks is None:
+            # Nor has it lost what it confirmed when it kept some: an empty ledger that is made later is no older state.
+            for key in [key for key in self._confirmed if key[0] == gateway]:
+                del self._confirmed[key]
+                self._moved[key] = 0
         return {(gateway, epoch): mark for epoch, mark in (marks or {}).items()}
 
     def _well(self, link: Link) -> None:

@@ -613,3 +613,19 @@ def test_a_session_with_more_than_one_turn_holds_goes_on_without_an_acknowledgem
         publisher.publish("t", b"%02d" % number + bytes(100_000), packet_id=number + 1)
     world.settle()
     assert [m[3][:2] for m in other.messages()] == [b"%02d" % number for number in range(40)]
+
+
+def test_a_client_that_leaves_before_it_has_read_its_retained_messages_leaves_nothing(world: World) -> None:
+    """Its session is let go of at once, not when the collector comes by."""
+    publisher = world.device("p")
+    for number in range(5):
+        publisher.publish(f"r/{number}", bytes(1000), retain=True)
+    world.auto = False
+    device = world.device("s")
+    world.settle()
+    device.subscribe("r/#", 1)
+    session = world.broker.sessions.get("s")
+    assert session is not None and session.retained_due
+    device.cut()
+    world.settle()
+    assert not (session.retained or session.retained_due or session.backlog)

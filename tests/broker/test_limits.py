@@ -109,6 +109,18 @@ def test_what_is_too_old_goes_and_holds_nothing_in_the_log(make: Make) -> None:
     assert got(world) == [11, 13, 15, 17, 19]
 
 
+def test_messages_without_payload_are_counted_like_others(make: Make) -> None:
+    world = make(Limits(max_waiting_messages=10))
+    asleep(world)
+    device = world.device("p")
+    for number in range(1, 12):
+        device.publish("t/a", b"", packet_id=number)
+    for _ in range(3):
+        world.wait(1)
+    assert world.broker.delivery.dropped == {"max_waiting_messages": 1}
+    assert len(world.device("s", clean=False).ack_all()) == 10
+
+
 def test_what_was_sent_and_not_acknowledged_goes_first(make: Make) -> None:
     world = make(Limits(max_waiting_messages=10))
     asleep(world)

@@ -13,6 +13,7 @@ import pytest
 from tidegate.gateway.mqtt.packets import Disconnect, PubAck, PubComp, PubRec, PubRel, SubAck
 from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.store.entry import PUBLISH, Want
+from tidegate.store.trim import Plan
 
 from tests.broker.world import Device, World
 
@@ -200,3 +201,19 @@ def test_a_disk_that_fails_while_the_bad_row_is_looked_for_is_a_disk_that_fails(
         world.settle()
     assert not sinner.closed
     assert stored(world) == []
+
+
+def test_a_step_of_the_trim_is_made_whole_or_not_at_all(world: World) -> None:
+    """Half of one would remove entries that the other half was to keep."""
+    for number in range(3):
+        world.device("p").publish("t", b"%d" % number)
+    before = stored(world)
+    together(world)
+    bad = "INSERT INTO entry (seq, at, mono, run, kind, payload) VALUES (1, 0, 0, 1, 6, ?)"
+    world.broker.trim(Plan((("DELETE FROM entry", ()), (bad, (b"bad",)), ("DELETE FROM retained", ()))))
+    world.device("q").publish("t", b"more")
+    settle(world)
+    while world.timers:  # what is one of our own is put aside with a pause
+        world.timers.pop(0)()
+        world.settle()
+    assert stored(world) == [*before, b"more"]

@@ -60,7 +60,7 @@ def test_one_line_in_one_line_out(control: Path) -> None:
     assert control.stat().st_mode & 0o777 == 0o660
 
 
-@pytest.mark.parametrize("line", [b"{\n", b"[1]\n", b"\xff\n", b"7\n"])
+@pytest.mark.parametrize("line", [b"{\n", b"[1]\n", b"\xff\n", b"7\n", b"[" * 50_000 + b"\n"])
 def test_what_is_no_request_is_answered_with_an_error(control: Path, line: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(control))

@@ -348,6 +348,23 @@ def test_without_our_tables_a_pool_works_says_so_and_goes_on_when_they_come(gate
     assert (gate.standing().warning, mark(server)) == ("", [gate.log.seq])
 
 
+def test_a_ledger_that_is_lost_and_made_anew_is_not_taken_for_an_older_state(gate: Rig, server: SqlServer) -> None:
+    gate.log.publish_many(50)
+    gate.drain()
+    server.run("DROP TABLE tidegate_ledger")
+    gate.worker.stop()
+    gate.restart()
+    gate.log.publish_many(20)
+    gate.drain()
+    text = (SHIPPED / f"emqx_backend_{server.backend}.sql").read_text()
+    server.run(*[part[part.index("CREATE") :] for part in text.split(";\n") if "tidegate_ledger (" in part])
+    gate.worker.stop()
+    gate.restart()
+    gate.log.publish("t/1", b"after")
+    gate.drain()
+    assert_holds_everything(gate, server)
+
+
 def test_rows_come_back_from_quarantine_as_they_were(gate: Rig, server: SqlServer) -> None:
     from tidegate.uplink import sql_actions, sql_record
     from tidegate.uplink.sql_rows import decode
