@@ -150,6 +150,11 @@ class Uplink:
         except StoreError:
             return  # the child tries again
         self.due = False
+        if self.starts and self.starts[-1][0] != self.book:
+            # Not promised: what new rules want of entries that the old ones passed over may follow a tail of the old ones that
+            # arrives after the new child has asked for the marks.
+            for far in self.far.values():
+                far.forget_late()
         self.starts.append((self.book, len(self.model.rows)))
         tag = len(self.starts) - 1
         for rule_file, pool in pools:

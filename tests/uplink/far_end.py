@@ -74,6 +74,10 @@ class FarEnd:
         elif dice < probability + 0.01:
             raise Misconfigured("wrong password", "set the right one")
 
+    def forget_late(self) -> None:
+        """What was still on its way is lost."""
+        self._late.clear()
+
     def restore(self) -> None:
         """Go back to the last backup."""
         self.state = deepcopy(self._backup)
