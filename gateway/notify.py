@@ -15,10 +15,6 @@ def ready() -> None:
     _tell(f"READY=1\nMAINPID={os.getpid()}")
 
 
-def reloading() -> None:
-    _tell("RELOADING=1")
-
-
 def stopping() -> None:
     _tell("STOPPING=1")
 

@@ -193,8 +193,7 @@ def test_many_topics_are_named_by_their_policy(path: Path) -> None:
     topics = [f"low/{number}" for number in range(3_000)] * 2 + ["high/a"] * 100
     fill(store, log, topics)
     lost = by_policy(cut(Trim(used(store), FOREVER, THREE), store, log))
-    assert max(lost, key=lambda one: one.count).topic == "low/#"
-    assert all(one.topic.startswith("low/") for one in lost)
+    assert {one.topic for one in lost} == {"low/#"}
     assert sum(one.count for one in lost) == 6_100 - sum(len(seqs) for seqs in left(store).values())
     store.close(NOW)
 
