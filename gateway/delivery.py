@@ -460,7 +460,7 @@ class Delivery(Outlet):
                     session.progress.under_way(message[0])
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
                 if qos and self._router.watches(topic) and topic.acks:
-                    session.followed().sent[message[0]] = topic.raw
+                    self._follow(session, topic, message[0], message[6], message[8])
         del session.retained[:taken]
         if len(session.retaining) > 2 * session.window:
             session.retaining = {

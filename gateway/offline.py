@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.catchup import Fetched
+from tidegate.store.entry import POSITION
 from tidegate.store.history import (
     ADD_FETCH,
     DELETE_FETCH,
@@ -32,7 +33,7 @@ from tidegate.store.history import (
     look_back,
     read_history,
 )
-from tidegate.store.local import PUBSUB, QUEUE, FetchRule
+from tidegate.store.local import PUBSUB, QUEUE, TOLD, FetchRule
 from tidegate.store.log import Name
 from tidegate.store.piece import Stored
 from tidegate.store.report import INFO
@@ -81,8 +82,8 @@ class Offline:
 
     def _load_deliveries(self, db: sqlite3.Connection) -> None:
         """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it."""
-        for clientid, seq, topic, state in db.execute(
-            "SELECT c.clientid, i.seq, t.name, i.state & 7 FROM inflight i JOIN client c ON c.id = i.client"
+        for clientid, seq, topic, state, at, run in db.execute(
+            "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run FROM inflight i JOIN client c ON c.id = i.client"
             " JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic ORDER BY i.client, i.seq"
         ):
             session, raw = self._broker.sessions.get(clientid), topic.encode()
@@ -91,6 +92,7 @@ class Offline:
             self._dirty[session] = None
             if not session.followed().pending:
                 session.followed().done.clear()
+            session.followed().names[seq] = self._broker.message_id(seq, at, run)
             if state in (RELEASED, COMPLETE):
                 session.followed().acked.setdefault(raw, []).append(seq)
             else:
@@ -112,6 +114,7 @@ class Offline:
         self._broker.sessions.keep_position(session, live)  # the reader looks for positions in the store
 
     def unsubscribed(self, session: Session, text: str) -> None:
+        self._fold(session, leaving=text)  # what far ends are told of it stands before the UNSUBSCRIBE
         broker, progress = self._broker, session.progress
         if progress is not None and (fetch := progress.remove(text)) is not None:
             self._under_way.pop(fetch, None)
@@ -163,8 +166,10 @@ class Offline:
             self._broker.log.change(TAKE, seq)
             for fetch in self._under_way:
                 fetch.take_out(seq)
-        if what & PUBSUB:
+        if what & (PUBSUB | TOLD):
             progress.acked.setdefault(raw, []).append(seq)
+        else:
+            progress.names.pop(seq, None)
         self._dirty[session] = None
 
     def acked_qos1(self, session: Session, progress: Progress, seq: int) -> None:
@@ -214,15 +219,19 @@ class Offline:
                 del self._under_way[fetch]
                 fetch.taken.clear()
 
-    def _fold(self, session: Session) -> None:
+    def _fold(self, session: Session, leaving: str = "") -> None:
         self._dirty.pop(session, None)
         progress, log = session.progress, self._broker.log
         if progress is None:
             return
         topics = self._broker.router.topics
-        for raw, seq in progress.positions(session.unread()):
+        for raw, reached in progress.positions(session.unread()):
             if self._has_position(session, topics[raw]):
-                log.change(SET_POSITION, self._name(session), topics[raw], seq, log.now)
+                log.change(SET_POSITION, self._name(session), topics[raw], reached[-1], log.now)
+            names = progress.names_of(reached)
+            if self._is_told(session, topics[raw], leaving):
+                for name in names:
+                    log.append(POSITION, self._name(session), topics[raw], 0, name)
         for fetch, cursor in list(progress.moved_fetches()):
             fetch.stored = cursor
             if session.persistent:
@@ -244,6 +253,12 @@ class Offline:
         router = self._broker.router
         dropped = router.local.forgets_position(topic.text) and not session.is_subscribed(topic.text)
         return bool(router.fresh(topic).acks & PUBSUB) and not dropped
+
+    def _is_told(self, session: Session, topic: Topic, leaving: str) -> bool:
+        """Whether far ends hear of the position: not after the UNSUBSCRIBE, which may have dropped it there."""
+        if not self._broker.router.fresh(topic).acks & TOLD:
+            return False
+        return session.is_subscribed(topic.text) or bool(leaving and matches(leaving, topic.text))
 
     def _name(self, session: Session) -> Name:
         """As long as the session is in the book its name keeps its number."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tidegate.store.entry import DELIVERED
+from tidegate.store.local import TOLD
 from tidegate.store.log import Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
@@ -155,9 +156,16 @@ class Outlet:
     def _note(self, session: Session, topic: Topic, seq: int, qos: int, at: int, run: int) -> None:
         """A message of a watched topic was sent."""
         if seq and qos and topic.acks:
-            session.followed().sent[seq] = topic.raw
+            self._follow(session, topic, seq, at, run)
         if seq and self._router.wanted(DELIVERED, topic.text):
             self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
+
+    def _follow(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
+        """Its acknowledgement will say how far the client has read."""
+        progress = session.followed()
+        progress.sent[seq] = topic.raw
+        if topic.acks & TOLD:
+            progress.names[seq] = self._message_id(seq, at, run)
 
     def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
         """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""

@@ -8,9 +8,11 @@ Invariant: `sent` holds exactly the followed messages that left and were not ack
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from tidegate.store.msgid import origin
 from tidegate.store.topic import matches
 
 if TYPE_CHECKING:
@@ -70,11 +72,13 @@ class Fetch:
 class Progress:
     """See the module; a session has one as soon as a message of it is followed."""
 
-    __slots__ = ("acked", "done", "fetched", "fetches", "has_rows", "pending", "sent")
+    __slots__ = ("acked", "done", "fetched", "fetches", "has_rows", "names", "pending", "sent")
 
     def __init__(self) -> None:
         self.sent: dict[int, bytes] = {}
         """seq -> raw topic."""
+        self.names: dict[int, bytes] = {}
+        """Of those and of `acked`, where far ends are told: seq -> msgid."""
         self.acked: dict[bytes, list[int]] = {}
         """Raw topic -> seqs acknowledged since the position was last written."""
         self.fetches: dict[str, Fetch] = {}
@@ -138,10 +142,13 @@ class Progress:
         """The positions of these topics were dropped: what comes back now must not make new ones."""
         self.sent = {seq: raw for seq, raw in self.sent.items() if not gone(raw.decode())}
         self.acked = {raw: seqs for raw, seqs in self.acked.items() if not gone(raw.decode())}
+        kept = {*self.sent, *chain.from_iterable(self.acked.values())}
+        self.names = {seq: name for seq, name in self.names.items() if seq in kept}
 
     def give_up(self, seq: int, fetched: bool) -> None:
         """The message can never be sent again."""
         self.sent.pop(seq, None)
+        self.names.pop(seq, None)
         if fetched:
             self.fetched.pop(seq, None)
 
@@ -150,8 +157,8 @@ class Progress:
         for fetch in self.pending:
             fetch.rest(self.fetched)
 
-    def positions(self, limit: int) -> Iterator[tuple[bytes, int]]:
-        """The topics whose position moved, and where it is now; what is above a message that waits stays noted.
+    def positions(self, limit: int) -> Iterator[tuple[bytes, list[int]]]:
+        """The topics whose position moved, and what it moved over; what is above a message that waits stays noted.
 
         From `limit` on the session has still to read.
         """
@@ -166,11 +173,23 @@ class Progress:
             reached = [seq for seq in seqs if seq < end]
             if not reached:
                 continue
-            yield raw, max(reached)
+            yield raw, sorted(reached)
             if len(reached) == len(seqs):
                 del self.acked[raw]
             else:
                 self.acked[raw] = [seq for seq in seqs if seq >= end]
+
+    def names_of(self, seqs: Iterable[int]) -> list[bytes]:
+        """Of messages that the position moved over: of each gateway's the last, because each gateway's count by themselves."""
+        last: dict[bytes, bytes] = {}
+        for seq in seqs:
+            name = self.names.pop(seq, b"")
+            if name:
+                found = origin(name.decode())
+                maker = found.code.encode() if found else b""
+                last.pop(maker, None)
+                last[maker] = name
+        return list(last.values())
 
     def _waiting(self, raw: bytes) -> Iterator[int]:
         return (fetch.waits_at() for fetch in self.pending if matches(fetch.text, raw.decode()))

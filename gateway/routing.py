@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tidegate.store.entry import DELIVERED, PUBLISH, STORED_QOS0, Want
-from tidegate.store.local import NO_RULES, LocalRules
+from tidegate.store.entry import DELIVERED, POSITION, PUBLISH, STORED_QOS0, Want
+from tidegate.store.local import NO_RULES, TOLD, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.policy import Policies
 from tidegate.store.topic import FilterTree, matches, without_share
@@ -147,7 +147,7 @@ class Router:
                 self._wants_everywhere.append(want)
             kinds.add(want.kind)
         self._kinds = frozenset(kinds)
-        self.watching = bool(local.acks) or DELIVERED in kinds
+        self.watching = bool(local.acks) or not kinds.isdisjoint((DELIVERED, POSITION))
         self._all_changed()
 
     def set_level(self, level: int | None) -> bool:
@@ -242,7 +242,7 @@ class Router:
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
         topic.kept_qos0 = STORED_QOS0 if topic.stored_qos0 and self.local.keeps_qos0(topic.text) else 0
-        topic.acks = self.local.ack_of(topic.text)
+        topic.acks = self.local.ack_of(topic.text) | (TOLD if self.wanted(POSITION, topic.text) else 0)
         topic.watched = bool(topic.acks) or self.wanted(DELIVERED, topic.text)
         topic.targets = list(merged.values())
         topic.refused = False

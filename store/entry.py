@@ -1,6 +1,7 @@
 """The entry: one immutable row of the log, and what its numbers mean.
 
-Kinds are the hooks of the specification (their text is the hook's name) and the gap, which records what was dropped.
+Kinds are the hooks of the specification (their text is the hook's name), the gap, which records what was dropped, and the
+position: how far a client has read a topic, told when it moved and not for every acknowledgement.
 The numbers are a promise of the file format: they never change meaning. `at` is max(last `at`, wall clock) in ms and
 never goes backwards; `mono` is CLOCK_BOOTTIME in ms; `run` names the start of the gateway that wrote the row and leads to
 the gateway id and epoch it was born with.
@@ -19,6 +20,7 @@ PUBLISH = 6
 DELIVERED = 7
 ACKED = 8
 GAP = 9
+POSITION = 11
 
 KINDS = {
     "client.connected": CONNECTED,
@@ -30,6 +32,7 @@ KINDS = {
     "message.deliver": DELIVERED,
     "message.acked": ACKED,
     "gap": GAP,
+    "position": POSITION,
 }
 KIND_NAMES = {number: name for name, number in KINDS.items()}
 
@@ -42,7 +45,8 @@ STORED = QOS_MASK | STORED_QOS0
 
 
 class Entry(NamedTuple):
-    """An entry as its readers see it. `payload` of DELIVERED and ACKED is the msgid of the message, of GAP a JSON text."""
+    """An entry as its readers see it. `payload` of DELIVERED, ACKED and POSITION is the msgid of the message, of GAP a
+    JSON text."""
 
     seq: int
     at: int

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from .topic import matches, without_share
 
-PUBSUB, QUEUE = 1, 2
-"""What an acknowledgement does: moves the client's position; takes the message away for everyone."""
+PUBSUB, QUEUE, TOLD = 1, 2, 4
+"""What an acknowledgement does: moves the client's position; takes the message away for everyone; moves the position that far
+ends are told."""
 
 
 class FetchRule(NamedTuple):

@@ -15,13 +15,12 @@ from tidegate.store.entry import CONNECTED, SESSION_CREATED
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
 from tidegate.store.topic import filters_overlap
 
-from .vocabulary import EXPIRED_TIME
+from .vocabulary import EXPIRED_TIME, POSITIONS
 
 if TYPE_CHECKING:
     from .rule import Rule, RuleFile
 
 _ACKS = {"on_message_acked": PUBSUB, "on_message_acked_for_pubsub": PUBSUB, "on_message_acked_for_queue": QUEUE}
-_POSITIONS = ("on_message_acked", "on_message_acked_for_pubsub")
 _STORES = ("on_message_publish", "on_message_store")
 
 
@@ -70,7 +69,7 @@ def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
     for rule in all_rules:
         if rule.function == "on_message_fetch_for_queue" and not partner(rule, "on_message_acked_for_queue"):
             yield rule.line, "no on_message_acked_for_queue for these topics: every new subscriber gets every message again"
-        if rule.function in ("on_message_fetch", "on_message_fetch_for_pubsub") and not partner(rule, *_POSITIONS):
+        if rule.function in ("on_message_fetch", "on_message_fetch_for_pubsub") and not partner(rule, *sorted(POSITIONS)):
             yield rule.line, "no on_message_acked_for_pubsub for these topics: every new subscription gets the same again"
         if rule.function.startswith("on_message_fetch") and not partner(rule, *_STORES):
             yield rule.line, "no rule stores messages of these topics (on_message_publish), so there is nothing to fetch"

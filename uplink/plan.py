@@ -25,7 +25,7 @@ class Plan:
         self._actions = [(rule, backend.actions(rule, node)) for rule in rules if rule.works]
         self._gap: tuple[tuple[str, Action], ...] = (("gap", backend.gap_action()),)
         self._known: dict[tuple[int, str], tuple[tuple[str, Action], ...]] = {}
-        self.kinds = frozenset(rule.kind for rule, _ in self._actions) | {GAP}
+        self.kinds = frozenset(rule.reads for rule, _ in self._actions) | {GAP}
 
     def operations(self, entry: Entry) -> list[Operation]:
         """Everything the entry asks for, in order; often one, or none."""
@@ -45,7 +45,7 @@ class Plan:
             self._known.clear()
         found = self._gap
         if kind != GAP:
-            rules = [(rule, action) for rule, action in self._actions if rule.kind == kind and rule.concerns(topic)]
+            rules = [(rule, action) for rule, action in self._actions if rule.reads == kind and rule.concerns(topic)]
             stored = any(rule.function == "on_message_store" for rule, _ in rules)
             found = tuple(
                 # What both would store is stored once.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tidegate.store.entry import CONNECTED, DISCONNECTED, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
+from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, POSITION, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
 from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, without_share
 
 from .commands import Command, TemplateFault, compile_command
@@ -46,6 +46,7 @@ from .vocabulary import (
     OPTION_USES,
     PAYLOAD_FORMATS,
     POOL_KEYS,
+    POSITIONS,
     RULE_OPTIONS,
     WITHOUT_TOPIC,
     placeholders,
@@ -85,6 +86,11 @@ class Rule:
     first_fetch: str
     file: str
     line: int
+
+    @property
+    def reads(self) -> int:
+        """Kind of entry that it is carried out for: acknowledgements that move a position come folded into positions."""
+        return POSITION if self.function in POSITIONS else self.kind
 
     @property
     def name(self) -> str:
@@ -176,14 +182,14 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
 def _kinds_of(event: str) -> list[int]:
     """What a rule with this event in its key could want; of an unknown one what it looks like, else the usual."""
     if event in EVENTS:
-        return [EVENTS[event]]
+        return [EVENTS[event]] if EVENTS[event] != ACKED else [ACKED, POSITION]
     return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
 
 
 def _want(rule: Rule) -> Want:
     stores = rule.function == "on_message_publish"
     retained = rule.function in ("on_message_retain", "on_retain_delete")
-    return Want(rule.kind, "" if rule.everywhere else rule.topic_filter, 1 if stores else 0, retained)
+    return Want(rule.reads, "" if rule.everywhere else rule.topic_filter, 1 if stores else 0, retained)
 
 
 class _Reader:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from tidegate.store.entry import KINDS, PUBLISH
 
-EVENTS = {**{name: kind for name, kind in KINDS.items() if name != "gap"}, "message.delivered": KINDS["message.deliver"]}
+EVENTS = {
+    **{name: kind for name, kind in KINDS.items() if name not in ("gap", "position")},
+    "message.delivered": KINDS["message.deliver"],
+}
 """Hook name -> kind of entry."""
 
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
@@ -50,17 +53,19 @@ FUNCTION_ALIASES = {"on_subscription_lookup": "on_subscribe_lookup"}
 BACKEND_FUNCTIONS = {"influxdb": ("on_message_publish",), "opentsdb": ("on_message_publish",)}
 """Backend -> the functions it has, where these are not all: a time series holds nothing that could be read back."""
 
-_WRITING = """
+POSITIONS = frozenset(("on_message_acked", "on_message_acked_for_pubsub"))
+"""Functions that move a position: carried out when the broker has folded the acknowledgements."""
+
+_STORING = """
 on_client_connected on_client_disconnected on_message_publish on_message_store on_message_retain on_retain_delete
 """
-WRITING = frozenset(_WRITING.split())
+LOGGED_FOR_SQLITE = frozenset(_STORING.split())
+"""Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
+WRITING = LOGGED_FOR_SQLITE
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
 LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
 """The same for a backend that is further."""
-
-LOGGED_FOR_SQLITE = WRITING | {"on_message_store"}
-"""Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "first_fetch", "payload_format")
 FIRST_FETCH = ("window", "none")

@@ -27,7 +27,7 @@ from tidegate.gateway.session import Client
 from tidegate.store.catchup import CatchUp
 from tidegate.store.clock import Judge, believe
 from tidegate.store.log import Batch, Log
-from tidegate.store.msgid import gateway_code, message_id
+from tidegate.store.msgid import message_id
 from tidegate.store.store import Store
 from tidegate.store.unstorable import Unstorable
 
@@ -68,7 +68,8 @@ class World:
         self.fault: Exception | None = None
         self.auto = True
         self._catch_up = CatchUp(path)
-        code = gateway_code(identity.gateway)
+        runs = self.store.connection.execute("SELECT id, code, epoch FROM run").fetchall()
+        self._runs = {run: (code, epoch) for run, code, epoch in runs}
         self.broker = Broker(
             log,
             self._commit,
@@ -78,7 +79,7 @@ class World:
             limits or Limits(),
             durability,
             0.0,
-            lambda seq, at, run: message_id(at, code, identity.epoch, seq).encode(),
+            lambda seq, at, run: message_id(at, *self._runs[run], seq).encode(),
             lambda: "assigned-1",
             self.said,
         )

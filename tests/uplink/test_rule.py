@@ -6,7 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
-from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, PUBLISH, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED, Want
+from tidegate.store.entry import (
+    ACKED,
+    CONNECTED,
+    DISCONNECTED,
+    POSITION,
+    PUBLISH,
+    SESSION_CREATED,
+    SUBSCRIBED,
+    UNSUBSCRIBED,
+    Want,
+)
 from tidegate.uplink.rule import SHIPPED, RuleFile, load, wants
 from tidegate.uplink.vocabulary import LATER, POOL_KEYS
 
@@ -241,6 +251,7 @@ def test_a_file_with_a_mistake_wants_everything_its_rules_could_have_wanted(tmp_
     assert wants([read(tmp_path, SERVER + RULE.replace("{", '{"topic": "a", ', 1) + broken)]) == [
         Want(PUBLISH, "", 0, False),
         Want(ACKED, "", 0, False),
+        Want(POSITION, "", 0, False),
     ]
 
 
