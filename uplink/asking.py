@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Oldest first; `skipped` were due and beyond the limit. `positions`: gateway's code in message ids -> (epoch, seq) read."""
+    """Oldest first; `skipped` were due and beyond the limit. `positions`: gateway's code in message ids -> (epoch, seq)."""
 
     messages: Sequence[Found]
     skipped: int
@@ -47,7 +47,7 @@ class Asker(Protocol):
     """A connection that only reads."""
 
     def subscriptions(self, clients: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-        """`on_subscribe_lookup` of many clients in one query: client -> its (filter, QoS) as they stand, faulty QoS included."""
+        """`on_subscribe_lookup` of many clients in one query: client -> its (filter, QoS) as they stand, faulty ones too."""
         ...
 
     def fetch(self, question: Fetch) -> Fetched: ...
