@@ -120,6 +120,9 @@ class Config:
     max_waiting_messages: int
     max_waiting_bytes: int
     max_waiting_age: int
+    max_subscriptions: int
+    max_retained_bytes: int
+    max_session_bytes: int
     sys_interval: int
     clock_trust: str
     clock_wait: float
@@ -189,6 +192,9 @@ class _Loader:
             max_waiting_messages=values["limits.max_waiting_messages"],
             max_waiting_bytes=values["limits.max_waiting_bytes"],
             max_waiting_age=values["limits.max_waiting_age"],
+            max_subscriptions=values["limits.max_subscriptions"],
+            max_retained_bytes=values["limits.max_retained_bytes"],
+            max_session_bytes=values["limits.max_session_bytes"],
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],

@@ -136,6 +136,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_waiting_messages": Key(number(0, 1 << 50), 0),
         "max_waiting_bytes": Key(_size(0, 1 << 50), "0"),
         "max_waiting_age": Key(_expiry, "never"),
+        "max_subscriptions": Key(number(0, 1 << 50), 10_000),
+        "max_retained_bytes": Key(_size(0, 1 << 50), "0"),
+        "max_session_bytes": Key(_size(0, 1 << 50), "0"),
     },
     "clock": {
         "trust": Key(choice("auto", "always", "never"), "auto"),

@@ -47,6 +47,11 @@ class Counted(NamedTuple):
     through: int
 
 
+RETAINED = (
+    "SELECT t.name, r.seq, ifnull(length(e.payload) + ifnull(length(e.properties), 0), 0)"
+    " FROM retained r JOIN topic t ON t.id = r.topic LEFT JOIN entry e ON e.seq = r.seq"
+)
+"""Topic, seq and bytes of every retained message."""
 _SIZE = "length(payload) + 2 * ifnull(length(properties), 0)"
 _COLUMNS = (
     "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
@@ -180,11 +185,10 @@ class CatchUp:
     def _text(self, topic: int) -> str:
         return (self._names.get(topic) or self._name(topic)).decode()
 
-    def retained(self, topic: str) -> int | None:
-        """The seq of the topic's retained message."""
-        sql = "SELECT r.seq FROM retained r JOIN topic t ON t.id = r.topic WHERE t.name = ?"
-        row: tuple[int] | None = self._db.execute(sql, (topic,)).fetchone()
-        return row[0] if row else None
+    def retained(self, topic: str) -> tuple[int, int] | None:
+        """Seq and bytes of the topic's retained message."""
+        row: tuple[str, int, int] | None = self._db.execute(f"{RETAINED} WHERE t.name = ?", (topic,)).fetchone()
+        return row[1:] if row else None
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()
