@@ -145,6 +145,7 @@ class App:
                 max_packet_size=config.max_packet_size,
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
+                max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,

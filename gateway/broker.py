@@ -50,6 +50,7 @@ from .mqtt.packets import (
 from .mqtt.reasons import ReasonCode
 from .offline import Offline
 from .pressure import Pressure
+from .queued import Queued
 from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
@@ -93,7 +94,8 @@ class Broker:
     ) -> None:
         self.log = log
         self.router = Router()
-        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
+        queued = Queued(limits.max_queued_together)
+        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, queued, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router, limits.max_session_bytes)
         self.gaps = Gaps(log, self.delivery.dropped)
@@ -169,7 +171,7 @@ class Broker:
             return
         if crowded:
             self._paused.append(client)
-        elif client.held is None and client.link.buffered() <= UNREAD_LIMIT:
+        elif client.held is None and client.link.buffered() <= min(UNREAD_LIMIT, self.delivery.queued.share):
             return
         client.paused = True
         client.link.pause()

@@ -114,6 +114,7 @@ class Config:
     max_packet_size: int
     max_inflight: int
     max_queued_bytes: int
+    max_queued_together: int
     max_connections: int
     max_keep_alive: int
     session_expiry: int
@@ -186,6 +187,7 @@ class _Loader:
             max_packet_size=values["limits.max_packet_size"],
             max_inflight=values["limits.max_inflight"],
             max_queued_bytes=values["limits.max_queued_bytes"],
+            max_queued_together=values["limits.max_queued_together"],
             max_connections=values["limits.max_connections"],
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],

@@ -36,6 +36,7 @@ class Limits:
     max_packet_size: int = 1 << 20
     max_inflight: int = 1000
     max_queued_bytes: int = 1 << 20
+    max_queued_together: int = 64 << 20
     max_connections: int = 10_000
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER

@@ -147,6 +147,11 @@ METRICS = (
         "tidegate_protocol_errors_total", "counter", "Connections ended because what they sent was no MQTT.",
         _value("clients", "protocol_errors"),
     ),
+    Metric(
+        "tidegate_slow_readers_disconnected_total", "counter", "Connections ended because they read too slowly.",
+        _value("clients", "slow_readers"),
+    ),
+    Metric("tidegate_queued_bytes", "gauge", "Bytes that wait for slow clients.", _value("clients", "queued_bytes")),
     Metric("tidegate_messages_received_total", "counter", "PUBLISH packets received.", _value("messages", "received")),
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),

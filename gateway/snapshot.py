@@ -62,6 +62,8 @@ class Snapshot:
                 "subscriptions": broker.router.subscriptions,
                 "refused": self._refused(),
                 "protocol_errors": broker.counters["protocol_errors"],
+                "slow_readers": broker.counters["slow_readers"],
+                "queued_bytes": delivery.queued.bytes,
             },
             "messages": {
                 "received": broker.received,

@@ -34,6 +34,8 @@ def render(status: dict[str, Any]) -> str:
     refused = dict(clients["refused"])
     if clients["protocol_errors"]:
         refused["protocol_errors"] = clients["protocol_errors"]
+    if clients.get("slow_readers"):
+        refused["slow_readers"] = clients["slow_readers"]
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")

@@ -131,13 +131,13 @@ class CatchUp:
         fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
         return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
-    def fetch(self, seqs: Sequence[int]) -> Fetched:
+    def fetch(self, seqs: Sequence[int], most: int = BYTES) -> Fetched:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
         ordered = sorted(seqs)[:ROWS]
         wanted = ",".join(str(int(seq)) for seq in ordered)
         self._db.execute("BEGIN")
         try:
-            messages, whole = self.fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+            messages, whole = self.fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq", most)
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
