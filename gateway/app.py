@@ -36,6 +36,7 @@ from .config import Config, Listener
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
+from .held import shares
 from .online_backup import OnlineBackup
 from .server import Sockets
 from .snapshot import Snapshot
@@ -133,6 +134,7 @@ class App:
             run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
         }
         self.access = Access(config.password_file)
+        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes)
         self.broker = Broker(
             log,
             self._commit,
@@ -143,12 +145,16 @@ class App:
                 max_packet_size=config.max_packet_size,
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
+                max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
                 max_waiting_messages=config.max_waiting_messages,
                 max_waiting_bytes=config.max_waiting_bytes,
                 max_waiting_age=config.max_waiting_age,
+                max_subscriptions=config.max_subscriptions or 1 << 62,
+                max_retained_bytes=held.retained,
+                max_session_bytes=held.sessions,
             ),
             config.durability,
             config.commit_delay,

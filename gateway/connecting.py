@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
+from tidegate.store.report import WARNING, Say
 
 from .delivery import Delivery
 from .made import MadeSubscriptions
@@ -35,6 +36,7 @@ class Limits:
     max_packet_size: int = 1 << 20
     max_inflight: int = 1000
     max_queued_bytes: int = 1 << 20
+    max_queued_together: int = 64 << 20
     max_connections: int = 10_000
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER
@@ -42,6 +44,10 @@ class Limits:
     max_waiting_bytes: int = 0
     max_waiting_age: int = NEVER
     """Of what waits for a session that is away; 0 and NEVER: no limit but the disk budget."""
+    max_subscriptions: int = 1 << 62
+    max_retained_bytes: int = 1 << 62
+    max_session_bytes: int = 1 << 62
+    """Of all together, on disk (`held`)."""
     connect_timeout: float = 10.0
 
 
@@ -71,6 +77,8 @@ class Broker(Protocol):
     def read_again(self, client: Client) -> None: ...
 
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None: ...
+
+    report: Say
 
 
 TOPIC_ALIASES = 10
@@ -151,6 +159,10 @@ class Connecting:
             return ReasonCode.SERVER_BUSY
         if not self._access.authenticate(packet.username, packet.password, client.listener):
             return ReasonCode.NOT_AUTHORIZED
+        if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
+            text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
+            self._broker.report("sessions_full", text, WARNING)
+            return ReasonCode.QUOTA_EXCEEDED
         return None
 
     def _refuse(self, client: Client, packet: Connect, reason: ReasonCode) -> None:

@@ -150,7 +150,8 @@ class Store:
             numbers = self._apply_in_transaction(batch)
             for name, number in numbers.items():
                 name.id = number
-            batch.size += NAME_BYTES * len(numbers)
+            texts = 2 * sum(len(name.text.encode()) for name in numbers)  # in its table and in the index
+            batch.size += NAME_BYTES * len(numbers) + texts
             self._unmoved += PAGE * (len(numbers) + sum(len(found.topics) + len(found.clients) for found in batch.unused))
 
     def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:
