@@ -294,7 +294,9 @@ class App:
                     self._report("balance_mismatch", "a balance does not add up", ERROR, name, of=name, balance=balance)
             self._note_alive()
             self._report.tick()
-            self._committer.submit(lambda: None, self._committer_answers)
+            self._committer.submit(self._store.look, self._committer_answers)
+            if self._store.gone:
+                self._report("log_gone", self._store.gone, ERROR, "")
 
     def _committer_answers(self, _: None) -> None:
         from . import notify
@@ -307,7 +309,9 @@ class App:
 
     def _not_ready(self) -> list[str]:
         faults = [] if self._sockets.listening else ["not listening"]
-        if self.broker.store_fault:
+        if self._store.gone:
+            faults.append(self._store.gone)
+        elif self.broker.store_fault:
             faults.append(f"the store refuses to write: {self.broker.store_fault}")
         return faults
 

@@ -91,6 +91,9 @@ class Store:
         self._over = False
         self._moved_in_vain = False
         self._index = self._file = -1
+        self.gone = ""
+        """What is wrong when the file has lost its name: it is gone with the process."""
+        self._inode = _inode(path)
         self._refused = False
         """Whether a commit failed since the WAL was cut: its file may have blocks that will not keep what they confirm."""
 
@@ -130,6 +133,8 @@ class Store:
 
     def apply(self, batch: Batch) -> None:
         """Commit the batch. Raises sqlite3.Error (the disk refuses) or Unstorable, and then nothing of it is there."""
+        if self.gone:
+            raise sqlite3.OperationalError(self.gone)
         if self._over:
             self._relieve()
         try:
@@ -189,6 +194,13 @@ class Store:
         """Called when nothing was committed for a while: move the WAL into the database."""
         if self._dirty:
             self._dirty = self._checkpoint("PASSIVE") is None
+
+    def look(self) -> None:
+        """Called each second: whether the file still has its name. What is written to a deleted one must not be acknowledged."""
+        there = _inode(self.path)
+        how = "was deleted" if there is None else "was replaced by another file"
+        text = f"{self.path} {how} while the gateway runs: stop it, and put the file back or restore a backup"
+        self.gone = "" if there == self._inode else text
 
     def close(self, wall: int) -> None:
         """End the run cleanly: the next start knows that nobody was left online and nothing sent twice."""
@@ -301,6 +313,14 @@ def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
 
 def _values(parameters: tuple[Any, ...], numbers: dict[Name, int]) -> tuple[Any, ...]:
     return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_dev, about.st_ino
 
 
 def file_bytes(path: Path) -> int:
