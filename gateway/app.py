@@ -147,6 +147,7 @@ class App:
                 max_queued_bytes=config.max_queued_bytes,
                 max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
+                max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
                 max_waiting_messages=config.max_waiting_messages,

@@ -196,7 +196,7 @@ class Store:
             self._dirty = self._checkpoint("PASSIVE") is None
 
     def look(self) -> None:
-        """Called each second: whether the file still has its name. What is written to a deleted one must not be acknowledged."""
+        """Called each second: whether the file still has its name. What goes to a deleted one is not acknowledged."""
         there = _inode(self.path)
         how = "was deleted" if there is None else "was replaced by another file"
         text = f"{self.path} {how} while the gateway runs: stop it, and put the file back or restore a backup"
