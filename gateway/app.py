@@ -147,6 +147,7 @@ class App:
                 max_queued_bytes=config.max_queued_bytes,
                 max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
+                max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
                 max_waiting_messages=config.max_waiting_messages,
@@ -294,7 +295,9 @@ class App:
                     self._report("balance_mismatch", "a balance does not add up", ERROR, name, of=name, balance=balance)
             self._note_alive()
             self._report.tick()
-            self._committer.submit(lambda: None, self._committer_answers)
+            self._committer.submit(self._store.look, self._committer_answers)
+            if self._store.gone:
+                self._report("log_gone", self._store.gone, ERROR, "")
 
     def _committer_answers(self, _: None) -> None:
         from . import notify
@@ -307,7 +310,9 @@ class App:
 
     def _not_ready(self) -> list[str]:
         faults = [] if self._sockets.listening else ["not listening"]
-        if self.broker.store_fault:
+        if self._store.gone:
+            faults.append(self._store.gone)
+        elif self.broker.store_fault:
             faults.append(f"the store refuses to write: {self.broker.store_fault}")
         return faults
 

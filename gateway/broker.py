@@ -103,6 +103,8 @@ class Broker:
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: dict[Client, None] = {}
         """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
+        self.addresses: Counter[str] = Counter()
+        """Connections of each address."""
         self.retained = Retained(limits.max_retained_bytes)
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
@@ -153,10 +155,15 @@ class Broker:
     # -- what the shell calls --------------------------------------------------------------------------------------
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
-        """A socket was accepted."""
+        """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
         connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
         client = Client(link, connection, peer, listener, self.now)
         client.deadline = self.now + self._limits.connect_timeout
+        address = peer.rpartition(":")[0]
+        if self._limits.max_connections_per_address and self.addresses[address] >= self._limits.max_connections_per_address:
+            self.connecting.turn_away(client, address)
+            return client
+        self.addresses[address] += 1
         self.clients[client] = None
         return client
 

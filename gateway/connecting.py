@@ -8,6 +8,7 @@ Invariant: a client whose `session` is set is the one that the session's `client
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ class Limits:
     max_queued_bytes: int = 1 << 20
     max_queued_together: int = 64 << 20
     max_connections: int = 10_000
+    max_connections_per_address: int = 0
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER
     max_waiting_messages: int = 0
@@ -67,6 +69,7 @@ class Broker(Protocol):
     made: MadeSubscriptions
     subscribing: Subscribing
     clients: dict[Client, None]
+    addresses: Counter[str]
     pressure: Pressure
     now: float
 
@@ -171,6 +174,16 @@ class Connecting:
         self.refusals.note(self._broker.log.now, client.peer, packet.client_id, packet.username, name)
         self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
         self._close(client)
+
+    def turn_away(self, client: Client, address: str) -> None:
+        """A connection too many of one address."""
+        name = "connections_of_one_address"
+        self.refused[name] = self.refused.get(name, 0) + 1
+        self.refusals.note(self._broker.log.now, client.peer, "", None, name)
+        text = "an address has max_connections_per_address already: its new connections are closed"
+        self._broker.report("address_full", text, WARNING, f"address {address}", address=address)
+        client.closing = True
+        client.link.close()
 
     def note_fault(self, client: Client, error: object) -> None:
         """What the client sent was no MQTT: it is disconnected for it."""
@@ -277,7 +290,12 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
-        broker.clients.pop(client, None)
+        if client in broker.clients:
+            del broker.clients[client]
+            address = client.peer.rpartition(":")[0]
+            broker.addresses[address] -= 1
+            if not broker.addresses[address]:
+                del broker.addresses[address]
         broker.pressure.forget(client)
         session, client.session = client.session, None
         if session is None:

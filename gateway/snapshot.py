@@ -73,7 +73,7 @@ class Snapshot:
                 "not_retained": broker.retained.refused,
             },
             "store": {
-                "state": broker.store_fault or store.checkpoint_fault or "ok",
+                "state": store.gone or broker.store_fault or store.checkpoint_fault or "ok",
                 "durability": config.durability,
                 "bytes": store.file_bytes(),
                 "last_seq": delivery.live,
