@@ -45,6 +45,9 @@ class LocalRules:
     """`on_subscribe_lookup` when a session is created."""
     lookup_always: bool = False
     """`on_subscribe_lookup` at every connect."""
+    pools_new: frozenset[str] = frozenset()
+    pools_always: frozenset[str] = frozenset()
+    """The same for what far ends are known to have, by pool."""
     fetches: tuple[FetchRule, ...] = ()
     acks: tuple[tuple[str, int], ...] = ()
     """(filter, PUBSUB or QUEUE)."""
@@ -55,6 +58,12 @@ class LocalRules:
     @property
     def lookup(self) -> bool:
         return self.lookup_new or self.lookup_always
+
+    def looks_up(self, source: str, new: bool) -> bool:
+        """Whether rows from there become subscriptions at the connect of a session, a `new` one or not."""
+        if not source:
+            return self.lookup_always or (new and self.lookup_new)
+        return source in self.pools_always or (new and source in self.pools_new)
 
     def fetch_for(self, topic_filter: str) -> FetchRule | None:
         """The rule for a new subscription. Of several the first; one to one before one to many."""

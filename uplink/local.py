@@ -26,7 +26,8 @@ _STORES = ("on_message_publish", "on_message_store")
 
 
 def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
-    """What the file of sqlite asks of the broker; None if it has mistakes."""
+    """What the rules ask of the broker; None if the file of sqlite has mistakes."""
+    files = list(files)
     mine = [file for file in files if file.backend == "sqlite"]
     if any(file.mistakes for file in mine):
         return None
@@ -35,6 +36,8 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
     return LocalRules(
         lookup_new=SESSION_CREATED in lookups,
         lookup_always=CONNECTED in lookups,
+        pools_new=_looked_up(files, SESSION_CREATED),
+        pools_always=_looked_up(files, CONNECTED),
         fetches=tuple(_fetch(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
         acks=tuple((_filter(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
         forgets=tuple(_filter(rule) for rule in rules if rule.function == "on_acked_delete"),
@@ -48,6 +51,13 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
             if rule.function in _STORES
         ),
     )
+
+
+def _looked_up(files: Iterable[RuleFile], kind: int) -> frozenset[str]:
+    """The pools whose far end is asked at this event what subscriptions it has for the client."""
+    far = [(file.backend, rule) for file in files if file.backend != "sqlite" for rule in file.rules]
+    found = [(name, rule) for name, rule in far if rule.function == "on_subscribe_lookup" and rule.kind == kind]
+    return frozenset(f"{backend}.{rule.pool}" for backend, rule in found)
 
 
 def _filter(rule: Rule) -> str:
