@@ -36,6 +36,7 @@ from .config import Config, Listener
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
+from .inbox import Inbox
 from .online_backup import OnlineBackup
 from .server import Sockets
 from .snapshot import Snapshot
@@ -163,6 +164,7 @@ class App:
         self._trimming = Trimming(
             self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, self._report
         )
+        self._inbox = Inbox(self.broker, config.data / "uplink.db")
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -247,6 +249,7 @@ class App:
         self._snapshot = Snapshot(
             self._config, self._store, self.broker, self._trust, self._pools, self._started, self._report.lines
         )
+        self._inbox.look()
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
@@ -282,6 +285,7 @@ class App:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
+            self._inbox.tick()
             if self.broker.now >= next_balance:
                 next_balance = self.broker.now + BALANCE_PAUSE
                 for name, balance in self._snapshot.mismatches():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.report import ERROR, INFO, WARNING, Say
@@ -95,6 +96,7 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router)
+        self.delivery.session_of = self.sessions.get
         self.gaps = Gaps(log, self.delivery.dropped)
         self.batch_limit = BATCH_LIMIT
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
@@ -462,15 +464,21 @@ class Broker:
             self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
 
+    def keep_retained(self, topic: Topic, seq: int, payload: bytes) -> None:
+        """This entry, which a far end had, is the retained message of its topic now."""
+        self._set_retained(topic, seq, payload)
+
     def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
         if payload:
             self.retained.put(topic.text, seq)
             self.log.change(SET_RETAINED, topic, seq)
-        elif self.retained.remove(topic.text):
+            return True
+        had = self.retained.remove(topic.text)
+        if had:
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
-        else:
-            return False
-        return True
+        if asked := self.router.local.asks_retained(topic.text):
+            self.log.change(SET_CLEARED, topic.text, self.log.now)
+        return had or asked
 
 
 def _no_subscribers(packet_id: int) -> bytes:

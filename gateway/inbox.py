@@ -13,16 +13,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tidegate.store.answers import Answers, next_answers
-from tidegate.store.inbox import SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE, Answer
+from tidegate.store.answers import Answers, Local, next_answers
+from tidegate.store.entry import ADDRESSED, FOREIGN, KEPT_THERE, RETAIN
+from tidegate.store.foreign import Known, event_time, pack
+from tidegate.store.history import ADD_ADDRESSED, FORGET_ACKED, FORGET_CLEARED, SET_POSITION
+from tidegate.store.inbox import MESSAGE, POSITION, RETAINED, SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE, Answer
+from tidegate.store.log import Name
+from tidegate.store.msgid import origin
 from tidegate.store.report import WARNING
+from tidegate.store.topic import matches
 
 from .broker import Broker
+from .mqtt.errors import MqttError
+from .routing import Topic, target_of
+from .session import Session, Subscription
 
 KEEP = "INSERT OR REPLACE INTO cursor (name, seq) VALUES (?,?)"
 FORGET_OTHERS = "DELETE FROM cursor WHERE name LIKE 'inbox:%' AND name <> ?"
 """There is one inbox at a time."""
 RETRY = 5.0
+SWEEP_PAUSE = 3600.0
+ACKED_FOR, CLEARED_FOR = 7 * 86_400_000, 30 * 86_400_000
+"""ms for which it is remembered that a client has acknowledged a message; that a retained message was deleted here."""
 
 
 class Inbox:
@@ -33,10 +45,16 @@ class Inbox:
         self._path = path
         self._looking = self._again = False
         self._retry_at: float | None = None
+        self._next_sweep = 0.0
+        self._seen: set[tuple[str, str]] = set()
+        """(client, msgid) of the messages of this piece."""
         self._apply = {
             SUBSCRIPTIONS: self._compare,
             SUBSCRIBE: self._subscribe,
             UNSUBSCRIBE: self._unsubscribe,
+            MESSAGE: self._message,
+            RETAINED: self._retained,
+            POSITION: self._position,
         }
 
     def look(self) -> None:
@@ -47,9 +65,14 @@ class Inbox:
             self._broker.read(lambda reader: next_answers(self._path, reader.db), self._have)
 
     def tick(self) -> None:
-        """Once a second: look again where it could not be read."""
-        if self._retry_at is not None and self._broker.now >= self._retry_at:
+        """Once a second: look again where it could not be read; forget what is long over."""
+        broker = self._broker
+        if self._retry_at is not None and broker.now >= self._retry_at:
             self.look()
+        if broker.now >= self._next_sweep and self._path.exists():
+            self._next_sweep = broker.now + SWEEP_PAUSE
+            broker.log.change(FORGET_ACKED, broker.log.now - ACKED_FOR)
+            broker.log.change(FORGET_CLEARED, broker.log.now - CLEARED_FOR)
 
     def _have(self, found: Answers | Exception | None) -> None:
         self._looking, self._retry_at = False, None
@@ -66,14 +89,15 @@ class Inbox:
         """All of them in one commit, with the place behind them."""
         self._looking = True
         broker = self._broker
-        for answer in found.answers:
-            apply = self._apply.get(answer.kind)
-            if apply is None:
-                broker.counters["answers_unknown"] += 1
-            else:
-                apply(answer)
+        self._seen.clear()
+        for answer, local in found.answers:
+            apply = self._apply.get(answer.kind, self._refuse)
+            try:
+                apply(answer, local)
+            except (MqttError, ValueError, TypeError):  # others wrote it: whatever it is, the next one is applied
+                self._refuse(answer, local)
         broker.log.change(FORGET_OTHERS, found.cursor)
-        broker.log.change(KEEP, found.cursor, found.answers[-1].id)
+        broker.log.change(KEEP, found.cursor, found.answers[-1][0].id)
         broker.when_durable(self._taken)
         broker.turn_over()
 
@@ -81,18 +105,109 @@ class Inbox:
         self._looking = False
         self.look()
 
+    def _refuse(self, answer: Answer, _: Local) -> None:
+        self._broker.counters["answers_refused"] += 1
+        text = "what a far end has for a client means nothing here; it is passed over"
+        fields = {"pool": answer.pool, "client": answer.client, "topic": answer.topic or answer.filters, "msgid": answer.msgid}
+        self._broker.report("answer_refused", text, WARNING, f"answer {answer.pool}", **fields)
+
     # -- subscriptions ---------------------------------------------------------------------------------------------
 
-    def _compare(self, answer: Answer) -> None:
+    def _compare(self, answer: Answer, _: Local) -> None:
         self._broker.made.compare(answer.pool, answer.client, dict(_filters(answer)))
 
-    def _subscribe(self, answer: Answer) -> None:
+    def _subscribe(self, answer: Answer, _: Local) -> None:
         for topic_filter, qos in _filters(answer):
             self._broker.made.bring(answer.pool, answer.client, topic_filter, qos)
 
-    def _unsubscribe(self, answer: Answer) -> None:
-        for topic_filter, _ in _filters(answer):
+    def _unsubscribe(self, answer: Answer, _: Local) -> None:
+        for topic_filter, _qos in _filters(answer):
             self._broker.made.take_away(answer.pool, answer.client, topic_filter)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _message(self, answer: Answer, local: Local) -> None:
+        """A stored message goes to the session that asked, if it has it in no other way."""
+        found = self._asking(answer)
+        if found is None:
+            return
+        session, subscription, topic = found
+        if local.given or (answer.client, answer.msgid) in self._seen:
+            return
+        if local.ours and self._has_from_here(session, answer):
+            return
+        if subscription.no_local and answer.sender == answer.client:
+            return
+        self._seen.add((answer.client, answer.msgid))
+        qos = min(answer.qos, subscription.qos)
+        if qos:
+            self._address(session, topic, answer)
+        elif session.client is not None:
+            self._broker.when_durable(self._broker.delivery.send_once, session, session.client, topic, answer.payload)
+
+    def _asking(self, answer: Answer) -> tuple[Session, Subscription, Topic] | None:
+        """The session and its subscription for which this was found, if they are still there. Raises MqttError, ValueError."""
+        topic = self._broker.router.topics[answer.topic.encode()]
+        if topic.reserved or not matches(answer.filter, topic.text) or answer.qos not in (0, 1, 2):
+            raise ValueError(answer.topic)
+        session = self._broker.sessions.get(answer.client)
+        subscription = session.subscriptions.get(answer.filter) if session is not None else None
+        if session is None or subscription is None:
+            self._broker.counters["answers_too_late"] += 1
+            return None
+        return session, subscription, topic
+
+    def _has_from_here(self, session: Session, answer: Answer) -> bool:
+        """Whether a message that this log has comes to the session from there: by a fetching rule, or as published."""
+        if self._broker.router.local.fetch_for(answer.filter) is not None:
+            return True
+        seq = _seq_of(answer.msgid)
+        return any(s.qos and s.since < seq for text, s in session.subscriptions.items() if matches(text, answer.topic))
+
+    def _address(self, session: Session, topic: Topic, answer: Answer) -> None:
+        log = self._broker.log
+        known = Known(answer.msgid, answer.sender, event_time(answer.msgid, answer.at))
+        seq = log.append(ADDRESSED, session.name, topic, answer.qos | FOREIGN, answer.payload, pack(known))
+        log.change(ADD_ADDRESSED, seq, session.name, answer.msgid)
+        session.followed().addressed[seq] = topic.raw
+
+    # -- retained messages -----------------------------------------------------------------------------------------
+
+    def _retained(self, answer: Answer, local: Local) -> None:
+        """The newer of the far end's and ours is the retained message here; the session that asked gets it if it is theirs."""
+        found = self._asking(answer)
+        broker, at = self._broker, event_time(answer.msgid, answer.at)
+        if found is None or not answer.payload or local.ours or at <= local.at:
+            return
+        session, subscription, topic = found
+        if next(broker.retained.find(topic.text), 0) != local.retained:
+            return  # another one came meanwhile, and is newer
+        known = pack(Known(answer.msgid, answer.sender, at))
+        flags = answer.qos | RETAIN | FOREIGN
+        seq = broker.log.append(KEPT_THERE, Name(answer.sender), topic, flags, answer.payload, known)
+        broker.keep_retained(topic, seq, answer.payload)
+        broker.when_durable(self._send_retained, session, answer.filter, subscription, seq)
+
+    def _send_retained(self, session: Session, topic_filter: str, subscription: Subscription, seq: int) -> None:
+        if session.client is not None and session.subscriptions.get(topic_filter) is subscription:
+            target = target_of(session, subscription)
+            self._broker.delivery.add_retained(session.client, topic_filter, target, seq)
+
+    # -- positions -------------------------------------------------------------------------------------------------
+
+    def _position(self, answer: Answer, local: Local) -> None:
+        """How far the client has read messages of this log, elsewhere too."""
+        if local.ours:
+            broker = self._broker
+            session = broker.sessions.get(answer.client)
+            name = session.name if session is not None else Name(answer.client)
+            topic = broker.router.topics[answer.topic.encode()]
+            broker.log.change(SET_POSITION, name, topic, answer.seq, broker.log.now)
+
+
+def _seq_of(msgid: str) -> int:
+    found = origin(msgid)
+    return found.seq if found is not None else 0
 
 
 def _filters(answer: Answer) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .topic import matches, without_share
+from .topic import filters_overlap, matches, without_share
 
 PUBSUB, QUEUE = 1, 2
 """What an acknowledgement does: moves the client's position; takes the message away for everyone."""
@@ -48,6 +48,8 @@ class LocalRules:
     pools_new: frozenset[str] = frozenset()
     pools_always: frozenset[str] = frozenset()
     """The same for what far ends are known to have, by pool."""
+    retained: tuple[str, ...] = ()
+    """Filters of which far ends are asked for retained messages: an older one must not come back to life."""
     fetches: tuple[FetchRule, ...] = ()
     acks: tuple[tuple[str, int], ...] = ()
     """(filter, PUBSUB or QUEUE)."""
@@ -82,6 +84,9 @@ class LocalRules:
     def forgets_position(self, topic_filter: str) -> bool:
         name = without_share(topic_filter)
         return any(_concerns(rule, name) for rule in self.forgets)
+
+    def asks_retained(self, topic: str) -> bool:
+        return any(not text or filters_overlap(text, topic) for text in self.retained)
 
     def age_of(self, topic: str) -> int:
         """How long (ms) messages of the topic are kept for fetching, 0 when no rule stores them."""

@@ -38,6 +38,7 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
         lookup_always=CONNECTED in lookups,
         pools_new=_looked_up(files, SESSION_CREATED),
         pools_always=_looked_up(files, CONNECTED),
+        retained=tuple(_filter(rule) for rule in _far(files) if rule.function == "on_retain_lookup"),
         fetches=tuple(_fetch(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
         acks=tuple((_filter(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
         forgets=tuple(_filter(rule) for rule in rules if rule.function == "on_acked_delete"),
@@ -55,9 +56,17 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
 
 def _looked_up(files: Iterable[RuleFile], kind: int) -> frozenset[str]:
     """The pools whose far end is asked at this event what subscriptions it has for the client."""
-    far = [(file.backend, rule) for file in files if file.backend != "sqlite" for rule in file.rules]
-    found = [(name, rule) for name, rule in far if rule.function == "on_subscribe_lookup" and rule.kind == kind]
-    return frozenset(f"{backend}.{rule.pool}" for backend, rule in found)
+    return frozenset(
+        f"{file.backend}.{rule.pool}"
+        for file in files
+        for rule in _far([file])
+        if rule.function == "on_subscribe_lookup" and rule.kind == kind
+    )
+
+
+def _far(files: Iterable[RuleFile]) -> Iterator[Rule]:
+    """The rules about far ends."""
+    return (rule for file in files if file.backend != "sqlite" for rule in file.rules)
 
 
 def _filter(rule: Rule) -> str:

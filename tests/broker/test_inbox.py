@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tidegate.gateway.connecting import Limits
 from tidegate.gateway.inbox import Inbox
-from tidegate.store.entry import PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
-from tidegate.store.inbox import SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE
-from tidegate.store.local import LocalRules
+from tidegate.gateway.mqtt.packets import PubAck, Unsubscribe
+from tidegate.store.entry import ACKED, DELIVERED, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
+from tidegate.store.inbox import MESSAGE, POSITION, RETAINED, SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE, Answer
+from tidegate.store.local import PUBSUB, FetchRule, Keep, LocalRules
 from tidegate.store.reader import LogReader
 
 from tests.broker.inbox_file import answer, make_inbox, put
-from tests.broker.world import World
+from tests.broker.receiver import Receiver
+from tests.broker.world import NOW, World
 
 WANTS = [Want(PUBLISH, "#", 1, False), Want(SUBSCRIBED, "#", 0, False), Want(UNSUBSCRIBED, "#", 0, False)]
 
@@ -26,8 +29,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "log.db"
 
 
-def open_world(path: Path) -> tuple[World, Inbox]:
-    world = World(path)
+def open_world(path: Path, limits: Limits | None = None) -> tuple[World, Inbox]:
+    world = World(path, limits)
     world.broker.router.set_wants(WANTS, LocalRules(pools_new=frozenset({"redis.pool1", "pgsql.pool1"})))
     return world, Inbox(world.broker, path.with_name("uplink.db"))
 
@@ -189,3 +192,165 @@ def test_a_pool_whose_rule_is_gone_makes_no_subscriptions(path: Path) -> None:
     device = world.device("s")
     world.device("p").publish("a", b"m")
     assert payloads(device) == []
+
+
+# -- messages for one client ---------------------------------------------------------------------------------------------
+
+
+def message(client: str, number: int, qos: int = 1, text: str = "far/#", kind: int = MESSAGE, at: int = NOW) -> Answer:
+    payload = f"m{number}".encode()
+    return Answer(0, "redis.pool1", kind, client, text, "far/x", "[]", f"foreign-{number}", "elsewhere", qos, at, payload)
+
+
+def subscriber(world: World, name: str = "s", qos: int = 2, **options: Any) -> Any:
+    device = world.device(name, **options)
+    device.subscribe("far/#", qos)
+    return device
+
+
+def test_a_message_goes_to_the_client_that_asked_alone_with_its_foreign_id(path: Path) -> None:
+    world, inbox = open_world(path)
+    world.broker.router.set_wants([*WANTS, Want(DELIVERED, "#", 0, False), Want(ACKED, "#", 0, False)])
+    device, other = subscriber(world, qos=1, version=5), subscriber(world, "other")
+    tell(world, inbox, message("s", 1, 2), message("s", 2, 1))
+    found = device.ack_all()
+    assert [(m[1] >> 1 & 3, m[3]) for m in found] == [(1, b"m1"), (1, b"m2")]
+    assert payloads(other) == []
+    ids = [(e.kind, e.clientid, e.payload) for e in LogReader(path).read(0, 100)[0] if e.kind in (DELIVERED, ACKED)]
+    assert ids == [(kind, "s", name) for kind in (DELIVERED, ACKED) for name in (b"foreign-1", b"foreign-2")]
+    assert rows(path, "SELECT * FROM mqtt_msg") == []
+    assert not any(e.kind == PUBLISH for e in LogReader(path).read(0, 100)[0])
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("clean_stop", [True, False])
+def test_with_qos_2_each_message_arrives_once_and_in_order_over_a_stop_at_any_step(
+    path: Path, steps: int, clean_stop: bool
+) -> None:
+    world, inbox = open_world(path, Limits(max_inflight=2))
+    client = Receiver(subscriber(world, clean=False))
+    tell(world, inbox, *[message("s", number, 2) for number in range(1, 5)])
+    for _ in range(steps):
+        client.step()
+    if clean_stop:
+        world.stop()
+    else:
+        world.kill()
+    world, inbox = open_world(path, Limits(max_inflight=2))
+    tell(world, inbox, message("s", 1, 2), message("s", 4, 2))
+    client.device = world.device("s", clean=False)
+    while client.step():
+        pass
+    assert client.arrived == ["m1", "m2", "m3", "m4"]
+    tell(world, inbox, message("s", 2, 2))
+    assert not client.step()
+    assert rows(path, "SELECT count(*) FROM addressed WHERE acked") == [(4,)]
+
+
+def test_a_sleeping_session_gets_it_when_it_returns(path: Path) -> None:
+    world, inbox = open_world(path)
+    subscriber(world, clean=False).disconnect()
+    subscriber(world, "other", clean=False).disconnect()
+    tell(world, inbox, message("s", 1))
+    world.device("p").publish("far/x", b"for both")
+    assert payloads(world.device("other", clean=False)) == [b"for both"]
+    world.kill()
+    world, inbox = open_world(path)
+    assert payloads(world.device("s", clean=False)) == [b"m1", b"for both"]
+
+
+def test_a_session_that_ended_before_its_acknowledgement_leaves_it_for_the_next(path: Path) -> None:
+    world, inbox = open_world(path)
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1), message("s", 2))
+    first, _ = device.messages()
+    device.send(PubAck(first[2]))
+    device.cut()
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1), message("s", 2))
+    assert payloads(device) == [b"m2"]
+
+
+def test_a_subscription_that_is_made_anew_may_have_it_again(path: Path) -> None:
+    world, inbox = open_world(path, Limits(max_inflight=1))
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1), message("s", 2))
+    device.send(Unsubscribe(9, ("far/#",), {}))
+    tell(world, inbox, message("s", 3))
+    assert [m[3] for m in device.ack_all()] == [b"m1"]
+    device.subscribe("far/#", 1)
+    tell(world, inbox, message("s", 2))
+    assert payloads(device) == [b"m2"]
+
+
+def test_with_qos_0_it_is_delivered_from_memory(path: Path) -> None:
+    world, inbox = open_world(path)
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1, 0))
+    assert [(m[1] >> 1 & 3, m[3]) for m in device.messages()] == [(0, b"m1")]
+    assert rows(path, "SELECT count(*) FROM addressed") == [(0,)]
+
+
+def test_what_was_published_here_comes_from_here(path: Path) -> None:
+    world, inbox = open_world(path)
+    hour = 3_600_000
+    local = LocalRules(
+        fetches=(FetchRule("far/#", False, 500, hour, True),), acks=(("far/#", PUBSUB),), keeps=(Keep("#", hour),)
+    )
+    world.broker.router.set_wants(WANTS, local)
+    world.device("p").publish("far/x", b"mine")
+    (entry,) = [e for e in LogReader(path).read(0, 10)[0] if e.kind == PUBLISH]
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1)._replace(msgid=entry.msgid))
+    assert payloads(device) == [b"mine"]
+
+
+def test_an_answer_that_is_no_message_is_passed_over(path: Path) -> None:
+    world, inbox = open_world(path)
+    device = subscriber(world)
+    bad = message("s", 1)
+    tell(world, inbox, bad._replace(topic="a/#"), bad._replace(topic="b"), bad._replace(qos=3), message("s", 2))
+    assert payloads(device) == [b"m2"]
+    assert world.broker.counters["answers_refused"] == 3
+
+
+# -- retained messages and positions -------------------------------------------------------------------------------------
+
+
+def retained(at: int, number: int = 1) -> Answer:
+    return message("s", number, kind=RETAINED, at=at)
+
+
+def test_a_newer_retained_message_is_taken_over_and_sent_to_who_asked(path: Path) -> None:
+    world, inbox = open_world(path)
+    world.device("p").publish("far/x", b"ours", retain=True)
+    device, other = subscriber(world), subscriber(world, "other")
+    assert payloads(device) == payloads(other) == [b"ours"]
+    tell(world, inbox, retained(NOW + 5000, 1), retained(NOW - 5000, 2))
+    assert [(m[1] & 1, m[3]) for m in device.messages()] == [(1, b"m1")]
+    assert payloads(other) == []
+    world.kill()
+    world, inbox = open_world(path)
+    assert payloads(subscriber(world)) == [b"m1"]
+    assert rows(path, "SELECT topic, sender, payload FROM mqtt_retain") == [("far/x", "elsewhere", b"m1")]
+
+
+def test_a_retained_message_that_was_deleted_here_stays_deleted(path: Path) -> None:
+    world, inbox = open_world(path)
+    world.broker.router.set_wants(WANTS, LocalRules(retained=("far/#",)))
+    device = subscriber(world)
+    world.device("p").publish("far/x", b"", retain=True)
+    device.ack_all()
+    tell(world, inbox, retained(NOW - 5000))
+    assert payloads(device) == [] and rows(path, "SELECT * FROM retained") == []
+
+
+def test_a_position_moves_forward_and_never_back(path: Path) -> None:
+    world, inbox = open_world(path)
+    publisher = world.device("p")
+    for number in range(5):
+        publisher.publish("far/x", b"%d" % number)
+    epoch = world.store.identity.epoch
+    for seq in (3, 2, 99):
+        tell(world, inbox, Answer(0, "redis.pool1", POSITION, "s", "far/x", "far/x", epoch=epoch % 62**3, seq=seq))
+    assert rows(path, "SELECT clientid, topic, mid FROM mqtt_acked") == [("s", "far/x", 3)]
