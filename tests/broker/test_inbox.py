@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from tidegate.gateway.cli_sub import sub
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.inbox import Inbox
 from tidegate.gateway.mqtt.packets import PubAck, Unsubscribe
@@ -192,6 +195,17 @@ def test_a_pool_whose_rule_is_gone_makes_no_subscriptions(path: Path) -> None:
     device = world.device("s")
     world.device("p").publish("a", b"m")
     assert payloads(device) == []
+
+
+def test_the_list_says_where_a_subscription_comes_from(path: Path) -> None:
+    world, inbox = open_world(path)
+    world.broker.made.add("s", "a", 1, lambda: None)
+    tell(world, inbox, answer(SUBSCRIPTIONS, "s", ("a", 2)))
+    world.stop()
+    arguments = ["list", "--data", str(path.parent), "s"]
+    assert CliRunner().invoke(sub, arguments).output == "s  a  QoS 1\ns  a  QoS 2  from redis.pool1\n"
+    shutil.copy(Path(__file__).parent.parent / "store" / "log-v1.db", path)
+    assert CliRunner().invoke(sub, arguments).output == "none for s\n"
 
 
 # -- messages for one client ---------------------------------------------------------------------------------------------
