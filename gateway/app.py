@@ -417,7 +417,7 @@ class App:
         command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         for name in backends:
             command += ["--backend", name]
-        return Supervisor(command, self._report)
+        return Supervisor(command, self._report, self._inbox.look)
 
     def _pools(self) -> list[dict[str, Any]]:
         return self._own_pool() + self._far_ends()

@@ -38,13 +38,13 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
         lookup_always=CONNECTED in lookups,
         pools_new=_looked_up(files, SESSION_CREATED),
         pools_always=_looked_up(files, CONNECTED),
-        retained=tuple(_filter(rule) for rule in _far(files) if rule.function == "on_retain_lookup"),
-        fetches=tuple(_fetch(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
-        acks=tuple((_filter(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
-        forgets=tuple(_filter(rule) for rule in rules if rule.function == "on_acked_delete"),
+        retained=tuple(filter_of(rule) for rule in _far(files) if rule.function == "on_retain_lookup"),
+        fetches=tuple(fetch_rule(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
+        acks=tuple((filter_of(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
+        forgets=tuple(filter_of(rule) for rule in rules if rule.function == "on_acked_delete"),
         keeps=tuple(
             Keep(
-                _filter(rule),
+                filter_of(rule),
                 1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]),
                 rule.function == "on_message_store",
             )
@@ -69,13 +69,15 @@ def _far(files: Iterable[RuleFile]) -> Iterator[Rule]:
     return (rule for file in files if file.backend != "sqlite" for rule in file.rules)
 
 
-def _filter(rule: Rule) -> str:
+def filter_of(rule: Rule) -> str:
+    """Empty: every name."""
     return "" if rule.everywhere else rule.topic_filter
 
 
-def _fetch(rule: Rule) -> FetchRule:
+def fetch_rule(rule: Rule) -> FetchRule:
+    """What a rule `on_message_fetch…` says."""
     queue = rule.function == "on_message_fetch_for_queue"
-    return FetchRule(_filter(rule), queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
+    return FetchRule(filter_of(rule), queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
 
 
 def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:
