@@ -36,6 +36,7 @@ from .config import Config, Listener
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
+from .held import shares
 from .inbox import Inbox
 from .online_backup import OnlineBackup
 from .server import Sockets
@@ -134,6 +135,7 @@ class App:
             run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
         }
         self.access = Access(config.password_file)
+        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes)
         self.broker = Broker(
             log,
             self._commit,
@@ -144,12 +146,17 @@ class App:
                 max_packet_size=config.max_packet_size,
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
+                max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
+                max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
                 max_waiting_messages=config.max_waiting_messages,
                 max_waiting_bytes=config.max_waiting_bytes,
                 max_waiting_age=config.max_waiting_age,
+                max_subscriptions=config.max_subscriptions or 1 << 62,
+                max_retained_bytes=held.retained,
+                max_session_bytes=held.sessions,
             ),
             config.durability,
             config.commit_delay,
@@ -292,7 +299,9 @@ class App:
                     self._report("balance_mismatch", "a balance does not add up", ERROR, name, of=name, balance=balance)
             self._note_alive()
             self._report.tick()
-            self._committer.submit(lambda: None, self._committer_answers)
+            self._committer.submit(self._store.look, self._committer_answers)
+            if self._store.gone:
+                self._report("log_gone", self._store.gone, ERROR, "")
 
     def _committer_answers(self, _: None) -> None:
         from . import notify
@@ -305,7 +314,9 @@ class App:
 
     def _not_ready(self) -> list[str]:
         faults = [] if self._sockets.listening else ["not listening"]
-        if self.broker.store_fault:
+        if self._store.gone:
+            faults.append(self._store.gone)
+        elif self.broker.store_fault:
             faults.append(f"the store refuses to write: {self.broker.store_fault}")
         return faults
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tidegate.store.catchup import ROWS, Fetched
+from tidegate.store.catchup import BYTES, ROWS, Fetched
 from tidegate.store.entry import ADDRESSED, FOREIGN, PUBLISH, QOS_MASK, RETAIN
 from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
@@ -23,6 +23,7 @@ from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .progress import Progress
+from .queued import Queued
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 from .walk import ReadLog, Walk, piece_of, wanted
@@ -39,8 +40,8 @@ Feed = Callable[[Session, Progress, Client], bool]
 class Delivery(Outlet):
     """See the module. `live` is the last seq handed to live sessions, `durable` the last one committed."""
 
-    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
-        super().__init__(log, router, max_queued_bytes, message_id)
+    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
+        super().__init__(log, router, max_queued_bytes, queued, message_id)
         self.live = self.durable = log.next_seq - 1
         self.report: Say = lambda *_, **fields: None
         self.feed: Feed = lambda session, progress, client: False
@@ -442,12 +443,13 @@ class Delivery(Outlet):
         self.queue_retained(client, topic_filter, target, [*seqs, seq])
 
     def _fetch_retained(self, session: Session, client: Client) -> None:
-        if session.retained or session.fetching is client or not session.retained_due:
+        if session.retained or session.fetching is client or client.blocked or not session.retained_due:
             return
         topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
         session.fetching = client
+        most = min(BYTES, self.queued.share)
         self._read(
-            lambda reader: reader.fetch(seqs),
+            lambda reader: reader.fetch(seqs, most),
             lambda got: self._have_retained(session, client, topic_filter, target, got),
         )
 
@@ -467,13 +469,13 @@ class Delivery(Outlet):
             session.retained_due[topic_filter] = (target, left)
             if not left:
                 del session.retained_due[topic_filter]
-            session.retained.extend((target, message) for message in got.messages)
+            session.retained.extend((topic_filter, target, message) for message in got.messages)
         self.pump(session)
 
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
         taken = 0
         while taken < len(session.retained) and client.out_size <= TURN_BYTES and not client.blocked:
-            target, message = session.retained[taken]
+            _, target, message = session.retained[taken]
             qos = min(target.qos, message[2] & QOS_MASK)
             if qos and session.room() <= 0:
                 break
@@ -492,12 +494,24 @@ class Delivery(Outlet):
                 if qos and self._router.watches(topic) and topic.acks and not message[2] & FOREIGN:
                     session.followed().sent[message[0]] = topic.raw
         del session.retained[:taken]
+        if client.blocked and session.retained:
+            self._put_retained_back(session)
         if len(session.retaining) > 2 * session.window:
             session.retaining = {
                 packet_id: seq
                 for packet_id, seq in session.retaining.items()
                 if packet_id in session.inflight or packet_id in session.releasing
             }
+
+    @staticmethod
+    def _put_retained_back(session: Session) -> None:
+        """They are read again when the client reads; until then only their numbers wait."""
+        topic_filter, target, _ = session.retained[0]
+        seqs = [message[0] for _, _, message in session.retained]
+        session.retained.clear()
+        due = session.retained_due.get(topic_filter)
+        if due is None or due[0] is target:
+            session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
 
     def in_memory(self, seq: int) -> Row | None:
         """The row of an entry that the tail still holds."""

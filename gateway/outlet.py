@@ -18,6 +18,7 @@ from tidegate.store.log import Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
+from .queued import Queued
 from .routing import Router, Topic
 from .session import RELEASED, SENT, Client, Session
 from .sessions import ADD_DELIVERY, SET_DELIVERY, delivery_state, forget_kept
@@ -32,13 +33,14 @@ PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
 class Outlet:
     """See the module. `sent`, `dropped` count messages."""
 
-    def __init__(self, log: Log, router: Router, max_queued_bytes: int, message_id: Any) -> None:
+    def __init__(self, log: Log, router: Router, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
         self.sent = 0
         self.dropped: Counter[str] = Counter()
         self.dirty: list[Client] = []
         self._log = log
         self._router = router
         self._max_queued = max_queued_bytes
+        self.queued = queued
         self._message_id = message_id
 
     def send(self, client: Client, data: bytes) -> None:
@@ -100,7 +102,7 @@ class Outlet:
 
     def _send_qos0(self, client: Client, packet: bytes) -> None:
         if (client.blocked or client.out_size > TURN_BYTES) and (
-            client.out_size + client.link.buffered() + len(packet) > self._max_queued
+            client.out_size + client.link.buffered() + len(packet) > min(self._max_queued, self.queued.share)
         ):
             self.dropped["queue_full"] += 1
             return

@@ -34,9 +34,13 @@ def render(status: dict[str, Any]) -> str:
     refused = dict(clients["refused"])
     if clients["protocol_errors"]:
         refused["protocol_errors"] = clients["protocol_errors"]
+    if clients.get("slow_readers"):
+        refused["slow_readers"] = clients["slow_readers"]
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
+    if not_kept := messages.get("not_retained"):
+        lines.append(f"not kept    {not_kept} retained messages, which were delivered: max_retained_bytes is used up")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")

@@ -49,6 +49,11 @@ class Counted(NamedTuple):
 
 FOR_SESSIONS = f"kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0"
 """What a session reads on from the log; of the addressed it passes over what is for others."""
+RETAINED = (
+    "SELECT t.name, r.seq, ifnull(length(e.payload) + ifnull(length(e.properties), 0), 0)"
+    " FROM retained r JOIN topic t ON t.id = r.topic LEFT JOIN entry e ON e.seq = r.seq"
+)
+"""Topic, seq and bytes of every retained message."""
 _SIZE = "length(payload) + 2 * ifnull(length(properties), 0)"
 _COLUMNS = (
     "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
@@ -128,15 +133,14 @@ class CatchUp:
         fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
         return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
-    def fetch(self, seqs: Sequence[int]) -> Fetched:
+    def fetch(self, seqs: Sequence[int], most: int = BYTES) -> Fetched:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
         ordered = sorted(seqs)[:ROWS]
         wanted = ",".join(str(int(seq)) for seq in ordered)
         self._db.execute("BEGIN")
         try:
-            messages, whole = self.fetch_within(
-                f"kind IN ({PUBLISH}, {ADDRESSED}, {KEPT_THERE}) AND seq IN ({wanted}) ORDER BY seq"
-            )
+            known = f"kind IN ({PUBLISH}, {ADDRESSED}, {KEPT_THERE})"
+            messages, whole = self.fetch_within(f"{known} AND seq IN ({wanted}) ORDER BY seq", most)
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
@@ -186,11 +190,10 @@ class CatchUp:
     def _text(self, topic: int) -> str:
         return (self._names.get(topic) or self._name(topic)).decode()
 
-    def retained(self, topic: str) -> int | None:
-        """The seq of the topic's retained message."""
-        sql = "SELECT r.seq FROM retained r JOIN topic t ON t.id = r.topic WHERE t.name = ?"
-        row: tuple[int] | None = self._db.execute(sql, (topic,)).fetchone()
-        return row[0] if row else None
+    def retained(self, topic: str) -> tuple[int, int] | None:
+        """Seq and bytes of the topic's retained message."""
+        row: tuple[str, int, int] | None = self._db.execute(f"{RETAINED} WHERE t.name = ?", (topic,)).fetchone()
+        return row[1:] if row else None
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()

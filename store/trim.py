@@ -130,7 +130,9 @@ class Trim:
         self._names_first = not self._names_first  # neither starves the other
         if self._names_first and (self._names.looking or not self._cutting):
             return self._names.step(db) or self._removal(db, now, floor)
-        return self._removal(db, now, floor) or self._names.step(db)
+        found = self._removal(db, now, floor) or self._names.step(db)
+        self.is_stuck = self.is_stuck and found is None  # not while names may go
+        return found
 
     def _removal(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | None:
         size = self._size(db)
