@@ -21,6 +21,7 @@ from tidegate.store.reader import LogReader
 
 from tests.broker.inbox_file import answer, make_inbox, put
 from tests.broker.receiver import Receiver
+from tests.broker.test_offline import trim_all
 from tests.broker.world import NOW, World
 
 WANTS = [Want(PUBLISH, "#", 1, False), Want(SUBSCRIBED, "#", 0, False), Want(UNSUBSCRIBED, "#", 0, False)]
@@ -295,6 +296,43 @@ def test_a_subscription_that_is_made_anew_may_have_it_again(path: Path) -> None:
     device.subscribe("far/#", 1)
     tell(world, inbox, message("s", 2))
     assert payloads(device) == [b"m2"]
+
+
+def test_an_acknowledgement_is_remembered_when_the_entry_is_gone(path: Path) -> None:
+    world, inbox = open_world(path)
+    device = subscriber(world)
+    tell(world, inbox, message("s", 1))
+    device.ack_all()
+    trim_all(world)
+    assert rows(path, "SELECT count(*) FROM entry WHERE kind = 10") == [(0,)]
+    tell(world, inbox, message("s", 1))
+    assert payloads(device) == []
+    world.wait(8 * 86_400)
+    inbox.tick()
+    world.broker.turn_over()
+    world.settle()
+    assert rows(path, "SELECT count(*) FROM addressed") == [(0,)]
+
+
+def test_what_was_lost_before_it_was_delivered_may_come_again(path: Path) -> None:
+    world, inbox = open_world(path)
+    subscriber(world, clean=False).disconnect()
+    tell(world, inbox, message("s", 1))
+    trim_all(world)
+    world.broker.delivery.forget_tail()
+    tell(world, inbox, message("s", 1))
+    assert payloads(world.device("s", clean=False)) == [b"m1"]
+
+
+def test_of_what_waits_only_its_own_counts_against_a_session(path: Path) -> None:
+    world, inbox = open_world(path, Limits(max_waiting_messages=2))
+    for name in ("s", "other"):
+        subscriber(world, name, clean=False).disconnect()
+    tell(world, inbox, *[message("other", number) for number in range(1, 9)], message("s", 9), message("s", 10))
+    for _ in range(5):
+        world.wait(1)
+    assert payloads(world.device("s", clean=False)) == [b"m9", b"m10"]
+    assert payloads(world.device("other", clean=False)) == [b"m7", b"m8"]
 
 
 def test_with_qos_0_it_is_delivered_from_memory(path: Path) -> None:
