@@ -159,7 +159,8 @@ class Inbox:
 
     def _has_from_here(self, session: Session, answer: Answer) -> bool:
         """Whether a message that this log has comes to the session from there: by a fetching rule, or as published."""
-        if self._broker.router.local.fetch_for(answer.filter) is not None:
+        rules = self._broker.router.local
+        if rules.fetch_for(answer.filter) is not None and rules.age_of(answer.topic):
             return True
         seq = _seq_of(answer.msgid)
         return any(s.qos and s.since < seq for text, s in session.subscriptions.items() if matches(text, answer.topic))
