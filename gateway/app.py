@@ -37,6 +37,7 @@ from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
 from .held import shares
+from .inbox import Inbox
 from .online_backup import OnlineBackup
 from .server import Sockets
 from .snapshot import Snapshot
@@ -170,6 +171,7 @@ class App:
         self._trimming = Trimming(
             self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, self._report
         )
+        self._inbox = Inbox(self.broker, config.data / "uplink.db")
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -254,6 +256,7 @@ class App:
         self._snapshot = Snapshot(
             self._config, self._store, self.broker, self._trust, self._pools, self._started, self._report.lines
         )
+        self._inbox.look()
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
@@ -289,6 +292,7 @@ class App:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
+            self._inbox.tick()
             if self.broker.now >= next_balance:
                 next_balance = self.broker.now + BALANCE_PAUSE
                 for name, balance in self._snapshot.mismatches():
@@ -424,7 +428,7 @@ class App:
         command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         for name in backends:
             command += ["--backend", name]
-        return Supervisor(command, self._report)
+        return Supervisor(command, self._report, self._inbox.look)
 
     def _pools(self) -> list[dict[str, Any]]:
         return self._own_pool() + self._far_ends()

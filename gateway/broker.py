@@ -17,6 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import RETAINED
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.report import ERROR, INFO, WARNING, Say
@@ -98,6 +99,7 @@ class Broker:
         self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, queued, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router, limits.max_session_bytes)
+        self.delivery.session_of = self.sessions.get
         self.gaps = Gaps(log, self.delivery.dropped)
         self.batch_limit = BATCH_LIMIT
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
@@ -475,6 +477,10 @@ class Broker:
             self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
 
+    def keep_retained(self, topic: Topic, seq: int, size: int) -> None:
+        """This entry, which a far end had, is the retained message of its topic now."""
+        self._set_retained(topic, seq, size)
+
     def _refuse_retained(self, topic: Topic, size: int) -> None:
         """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""
         self.retained.refused += 1
@@ -485,11 +491,13 @@ class Broker:
         if size:
             self.retained.put(topic.text, seq, size)
             self.log.change(SET_RETAINED, topic, seq)
-        elif self.retained.remove(topic.text):
+            return True
+        had = self.retained.remove(topic.text)
+        if had:
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
-        else:
-            return False
-        return True
+        if asked := self.router.local.asks_retained(topic.text):
+            self.log.change(SET_CLEARED, topic.text, self.log.now)
+        return had or asked
 
 
 def _no_subscribers(packet_id: int) -> bytes:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import BYTES, ROWS, Fetched
-from tidegate.store.entry import PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.entry import ADDRESSED, FOREIGN, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
 from tidegate.store.report import ERROR, Say
@@ -45,6 +46,7 @@ class Delivery(Outlet):
         self.report: Say = lambda *_, **fields: None
         self.feed: Feed = lambda session, progress, client: False
         """What a session fetches is handed out by `offline`."""
+        self.session_of: Callable[[str], Session | None] = lambda clientid: None
         self._read = read
         self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
@@ -70,6 +72,8 @@ class Delivery(Outlet):
         generation = router.generation
         for row in batch.rows:
             if row[4] != PUBLISH or not row[7] & QOS_MASK:
+                if row[4] == ADDRESSED:
+                    self._push_addressed(row)
                 continue
             topic = row[6]
             if topic.generation != generation:
@@ -143,6 +147,20 @@ class Delivery(Outlet):
             if topic.watched:
                 self._note(session, topic, seq, qos, at, run)
 
+    def _push_addressed(self, row: Row) -> None:
+        """Give a message to the one session that it is for, if that keeps up."""
+        seq, at, mono, run, _, name, topic, flags, payload, properties = row
+        session = self.session_of(name.text)
+        client = session.client if session is not None else None
+        if session is None or client is None or session.behind:
+            return
+        if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+            session.behind = True
+            session.next_seq = seq
+            self._sated.append(session)
+            return
+        self._send_late(session, client, (seq, topic.raw, flags, payload, properties, name, at, mono, run))
+
     # -- reading on ------------------------------------------------------------------------------------------------
 
     def resume(self, session: Session) -> None:
@@ -195,7 +213,8 @@ class Delivery(Outlet):
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
-        properties = self._properties(message[4], target.identifiers if target else (), *message[6:])
+        forwarded = b"" if message[2] & FOREIGN else message[4]
+        properties = self._properties(forwarded, target.identifiers if target else (), *message[6:])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)
@@ -368,6 +387,8 @@ class Delivery(Outlet):
     def _send_late(self, session: Session, client: Client, message: Stored) -> None:
         """Send one message of the log to a session that was behind, if it is still for it."""
         seq = message[0]
+        if message[2] & FOREIGN and not _is(session, message[5]):
+            return
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
@@ -381,6 +402,9 @@ class Delivery(Outlet):
     def send_old(self, session: Session, client: Client, message: Stored, target: Target) -> int:
         """Send a message of the log, if it is still worth it; its QoS, 0 if it need not be acknowledged."""
         seq, raw, flags, payload, properties, sender, at, mono, run = message
+        name = name_of(flags, properties)
+        if flags & FOREIGN:
+            properties, sender = b"", 0
         topic = self._router.topics[raw]
         _, granted, _, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
@@ -402,7 +426,7 @@ class Delivery(Outlet):
             head = _dup(head, DUP)
         self._send_stored(session, client, seq, qos, (head, tail))
         if self._router.watches(topic):
-            self._note(session, topic, seq, qos, at, run)
+            self._note(session, topic, seq, qos, at, run, name)
         return qos
 
     # -- retained --------------------------------------------------------------------------------------------------
@@ -412,6 +436,11 @@ class Delivery(Outlet):
         target.session.retained_due.pop(topic_filter, None)
         target.session.retained_due[topic_filter] = (target, sorted(seqs))
         self._fetch_retained(target.session, client)
+
+    def add_retained(self, client: Client, topic_filter: str, target: Target, seq: int) -> None:
+        """One more for a subscription that is there."""
+        _, seqs = target.session.retained_due.get(topic_filter, (target, []))
+        self.queue_retained(client, topic_filter, target, [*seqs, seq])
 
     def _fetch_retained(self, session: Session, client: Client) -> None:
         if session.retained or session.fetching is client or client.blocked or not session.retained_due:
@@ -451,17 +480,18 @@ class Delivery(Outlet):
             if qos and session.room() <= 0:
                 break
             taken += 1
-            if b"\x02" in message[4] and self._expired(message[4], *message[6:]):
+            forwarded = b"" if message[2] & FOREIGN else message[4]
+            if b"\x02" in forwarded and self._expired(forwarded, *message[6:]):
                 continue
             v5 = client.version == 5
-            properties = self._properties(message[4], target.identifiers, *message[6:]) if v5 else b""
+            properties = self._properties(forwarded, target.identifiers, *message[6:]) if v5 else b""
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
                 if qos and session.progress is not None and session.progress.skips(message[0]):
                     session.progress.under_way(message[0])
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
-                if qos and self._router.watches(topic) and topic.acks:
+                if qos and self._router.watches(topic) and topic.acks and not message[2] & FOREIGN:
                     session.followed().sent[message[0]] = topic.raw
         del session.retained[:taken]
         if client.blocked and session.retained:

@@ -7,7 +7,10 @@ connection beside the one that writes; like a link it raises nothing but `NotCon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .pools import Pool
 
 
 class Fetch(NamedTuple):
@@ -36,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Oldest first; `skipped` were due and beyond the limit. `positions`: gateway's code in message ids -> (epoch, seq)."""
+    """Oldest first; `skipped` were due and beyond the limit. `positions`: a gateway's code in ids -> (epoch, seq) read."""
 
     messages: Sequence[Found]
     skipped: int
@@ -65,3 +68,9 @@ class Asker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class AskingBackend(Protocol):
+    """The module of a far end that can be asked."""
+
+    def connect_asker(self, pool: Pool) -> Asker: ...

@@ -175,6 +175,8 @@ def _value(setting: Setting, key: Key, folder: Path) -> Any:
         return _number(text)
     if key.kind == "seconds":
         return _seconds(text)
+    if key.kind == "interval":
+        return 0.0 if text == "0" else _seconds(text)
     if key.kind == "servers":
         return tuple(_server(part.strip()) for part in text.split(","))
     if key.kind == "choice" and text not in key.choices:
