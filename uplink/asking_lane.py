@@ -392,7 +392,7 @@ class AskingLane:
 
     def _refused(self, text: str, **fields: object) -> None:
         self._standing = self._standing._replace(refused=self._standing.refused + 1)
-        self._say_rarely("lookup_refused", text, WARNING, **fields)
+        self._say_rarely("question_refused", text, WARNING, **fields)
 
     def _lost(self, text: str) -> Wait:
         self._drop_asker()
