@@ -443,10 +443,15 @@ class App:
     def _far_ends(self) -> list[dict[str, Any]]:
         if self._supervisor is None:
             return []
+        from tidegate.uplink.lane_book import read_lanes
         from tidegate.uplink.progress import read_pools
 
         try:
-            return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
+            pools = [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
+            lanes = read_lanes(self._config.data)
+            return [
+                pool | {"lookups": lanes[name]._asdict()} if (name := str(pool["name"])) in lanes else pool for pool in pools
+            ]
         except StoreError as error:
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **_UNKNOWN}]
 

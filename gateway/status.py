@@ -67,6 +67,10 @@ def _pool(pool: dict[str, Any]) -> list[str]:
     refused = f"{pool['refused']} refused" + (f", {parked} in quarantine (tidegate dead list)" if parked else "")
     lines = [f"pool        {pool['name']}: {pool['state']}, {waiting}, {delivered} delivered, {refused}"]
     lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
+    if asking := pool.get("lookups"):
+        counts = f"{asking['questions']} questions and {asking['inbox']} answers waiting, {asking['refused']} refused"
+        lines.append(f"            lookups: {asking['state']}, {counts}")
+        lines += [f"            {asking[key]}" for key in ("error", "hint") if asking[key]]
     return lines + _balance("            ", sheet)
 
 

@@ -25,6 +25,8 @@ class Fetch(NamedTuple):
     """ms: of one to many none older; 0: of any age."""
     window_first: bool
     """Whether a client without a position gets the window, or nothing."""
+    after: int = 0
+    """The rest of an answer: what its `further` said; 0: from the beginning."""
 
 
 class Found(NamedTuple):
@@ -44,6 +46,8 @@ class Fetched(NamedTuple):
     messages: Sequence[Found]
     skipped: int
     positions: dict[str, tuple[int, int]]
+    further: int = 0
+    """Not 0: one answer does not hold all; the same question with this in `after` brings the next part."""
 
 
 class Asker(Protocol):

@@ -250,7 +250,9 @@ class AskingLane:
         """Those of the questions whose session is there; the others are forgotten."""
         away = {question.client for question in questions} - self._crowd.online
         gone = away - self._log.sessions(away) if away else set()
-        self._crowd.forget(gone)
+        if gone:
+            self._crowd.forget(gone)
+            self._save()
         return [question for question in questions if question.client not in gone]
 
     def _look_up(self, asker: Asker, clients: list[str], waiting: list[Question]) -> None:
@@ -306,16 +308,26 @@ class AskingLane:
         rule = self._lane.reading.rules.fetch_for(text)
         try:
             if question.due & FETCH and rule is not None:
-                found = asker.fetch(Fetch(client, text, rule.queue, rule.limit, rule.span, rule.window_first))
-                news, then = self._told.fetched(client, text, rule.queue, found)
-                answers += news
+                ask = Fetch(client, text, rule.queue, rule.limit, rule.span, rule.window_first)
+                answers, then, skipped = self._stored(asker, ask)
                 remember.append(then)
-                skipped = found.skipped if news else 0
             if question.due & RETAINED:
                 answers += self._told.retained(client, text, asker.retained(text))[0]
         except Rejected as error:
             self._refused("the far end refuses a question", reason=error, filter=text)
         return answers, remember, skipped
+
+    def _stored(self, asker: Asker, ask: Fetch) -> tuple[list[Answer], Callable[[], None], int]:
+        """The last part of the stored messages; those before are kept at once, because all may be too many to hold."""
+        skipped = 0
+        while True:
+            found = asker.fetch(ask)
+            news, then = self._told.fetched(ask, found)
+            skipped += found.skipped if news else 0
+            if not found.further:
+                return news, then, skipped
+            self._keep(news, [], [then])
+            ask = ask._replace(after=found.further)
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
@@ -380,7 +392,7 @@ class AskingLane:
 
     def _refused(self, text: str, **fields: object) -> None:
         self._standing = self._standing._replace(refused=self._standing.refused + 1)
-        self._say_rarely("lookup_refused", text, WARNING, **fields)
+        self._say_rarely("question_refused", text, WARNING, **fields)
 
     def _lost(self, text: str) -> Wait:
         self._drop_asker()

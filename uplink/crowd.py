@@ -100,6 +100,7 @@ class Crowd:
             self._put(before._replace(due=before.due & ~question.due))
         else:
             self._drop(question.key)
+            self.new.discard(question.key)  # what was answered is remembered
 
     def restore(self, question: Question) -> None:
         """Its answer could not be kept."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tidegate.store.inbox import MESSAGE, POSITION, RETAINED, SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE, Answer
 
-from .asking import Fetched, Found
+from .asking import Fetch, Fetched, Found
 from .lane_book import lookup_answer
 
 Rows = Sequence[tuple[str, int]]
@@ -72,8 +72,9 @@ class Told:
         assert kind in (SUBSCRIBE, UNSUBSCRIBE)
         return [lookup_answer(self._pool, client, [(topic_filter, qos)], kind)], remember
 
-    def fetched(self, client: str, topic: str, queue: bool, found: Fetched) -> News:
+    def fetched(self, ask: Fetch, found: Fetched) -> News:
         """Stored messages, and how far the client has read ours."""
+        client, topic, queue = ask[:3]
         key = client, topic
         before = self._messages.get(key, frozenset())
         answers = [self._message(MESSAGE, client, topic, one, queue) for one in found.messages if one.msgid not in before]
@@ -83,7 +84,8 @@ class Told:
             answers.insert(0, Answer(0, self._pool, POSITION, client, topic, topic, epoch=epoch, seq=seq))
 
         def remember() -> None:
-            self._messages[key] = frozenset(one.msgid for one in found.messages)
+            ids = frozenset(one.msgid for one in found.messages)
+            self._messages[key] = self._messages.get(key, frozenset()) | ids if ask.after else ids
             if position is not None:
                 self._positions[key] = position
 
