@@ -6,6 +6,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -55,7 +56,14 @@ def test_subscriptions_in_redis_reach_a_connected_device_and_one_that_returns_wh
 
 def put_message(far: Redis, msgid: str, topic: str, payload: str, qos: int = 1) -> None:
     """As a business system would."""
-    fields = {"id": msgid, "from": "office", "qos": qos, "topic": topic, "retain": "false", "payload": payload}
+    fields: dict[Any, Any] = {
+        "id": msgid,
+        "from": "office",
+        "qos": qos,
+        "topic": topic,
+        "retain": "false",
+        "payload": payload,
+    }
     far.hset(f"mqtt:msg:{msgid}", mapping=fields | {"ts": int(time.time())})
     far.zadd(f"mqtt:msg:{topic}", {msgid: 1})
 
@@ -65,7 +73,14 @@ def test_messages_and_retained_values_in_redis_reach_a_connected_device_and_one_
         files = {"emqx_backend_redis.conf": RULES.format(port=server.port)}
         with Gateway(tmp_path, toml=TOML, files=files) as gateway, server.client() as far:
             put_message(far, "before", "far/orders", "first")
-            mapping = {"id": "kept", "from": "office", "qos": 1, "topic": "far/value", "retain": "true", "payload": "kept"}
+            mapping: dict[Any, Any] = {
+                "id": "kept",
+                "from": "office",
+                "qos": 1,
+                "topic": "far/value",
+                "retain": "true",
+                "payload": "kept",
+            }
             far.hset("mqtt:retain:far/value", mapping=mapping | {"ts": int(time.time())})
             device = MqttClient(gateway.port, "device", clean=False)
             device.subscribe(("far/orders", 1))
