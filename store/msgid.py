@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
+from typing import NamedTuple
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TIME_WIDTH, GATEWAY_WIDTH, EPOCH_WIDTH, SEQ_WIDTH = 7, 4, 3, 6
 WIDTH = TIME_WIDTH + GATEWAY_WIDTH + EPOCH_WIDTH + SEQ_WIDTH
 
+_OURS = re.compile(f"[0-9A-Za-z]{{{WIDTH}}}")
 _PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
 _SQUARE = 62 * 62
 
@@ -42,6 +45,36 @@ def message_id(at: int, code: str, epoch: int, seq: int) -> str:
 @functools.lru_cache(maxsize=64)
 def _epoch(number: int) -> str:
     return base62(number, EPOCH_WIDTH)
+
+
+class Origin(NamedTuple):
+    """What an id says about its message: `at` (ms), the code of its gateway, epoch and seq."""
+
+    at: int
+    code: str
+    epoch: int
+    seq: int
+
+
+def origin(message_id: str) -> Origin | None:
+    """Where a message comes from by its id; None for an id that is not of this layout, so that others made."""
+    if not _OURS.fullmatch(message_id):
+        return None
+    code = TIME_WIDTH + GATEWAY_WIDTH
+    epoch = code + EPOCH_WIDTH
+    return Origin(
+        _number(message_id[:TIME_WIDTH]),
+        message_id[TIME_WIDTH:code],
+        _number(message_id[code:epoch]),
+        _number(message_id[epoch:]),
+    )
+
+
+def _number(digits: str) -> int:
+    number = 0
+    for digit in digits:
+        number = number * 62 + ALPHABET.index(digit)
+    return number
 
 
 def base62(number: int, width: int) -> str:
