@@ -7,7 +7,10 @@ connection beside the one that writes; like a link it raises nothing but `NotCon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .pools import Pool
 
 
 class Fetch(NamedTuple):
@@ -69,3 +72,9 @@ class Asker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class AskingBackend(Protocol):
+    """The module of a far end that can be asked."""
+
+    def connect_asker(self, pool: Pool) -> Asker: ...

@@ -25,6 +25,7 @@ from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .local import doubts
 from .pools import Pool, read_pools
+from .reading import wants_of
 from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
@@ -46,6 +47,7 @@ from .vocabulary import (
     OPTION_USES,
     PAYLOAD_FORMATS,
     POOL_KEYS,
+    READING,
     RULE_OPTIONS,
     WITHOUT_TOPIC,
     placeholders,
@@ -167,7 +169,7 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
     local = rule_file.backend == "sqlite"
     if not rule_file.mistakes:
         logged = [rule for rule in rule_file.rules if rule.works and (not local or rule.function in LOGGED_FOR_SQLITE)]
-        return [_want(rule) for rule in logged]
+        return [want for rule in logged for want in _wants_of_rule(rule, local)]
     if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
         return [Want(kind, "", 0, False) for kind in sorted(events)]
     return before or [Want(PUBLISH, "", 1, False), Want(CONNECTED, "", 0, False), Want(DISCONNECTED, "", 0, False)]
@@ -178,6 +180,10 @@ def _kinds_of(event: str) -> list[int]:
     if event in EVENTS:
         return [EVENTS[event]]
     return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
+
+
+def _wants_of_rule(rule: Rule, local: bool) -> list[Want]:
+    return wants_of(rule) if rule.function in READING and not local else [_want(rule)]
 
 
 def _want(rule: Rule) -> Want:

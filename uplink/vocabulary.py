@@ -54,9 +54,11 @@ _WRITING = """
 on_client_connected on_client_disconnected on_message_publish on_message_store on_message_retain on_retain_delete
 """
 WRITING = frozenset(_WRITING.split())
+READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or name.startswith("on_message_fetch"))
+"""Functions that ask a far end (`asking_lane`); they write nothing there."""
 LATER = frozenset(FUNCTIONS) - WRITING
 """Known names whose work comes with a later version."""
-LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
+LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset(), "redis": LATER - READING}
 """The same for a backend that is further."""
 
 LOGGED_FOR_SQLITE = WRITING | {"on_message_store"}
@@ -76,7 +78,11 @@ OPTION_USES = {
     "payload_format": ("on_message_publish", "on_message_store", "on_message_retain"),
 }
 """Option -> the functions on which it has an effect."""
-OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "first_fetch": ("sqlite",), "payload_format": ("mongo",)}
+OPTION_BACKENDS = {
+    "expired_time": ("redis", "sqlite"),
+    "first_fetch": ("sqlite", "redis", "mysql", "pgsql"),
+    "payload_format": ("mongo",),
+}
 """Option -> the backends that know it, where these are not all."""
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 
@@ -107,6 +113,7 @@ _SQL = {
     "certfile": Key("file"),
     "keyfile": Key("file"),
     "timeout": Key("seconds", 10.0),
+    "lookup_interval": Key("interval", 60.0),
 }
 
 POOL_KEYS: dict[str, dict[str, Key]] = {
@@ -126,6 +133,7 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "channel": Key("text", "mqtt_channel"),
         "timeout": Key("seconds", 10.0),
         "pool_size": Key("number", 8),
+        "lookup_interval": Key("interval", 60.0),
     },
     "sqlite": {},
     "mysql": {

@@ -53,6 +53,8 @@ LIBRARIES = {
     "gateway/watch.py": {"rich"},
     "gateway/web.py": {"microdot"},
     "uplink/redis_answers.py": {"redis"},
+    "uplink/redis_asking.py": {"redis"},
+    "uplink/redis_channel.py": {"redis"},
     "uplink/redis_cluster.py": {"redis"},
     "uplink/redis_slots.py": {"redis"},
     "uplink/redis_wire.py": {"redis"},
