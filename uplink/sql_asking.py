@@ -54,6 +54,8 @@ class Words(NamedTuple):
     """COLUMN is one of a list."""
     exactly: str
     """COLUMN is this text, byte for byte, whatever its collation."""
+    begins: str
+    """COLUMN is like this, `|` before what is no wildcard."""
     ours: str
     """`msgid` has our layout."""
     position: str
@@ -70,7 +72,8 @@ _NUMBERS = f"substr(msgid, {TIME_WIDTH + GATEWAY_WIDTH + 1}, {EPOCH_WIDTH + SEQ_
 PGSQL = Words(
     any_of="COLUMN = ANY(%s)",
     exactly='COLUMN::text COLLATE "C" = %s',
-    ours=f"msgid::text ~ {_PATTERN}",
+    begins="""COLUMN::text COLLATE "C" LIKE %s ESCAPE '|'""",
+    ours=f'msgid::text COLLATE "C" ~ {_PATTERN}',
     position=f'{_CODE} COLLATE "C" = %s AND {_NUMBERS} COLLATE "C" <= %s'.replace("msgid", "msgid::text"),
     young="arrived >= localtimestamp - make_interval(secs => %s)",
     binary=str,
@@ -78,6 +81,7 @@ PGSQL = Words(
 MYSQL = Words(
     any_of="COLUMN IN %s",
     exactly="CAST(CONVERT(COLUMN USING utf8mb4) AS BINARY) = %s",
+    begins="COLUMN LIKE %s ESCAPE '|'",
     # A pattern's end matches before a last line break too.
     ours=f"(char_length(msgid) = {WIDTH} AND msgid REGEXP {_PATTERN})",
     position=f"CAST({_CODE} AS BINARY) = %s AND CAST({_NUMBERS} AS BINARY) <= %s",
@@ -148,7 +152,7 @@ class SqlAsker:
         size = last = 0
         which = self._is("topic", topic_filter)
         if {"+", "#"} & set(topic_filter):
-            which = Condition("topic LIKE %s ESCAPE '|'", (_beginning(topic_filter),))
+            which = Condition(self._words.begins.replace("COLUMN", "topic"), (_beginning(topic_filter),))
         while page := self._heads("mqtt_retain", which, last):
             last = page[-1][0]
             chosen = [number for number, _, topic in page if topic and matches(topic_filter, topic)]
