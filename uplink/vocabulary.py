@@ -56,9 +56,9 @@ on_client_connected on_client_disconnected on_message_publish on_message_store o
 WRITING = frozenset(_WRITING.split())
 READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or name.startswith("on_message_fetch"))
 """Functions that ask a far end (`asking_lane`); they write nothing there."""
-LATER = frozenset(FUNCTIONS) - WRITING
+LATER = frozenset(FUNCTIONS) - WRITING - READING
 """Known names whose work comes with a later version."""
-LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset(), "redis": LATER - READING}
+LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
 """The same for a backend that is further."""
 
 LOGGED_FOR_SQLITE = WRITING | {"on_message_store"}
