@@ -2,7 +2,7 @@
 -- or: mysql -u root -p mqtt < emqx_backend_mysql.sql
 --
 -- The first five are EMQX's. What is added to them: COLLATE utf8mb4_bin (in the default collation A/x and a/x are one topic)
--- and the index on msgid. The tidegate_* tables are the gateway's own records; without tidegate_ledger what is sent twice
+-- and, in mqtt_msg, the indexes on msgid and on (topic, id), by which messages are fetched. The tidegate_* tables are the gateway's own records; without tidegate_ledger what is sent twice
 -- after a lost answer arrives twice. All times are UTC.
 
 CREATE TABLE IF NOT EXISTS `mqtt_client` (
@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS `mqtt_msg` (
   `arrived` datetime NOT NULL,
   PRIMARY KEY (`id`),
   KEY `tidegate_msgid` (`msgid`),
+  KEY `tidegate_topic` (`topic`, `id`),
   INDEX topic_index(`id`, `topic`)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
 

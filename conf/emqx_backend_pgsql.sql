@@ -2,8 +2,8 @@
 -- or: psql -d mqtt -f emqx_backend_pgsql.sql
 --
 -- The first five are EMQX's. What is added to them: mqtt_acked.topic is 255 wide instead of 64, its mid a bigint, and mqtt_msg
--- has an index on msgid. The tidegate_* tables are the gateway's own records; without tidegate_ledger what is sent twice after
--- a lost answer arrives twice. All times are UTC.
+-- has indexes on msgid and on (topic, id), by which messages are fetched. The tidegate_* tables are the gateway's own records;
+-- without tidegate_ledger what is sent twice after a lost answer arrives twice. All times are UTC.
 
 CREATE TABLE IF NOT EXISTS mqtt_client(
   id SERIAL8 primary key,
@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS mqtt_msg (
 );
 
 CREATE INDEX IF NOT EXISTS tidegate_msgid ON mqtt_msg (msgid);
+
+CREATE INDEX IF NOT EXISTS tidegate_topic ON mqtt_msg (topic, id);
 
 CREATE TABLE IF NOT EXISTS mqtt_retain(
   id SERIAL8 primary key,

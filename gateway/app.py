@@ -36,6 +36,8 @@ from .config import Config, Listener
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
+from .held import shares
+from .inbox import Inbox
 from .online_backup import OnlineBackup
 from .server import Sockets
 from .snapshot import Snapshot
@@ -133,6 +135,7 @@ class App:
             run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
         }
         self.access = Access(config.password_file)
+        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes)
         self.broker = Broker(
             log,
             self._commit,
@@ -143,12 +146,17 @@ class App:
                 max_packet_size=config.max_packet_size,
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
+                max_queued_together=config.max_queued_together,
                 max_connections=config.max_connections,
+                max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,
                 session_expiry=config.session_expiry,
                 max_waiting_messages=config.max_waiting_messages,
                 max_waiting_bytes=config.max_waiting_bytes,
                 max_waiting_age=config.max_waiting_age,
+                max_subscriptions=config.max_subscriptions or 1 << 62,
+                max_retained_bytes=held.retained,
+                max_session_bytes=held.sessions,
             ),
             config.durability,
             config.commit_delay,
@@ -163,6 +171,7 @@ class App:
         self._trimming = Trimming(
             self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, self._report
         )
+        self._inbox = Inbox(self.broker, config.data / "uplink.db")
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -247,6 +256,7 @@ class App:
         self._snapshot = Snapshot(
             self._config, self._store, self.broker, self._trust, self._pools, self._started, self._report.lines
         )
+        self._inbox.look()
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
@@ -282,13 +292,16 @@ class App:
                 next_sys = self.broker.now + self._config.sys_interval
                 self.broker.publish_sys(self._snapshot.sys_values())
             self._trimming.tick()
+            self._inbox.tick()
             if self.broker.now >= next_balance:
                 next_balance = self.broker.now + BALANCE_PAUSE
                 for name, balance in self._snapshot.mismatches():
                     self._report("balance_mismatch", "a balance does not add up", ERROR, name, of=name, balance=balance)
             self._note_alive()
             self._report.tick()
-            self._committer.submit(lambda: None, self._committer_answers)
+            self._committer.submit(self._store.look, self._committer_answers)
+            if self._store.gone:
+                self._report("log_gone", self._store.gone, ERROR, "")
 
     def _committer_answers(self, _: None) -> None:
         from . import notify
@@ -301,7 +314,9 @@ class App:
 
     def _not_ready(self) -> list[str]:
         faults = [] if self._sockets.listening else ["not listening"]
-        if self.broker.store_fault:
+        if self._store.gone:
+            faults.append(self._store.gone)
+        elif self.broker.store_fault:
             faults.append(f"the store refuses to write: {self.broker.store_fault}")
         return faults
 
@@ -413,7 +428,7 @@ class App:
         command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         for name in backends:
             command += ["--backend", name]
-        return Supervisor(command, self._report)
+        return Supervisor(command, self._report, self._inbox.look)
 
     def _pools(self) -> list[dict[str, Any]]:
         return self._own_pool() + self._far_ends()
@@ -428,10 +443,15 @@ class App:
     def _far_ends(self) -> list[dict[str, Any]]:
         if self._supervisor is None:
             return []
+        from tidegate.uplink.lane_book import read_lanes
         from tidegate.uplink.progress import read_pools
 
         try:
-            return [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
+            pools = [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
+            lanes = read_lanes(self._config.data)
+            return [
+                pool | {"lookups": lanes[name]._asdict()} if (name := str(pool["name"])) in lanes else pool for pool in pools
+            ]
         except StoreError as error:
             return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **_UNKNOWN}]
 

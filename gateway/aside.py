@@ -105,6 +105,6 @@ def _restore_retained(broker: Broker, topic: str, seq: int) -> None:
         if got is None:
             broker.retained.remove(topic)
         else:
-            broker.retained.put(topic, got)
+            broker.retained.put(topic, *got)
 
     broker.read(lambda reader: reader.retained(topic), have)

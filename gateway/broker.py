@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from tidegate.store.catchup import RETAINED
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.report import ERROR, INFO, WARNING, Say
 from tidegate.store.schema import disk_fault
-from tidegate.store.topic import TopicTree
 from tidegate.store.trim import KEEP_AT, KEEP_SEQ, Plan
 from tidegate.store.unstorable import Unstorable
 
@@ -30,6 +31,7 @@ from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
 from .delivery import Delivery
 from .exchanges import Exchanges
 from .gaps import Gaps
+from .held import Retained
 from .limits import Absence
 from .made import MadeSubscriptions
 from .mqtt.connection import Acks, Connection, Fault
@@ -49,6 +51,7 @@ from .mqtt.packets import (
 from .mqtt.reasons import ReasonCode
 from .offline import Offline
 from .pressure import Pressure
+from .queued import Queued
 from .routing import Router, Topic
 from .session import Client, Link, Session
 from .sessions import Sessions
@@ -92,16 +95,19 @@ class Broker:
     ) -> None:
         self.log = log
         self.router = Router()
-        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, message_id)
+        queued = Queued(limits.max_queued_together)
+        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, queued, message_id)
         self.delivery.report = report
-        self.sessions = Sessions(log, self.router)
+        self.sessions = Sessions(log, self.router, limits.max_session_bytes)
+        self.delivery.session_of = self.sessions.get
         self.gaps = Gaps(log, self.delivery.dropped)
         self.batch_limit = BATCH_LIMIT
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: dict[Client, None] = {}
         """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
-        self.retained: TopicTree[int] = TopicTree()
-        """Topic -> seq of its retained message."""
+        self.addresses: Counter[str] = Counter()
+        """Connections of each address."""
+        self.retained = Retained(limits.max_retained_bytes)
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
         self.received = self.stored = 0
@@ -122,7 +128,7 @@ class Broker:
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         self.pressure = Pressure(self)
         self._absence = Absence(self, limits)
-        exchanges, subscribing = Exchanges(self), Subscribing(self)
+        exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
         self.offline = Offline(self, self._read_in_turn)
@@ -145,16 +151,21 @@ class Broker:
         self.made.load(db)
         self.offline.load(db)
         self.gaps.load(db)
-        for name, seq in db.execute("SELECT t.name, r.seq FROM retained r JOIN topic t ON t.id = r.topic"):
-            self.retained.put(name, seq)
+        for row in db.execute(RETAINED):
+            self.retained.put(*row)
 
     # -- what the shell calls --------------------------------------------------------------------------------------
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
-        """A socket was accepted."""
+        """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
         connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
         client = Client(link, connection, peer, listener, self.now)
         client.deadline = self.now + self._limits.connect_timeout
+        address = peer.rpartition(":")[0]
+        if self._limits.max_connections_per_address and self.addresses[address] >= self._limits.max_connections_per_address:
+            self.connecting.turn_away(client, address)
+            return client
+        self.addresses[address] += 1
         self.clients[client] = None
         return client
 
@@ -169,7 +180,7 @@ class Broker:
             return
         if crowded:
             self._paused.append(client)
-        elif client.held is None and client.link.buffered() <= UNREAD_LIMIT:
+        elif client.held is None and client.link.buffered() <= min(UNREAD_LIMIT, self.delivery.queued.share):
             return
         client.paused = True
         client.link.pause()
@@ -453,24 +464,40 @@ class Broker:
         waits = False
         flags = qos | (RETAIN if retain else 0)
         seq = 0
-        if (topic.stored if qos else topic.stored_qos0) or (retain and (payload or topic.stored_retained)):
+        size = len(payload) + len(properties)
+        kept = retain and payload and self.retained.takes(topic.text, size)
+        if (topic.stored if qos else topic.stored_qos0) or (retain and (kept or topic.stored_retained)):
             seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
             waits = True
         if retain:
-            waits |= self._set_retained(topic, seq, payload)
+            if payload and not kept:
+                self._refuse_retained(topic, size)
+            waits |= self._set_retained(topic, seq, size if kept else 0)
         if not (qos and seq) and topic.targets:
             self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
 
-    def _set_retained(self, topic: Topic, seq: int, payload: bytes) -> bool:
-        if payload:
-            self.retained.put(topic.text, seq)
+    def keep_retained(self, topic: Topic, seq: int, size: int) -> None:
+        """This entry, which a far end had, is the retained message of its topic now."""
+        self._set_retained(topic, seq, size)
+
+    def _refuse_retained(self, topic: Topic, size: int) -> None:
+        """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""
+        self.retained.refused += 1
+        text = "max_retained_bytes is used up: a message was delivered and is not kept as the retained one of its topic"
+        self.report("retained_full", text, WARNING, topic=topic.text, size=size)
+
+    def _set_retained(self, topic: Topic, seq: int, size: int) -> bool:
+        if size:
+            self.retained.put(topic.text, seq, size)
             self.log.change(SET_RETAINED, topic, seq)
-        elif self.retained.remove(topic.text):
+            return True
+        had = self.retained.remove(topic.text)
+        if had:
             self.log.change("DELETE FROM retained WHERE topic = ?", topic)
-        else:
-            return False
-        return True
+        if asked := self.router.local.asks_retained(topic.text):
+            self.log.change(SET_CLEARED, topic.text, self.log.now)
+        return had or asked
 
 
 def _no_subscribers(packet_id: int) -> bytes:

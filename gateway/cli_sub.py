@@ -73,7 +73,8 @@ def list_(config_file: Path | None, data: Path | None, as_json: bool, client: st
     """Show the subscriptions made for all clients, or for CLIENT; the gateway need not run."""
     rows = _rows(load_config(config_file, data).data / "log.db", client)
     for row in rows:
-        text = printable(f"{row['clientid']}  {row['topic']}  QoS {row['qos']}")
+        origin = f"  from {row['source']}" if row["source"] else ""
+        text = printable(f"{row['clientid']}  {row['topic']}  QoS {row['qos']}{origin}")
         click.echo(json.dumps(row, ensure_ascii=False) if as_json else text)
     if not rows and not as_json:
         click.echo("none" + (f" for {client}" if client else ""))
@@ -90,7 +91,10 @@ def _rows(path: Path, client: str | None) -> list[dict[str, Any]]:
         with closing(open_reader(path)) as db:
             db.row_factory = sqlite3.Row
             where, values = ("WHERE clientid = ?", (client,)) if client else ("", ())
-            found = db.execute(f"SELECT * FROM mqtt_sub {where} ORDER BY clientid, topic", values).fetchall()
+            (new,) = db.execute("SELECT count(*) FROM pragma_table_info('proxy_subscription') WHERE name = 'source'").fetchone()
+            origin = "p.source" if new else "'' AS source"  # a file that no start has moved forward yet
+            source = f"SELECT v.*, {origin} FROM mqtt_sub v JOIN proxy_subscription p ON p.id = v.id"
+            found = db.execute(f"SELECT * FROM ({source}) {where} ORDER BY clientid, topic", values).fetchall()
     except (sqlite3.Error, StoreError) as error:
         raise Failure(explain(path, error) if isinstance(error, sqlite3.Error) else str(error)) from None
     return [dict(row) for row in found]

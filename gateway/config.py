@@ -114,12 +114,17 @@ class Config:
     max_packet_size: int
     max_inflight: int
     max_queued_bytes: int
+    max_queued_together: int
     max_connections: int
+    max_connections_per_address: int
     max_keep_alive: int
     session_expiry: int
     max_waiting_messages: int
     max_waiting_bytes: int
     max_waiting_age: int
+    max_subscriptions: int
+    max_retained_bytes: int
+    max_session_bytes: int
     sys_interval: int
     clock_trust: str
     clock_wait: float
@@ -183,12 +188,17 @@ class _Loader:
             max_packet_size=values["limits.max_packet_size"],
             max_inflight=values["limits.max_inflight"],
             max_queued_bytes=values["limits.max_queued_bytes"],
+            max_queued_together=values["limits.max_queued_together"],
             max_connections=values["limits.max_connections"],
+            max_connections_per_address=values["limits.max_connections_per_address"],
             max_keep_alive=values["limits.max_keep_alive"],
             session_expiry=values["limits.session_expiry"],
             max_waiting_messages=values["limits.max_waiting_messages"],
             max_waiting_bytes=values["limits.max_waiting_bytes"],
             max_waiting_age=values["limits.max_waiting_age"],
+            max_subscriptions=values["limits.max_subscriptions"],
+            max_retained_bytes=values["limits.max_retained_bytes"],
+            max_session_bytes=values["limits.max_session_bytes"],
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],

@@ -8,12 +8,14 @@ Invariant: a client whose `session` is set is the one that the session's `client
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
+from tidegate.store.report import WARNING, Say
 
 from .delivery import Delivery
 from .made import MadeSubscriptions
@@ -35,13 +37,19 @@ class Limits:
     max_packet_size: int = 1 << 20
     max_inflight: int = 1000
     max_queued_bytes: int = 1 << 20
+    max_queued_together: int = 64 << 20
     max_connections: int = 10_000
+    max_connections_per_address: int = 0
     max_keep_alive: int = 65_535
     session_expiry: int = NEVER
     max_waiting_messages: int = 0
     max_waiting_bytes: int = 0
     max_waiting_age: int = NEVER
     """Of what waits for a session that is away; 0 and NEVER: no limit but the disk budget."""
+    max_subscriptions: int = 1 << 62
+    max_retained_bytes: int = 1 << 62
+    max_session_bytes: int = 1 << 62
+    """Of all together, on disk (`held`)."""
     connect_timeout: float = 10.0
 
 
@@ -61,6 +69,7 @@ class Broker(Protocol):
     made: MadeSubscriptions
     subscribing: Subscribing
     clients: dict[Client, None]
+    addresses: Counter[str]
     pressure: Pressure
     now: float
 
@@ -71,6 +80,8 @@ class Broker(Protocol):
     def read_again(self, client: Client) -> None: ...
 
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None: ...
+
+    report: Say
 
 
 TOPIC_ALIASES = 10
@@ -151,6 +162,10 @@ class Connecting:
             return ReasonCode.SERVER_BUSY
         if not self._access.authenticate(packet.username, packet.password, client.listener):
             return ReasonCode.NOT_AUTHORIZED
+        if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
+            text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
+            self._broker.report("sessions_full", text, WARNING)
+            return ReasonCode.QUOTA_EXCEEDED
         return None
 
     def _refuse(self, client: Client, packet: Connect, reason: ReasonCode) -> None:
@@ -159,6 +174,16 @@ class Connecting:
         self.refusals.note(self._broker.log.now, client.peer, packet.client_id, packet.username, name)
         self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
         self._close(client)
+
+    def turn_away(self, client: Client, address: str) -> None:
+        """A connection too many of one address."""
+        name = "connections_of_one_address"
+        self.refused[name] = self.refused.get(name, 0) + 1
+        self.refusals.note(self._broker.log.now, client.peer, "", None, name)
+        text = "an address has max_connections_per_address already: its new connections are closed"
+        self._broker.report("address_full", text, WARNING, f"address {address}", address=address)
+        client.closing = True
+        client.link.close()
 
     def note_fault(self, client: Client, error: object) -> None:
         """What the client sent was no MQTT: it is disconnected for it."""
@@ -265,7 +290,12 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
-        broker.clients.pop(client, None)
+        if client in broker.clients:
+            del broker.clients[client]
+            address = client.peer.rpartition(":")[0]
+            broker.addresses[address] -= 1
+            if not broker.addresses[address]:
+                del broker.addresses[address]
         broker.pressure.forget(client)
         session, client.session = client.session, None
         if session is None:

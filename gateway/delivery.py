@@ -14,14 +14,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tidegate.store.catchup import ROWS, Fetched
-from tidegate.store.entry import PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.catchup import BYTES, ROWS, Fetched
+from tidegate.store.entry import ADDRESSED, FOREIGN, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
 from tidegate.store.report import ERROR, Say
 
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES, Outlet
 from .progress import Progress
+from .queued import Queued
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
 from .walk import ReadLog, Walk, piece_of, wanted
@@ -38,12 +40,13 @@ Feed = Callable[[Session, Progress, Client], bool]
 class Delivery(Outlet):
     """See the module. `live` is the last seq handed to live sessions, `durable` the last one committed."""
 
-    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, message_id: Any) -> None:
-        super().__init__(log, router, max_queued_bytes, message_id)
+    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
+        super().__init__(log, router, max_queued_bytes, queued, message_id)
         self.live = self.durable = log.next_seq - 1
         self.report: Say = lambda *_, **fields: None
         self.feed: Feed = lambda session, progress, client: False
         """What a session fetches is handed out by `offline`."""
+        self.session_of: Callable[[str], Session | None] = lambda clientid: None
         self._read = read
         self._walk = Walk(read, self)
         self._tail: deque[Batch] = deque()
@@ -69,6 +72,8 @@ class Delivery(Outlet):
         generation = router.generation
         for row in batch.rows:
             if row[4] != PUBLISH or not row[7] & QOS_MASK:
+                if row[4] == ADDRESSED:
+                    self._push_addressed(row)
                 continue
             topic = row[6]
             if topic.generation != generation:
@@ -142,6 +147,20 @@ class Delivery(Outlet):
             if topic.watched:
                 self._note(session, topic, seq, qos, at, run)
 
+    def _push_addressed(self, row: Row) -> None:
+        """Give a message to the one session that it is for, if that keeps up."""
+        seq, at, mono, run, _, name, topic, flags, payload, properties = row
+        session = self.session_of(name.text)
+        client = session.client if session is not None else None
+        if session is None or client is None or session.behind:
+            return
+        if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+            session.behind = True
+            session.next_seq = seq
+            self._sated.append(session)
+            return
+        self._send_late(session, client, (seq, topic.raw, flags, payload, properties, name, at, mono, run))
+
     # -- reading on ------------------------------------------------------------------------------------------------
 
     def resume(self, session: Session) -> None:
@@ -194,7 +213,8 @@ class Delivery(Outlet):
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
-        properties = self._properties(message[4], target.identifiers if target else (), *message[6:])
+        forwarded = b"" if message[2] & FOREIGN else message[4]
+        properties = self._properties(forwarded, target.identifiers if target else (), *message[6:])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)
@@ -367,6 +387,8 @@ class Delivery(Outlet):
     def _send_late(self, session: Session, client: Client, message: Stored) -> None:
         """Send one message of the log to a session that was behind, if it is still for it."""
         seq = message[0]
+        if message[2] & FOREIGN and not _is(session, message[5]):
+            return
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
@@ -380,6 +402,9 @@ class Delivery(Outlet):
     def send_old(self, session: Session, client: Client, message: Stored, target: Target) -> int:
         """Send a message of the log, if it is still worth it; its QoS, 0 if it need not be acknowledged."""
         seq, raw, flags, payload, properties, sender, at, mono, run = message
+        name = name_of(flags, properties)
+        if flags & FOREIGN:
+            properties, sender = b"", 0
         topic = self._router.topics[raw]
         _, granted, _, no_local, retain_as_published, identifiers = target
         qos = min(granted, flags & QOS_MASK)
@@ -401,7 +426,7 @@ class Delivery(Outlet):
             head = _dup(head, DUP)
         self._send_stored(session, client, seq, qos, (head, tail))
         if self._router.watches(topic):
-            self._note(session, topic, seq, qos, at, run)
+            self._note(session, topic, seq, qos, at, run, name)
         return qos
 
     # -- retained --------------------------------------------------------------------------------------------------
@@ -412,13 +437,19 @@ class Delivery(Outlet):
         target.session.retained_due[topic_filter] = (target, sorted(seqs))
         self._fetch_retained(target.session, client)
 
+    def add_retained(self, client: Client, topic_filter: str, target: Target, seq: int) -> None:
+        """One more for a subscription that is there."""
+        _, seqs = target.session.retained_due.get(topic_filter, (target, []))
+        self.queue_retained(client, topic_filter, target, [*seqs, seq])
+
     def _fetch_retained(self, session: Session, client: Client) -> None:
-        if session.retained or session.fetching is client or not session.retained_due:
+        if session.retained or session.fetching is client or client.blocked or not session.retained_due:
             return
         topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
         session.fetching = client
+        most = min(BYTES, self.queued.share)
         self._read(
-            lambda reader: reader.fetch(seqs),
+            lambda reader: reader.fetch(seqs, most),
             lambda got: self._have_retained(session, client, topic_filter, target, got),
         )
 
@@ -438,36 +469,49 @@ class Delivery(Outlet):
             session.retained_due[topic_filter] = (target, left)
             if not left:
                 del session.retained_due[topic_filter]
-            session.retained.extend((target, message) for message in got.messages)
+            session.retained.extend((topic_filter, target, message) for message in got.messages)
         self.pump(session)
 
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
         taken = 0
         while taken < len(session.retained) and client.out_size <= TURN_BYTES and not client.blocked:
-            target, message = session.retained[taken]
+            _, target, message = session.retained[taken]
             qos = min(target.qos, message[2] & QOS_MASK)
             if qos and session.room() <= 0:
                 break
             taken += 1
-            if b"\x02" in message[4] and self._expired(message[4], *message[6:]):
+            forwarded = b"" if message[2] & FOREIGN else message[4]
+            if b"\x02" in forwarded and self._expired(forwarded, *message[6:]):
                 continue
             v5 = client.version == 5
-            properties = self._properties(message[4], target.identifiers, *message[6:]) if v5 else b""
+            properties = self._properties(forwarded, target.identifiers, *message[6:]) if v5 else b""
             topic = self._router.topics[message[1]]
             parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
             if not self._too_large(client, *parts):
                 if qos and session.progress is not None and session.progress.skips(message[0]):
                     session.progress.under_way(message[0])
                 self._send_stored(session, client, message[0], qos, parts, retain=True)
-                if qos and self._router.watches(topic) and topic.acks:
+                if qos and self._router.watches(topic) and topic.acks and not message[2] & FOREIGN:
                     self._follow(session, topic, message[0], message[6], message[8])
         del session.retained[:taken]
+        if client.blocked and session.retained:
+            self._put_retained_back(session)
         if len(session.retaining) > 2 * session.window:
             session.retaining = {
                 packet_id: seq
                 for packet_id, seq in session.retaining.items()
                 if packet_id in session.inflight or packet_id in session.releasing
             }
+
+    @staticmethod
+    def _put_retained_back(session: Session) -> None:
+        """They are read again when the client reads; until then only their numbers wait."""
+        topic_filter, target, _ = session.retained[0]
+        seqs = [message[0] for _, _, message in session.retained]
+        session.retained.clear()
+        due = session.retained_due.get(topic_filter)
+        if due is None or due[0] is target:
+            session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
 
     def in_memory(self, seq: int) -> Row | None:
         """The row of an entry that the tail still holds."""

@@ -56,6 +56,8 @@ class Mount(NamedTuple):
     kind: str
     disk: str
     is_card: bool
+    has_journal: bool = True
+    """False where ext4 was made without one."""
 
 
 def check_data(config: Config) -> Iterable[Finding]:
@@ -87,7 +89,9 @@ def mount_of(place: Path, mountinfo: Path = Path("/proc/self/mountinfo"), sysfs:
     name = block.resolve().name if block.exists() else Path(source).name if source.startswith("/dev/") else ""
     disk = re.sub(r"(?<=\d)p\d+$", "", name) if name.startswith(("mmcblk", "nvme")) else name
     card = sysfs / "block" / disk / "device" / "type"
-    return Mount(kind, disk, disk.startswith("mmcblk") and not (card.exists() and card.read_text().strip() == "MMC"))
+    is_card = disk.startswith("mmcblk") and not (card.exists() and card.read_text().strip() == "MMC")
+    task = sysfs / "fs" / "ext4" / name / "journal_task"
+    return Mount(kind, disk, is_card, not (kind == "ext4" and task.exists() and task.read_text().strip() == "<none>"))
 
 
 def _covering(place: Path, mountinfo: Path) -> tuple[str, str]:
@@ -118,6 +122,9 @@ def file_system(place: Path, mount: Mount, commit_delay: float) -> Finding:
     if mount.kind in _SIMPLE:
         advice = "use ext4: this one has no journal or no rights, and a power cut can break it"
         return Finding(WARNING, "disk", text, advice)
+    if not mount.has_journal:
+        advice = "unmount it and run tune2fs -O has_journal DEVICE"
+        return Finding(WARNING, "disk", f"{text} without a journal: a power cut can break it", advice)
     if mount.is_card and not commit_delay:
         advice = 'each commit wears a card: set store.commit_delay = "20ms" or more, or use an SSD for gateway.data'
         return Finding(WARNING, "disk", f"{text}, an SD card", advice)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.entry import ACKED
+from tidegate.store.foreign import name_of
 from tidegate.store.log import Name
 from tidegate.store.report import ERROR
 
@@ -127,7 +128,7 @@ class Exchanges:
             return
         row = self._broker.delivery.in_memory(seq)
         if row is not None:
-            self._append_acked(session, row[6], self._broker.message_id(seq, row[1], row[3]))
+            self._append_acked(session, row[6], name_of(row[7], row[9]) or self._broker.message_id(seq, row[1], row[3]))
         else:
             self._broker.read(lambda reader: reader.fetch([seq]), lambda got: self._late_acked(session, got))
 
@@ -138,7 +139,8 @@ class Exchanges:
             return
         for message in got.messages:
             topic = self._broker.router.topics[message[1]]
-            self._append_acked(session, topic, self._broker.message_id(message[0], message[6], message[8]))
+            name = name_of(message[2], message[4]) or self._broker.message_id(message[0], message[6], message[8])
+            self._append_acked(session, topic, name)
         self._broker.turn_over()
 
     def _append_acked(self, session: Session, topic: Topic, message_id: bytes) -> None:

@@ -108,7 +108,7 @@ class Absence:
         through = waiting.through
         if through < live and filters:
             self._broker.read(
-                lambda reader: reader.count(waiting.through + 1, live, filters),
+                lambda reader: reader.count(waiting.through + 1, live, filters, client=session.name.id),
                 lambda got: self._counted(session, waiting, got),
             )
             return True
@@ -140,7 +140,7 @@ class Absence:
         elif first > last:
             answer(Counted(0, 0, last))
         else:
-            self._broker.read(lambda reader: reader.count(first, last, filters, *excess), answer)
+            self._broker.read(lambda reader: reader.count(first, last, filters, *excess, session.name.id), answer)
 
     def _give_up(self, session: Session, got: Counted, reason: str, sent: int) -> None:
         """Everything through `got.through`, of what was sent at least the `sent` oldest."""

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate.store.catchup import Fetched
 from tidegate.store.entry import POSITION
+from tidegate.store.foreign import name_of
 from tidegate.store.history import (
+    ACK_ADDRESSED,
     ADD_FETCH,
     DELETE_FETCH,
     DELETE_FETCHES,
+    FORGET_ADDRESSED,
     FORGET_POSITIONS,
     MOVE_FETCH,
     SET_POSITION,
     STALE_POSITIONS,
     TAKE,
+    WITHDRAW_ADDRESSED,
     IsOld,
     Look,
     Question,
@@ -79,12 +83,14 @@ class Offline:
             if session is not None:
                 session.followed().add(Fetch(text, through, cursor))
         self._load_deliveries(db)
+        self._load_addressed(db)
 
     def _load_deliveries(self, db: sqlite3.Connection) -> None:
         """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it."""
-        for clientid, seq, topic, state, at, run in db.execute(
-            "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run FROM inflight i JOIN client c ON c.id = i.client"
-            " JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic ORDER BY i.client, i.seq"
+        for clientid, seq, topic, state, at, run, flags, properties in db.execute(
+            "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run, e.flags, e.properties FROM inflight i"
+            " JOIN client c ON c.id = i.client JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic"
+            " ORDER BY i.client, i.seq"
         ):
             session, raw = self._broker.sessions.get(clientid), topic.encode()
             if session is None:
@@ -92,11 +98,23 @@ class Offline:
             self._dirty[session] = None
             if not session.followed().pending:
                 session.followed().done.clear()
-            session.followed().names[seq] = self._broker.message_id(seq, at, run)
+            session.followed().names[seq] = name_of(flags, properties) or self._broker.message_id(seq, at, run)
             if state in (RELEASED, COMPLETE):
                 session.followed().acked.setdefault(raw, []).append(seq)
             else:
                 session.followed().sent[seq] = raw
+
+    def _load_addressed(self, db: sqlite3.Connection) -> None:
+        """Messages of far ends that a client has still to acknowledge; not those of sessions that a crash has ended."""
+        for clientid, seq, topic in db.execute(
+            "SELECT c.clientid, a.seq, t.name FROM addressed a JOIN client c ON c.id = a.client"
+            " LEFT JOIN entry e ON e.seq = a.seq LEFT JOIN topic t ON t.id = e.topic WHERE NOT a.acked"
+        ):
+            session = self._broker.sessions.get(clientid)
+            if session is None or topic is None:
+                self._broker.log.change(WITHDRAW_ADDRESSED, seq)
+            else:
+                session.followed().addressed[seq] = topic.encode()
 
     # -- subscriptions ---------------------------------------------------------------------------------------------
 
@@ -122,10 +140,22 @@ class Offline:
             if session.persistent:
                 broker.log.change(DELETE_FETCH, session.name, text)
         self._take_over(session, text)
+        self._withdraw(session)
         if broker.router.local.forgets_position(text):
             if progress is not None:
                 progress.forget_topics(lambda topic: matches(text, topic) and not session.is_subscribed(topic))
             broker.log.change(FORGET_POSITIONS, session.name, text, json.dumps(list(session.subscriptions)))
+
+    def _withdraw(self, session: Session) -> None:
+        """What no subscription of the client brings any more, so that it may come again with another."""
+        progress = session.progress
+        if progress is None or not progress.addressed:
+            return
+        sent = {*session.inflight.values(), *(seq for seq, _ in session.releasing.values())}
+        for seq, raw in list(progress.addressed.items()):
+            if seq not in sent and not session.is_subscribed(raw.decode()):
+                del progress.addressed[seq]
+                self._broker.log.change(WITHDRAW_ADDRESSED, seq)
 
     def _take_over(self, session: Session, gone: str) -> None:
         """What the subscription that is gone had still to bring is fetched by others that match it too."""
@@ -145,6 +175,8 @@ class Offline:
         self._fold(session)
         if session.persistent:
             self._broker.log.change(DELETE_FETCHES, session.name)
+        if session.progress is not None and session.progress.addressed:
+            self._broker.log.change(FORGET_ADDRESSED, session.name)
         session.progress = None
         self._dirty.pop(session, None)
         self._urgent.pop(session, None)
@@ -158,6 +190,9 @@ class Offline:
 
     def acked(self, session: Session, progress: Progress, seq: int) -> None:
         """PUBACK, or the first PUBREC."""
+        if progress.addressed and progress.addressed.pop(seq, None) is not None:
+            self._broker.log.change(ACK_ADDRESSED, self._broker.log.now, seq)
+            self._dirty[session] = None
         raw = progress.sent.pop(seq, None)
         if raw is None:
             return

@@ -19,6 +19,7 @@ from tidegate.store.log import Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
+from .queued import Queued
 from .routing import Router, Topic
 from .session import RELEASED, SENT, Client, Session
 from .sessions import ADD_DELIVERY, SET_DELIVERY, delivery_state, forget_kept
@@ -33,13 +34,14 @@ PACKET_ID = [number.to_bytes(2, "big") for number in range(65_536)]
 class Outlet:
     """See the module. `sent`, `dropped` count messages."""
 
-    def __init__(self, log: Log, router: Router, max_queued_bytes: int, message_id: Any) -> None:
+    def __init__(self, log: Log, router: Router, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
         self.sent = 0
         self.dropped: Counter[str] = Counter()
         self.dirty: list[Client] = []
         self._log = log
         self._router = router
         self._max_queued = max_queued_bytes
+        self.queued = queued
         self._message_id = message_id
 
     def send(self, client: Client, data: bytes) -> None:
@@ -92,9 +94,16 @@ class Outlet:
         head, tail = self._variant(topic, 32 | (client.version == 5), payload, b"")
         self._send_qos0(client, head + tail)
 
+    def send_once(self, session: Session, client: Client, topic: Topic, payload: bytes) -> None:
+        """A message with QoS 0 for this client alone."""
+        if session.client is client:
+            head, tail = self._variant(topic, int(client.version == 5), payload, b"")
+            if not self._too_large(client, head, tail):
+                self._send_qos0(client, head + tail)
+
     def _send_qos0(self, client: Client, packet: bytes) -> None:
         if (client.blocked or client.out_size > TURN_BYTES) and (
-            client.out_size + client.link.buffered() + len(packet) > self._max_queued
+            client.out_size + client.link.buffered() + len(packet) > min(self._max_queued, self.queued.share)
         ):
             self.dropped["queue_full"] += 1
             return
@@ -153,19 +162,19 @@ class Outlet:
             properties = encode_block(found)
         return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
 
-    def _note(self, session: Session, topic: Topic, seq: int, qos: int, at: int, run: int) -> None:
-        """A message of a watched topic was sent."""
+    def _note(self, session: Session, topic: Topic, seq: int, qos: int, at: int, run: int, name: bytes = b"") -> None:
+        """A message of a watched topic was sent; `name`: its id, where that is not the entry's own."""
         if seq and qos and topic.acks:
-            self._follow(session, topic, seq, at, run)
+            self._follow(session, topic, seq, at, run, name)
         if seq and self._router.wanted(DELIVERED, topic.text):
-            self._log.append(DELIVERED, session.name, topic, 0, self._message_id(seq, at, run))
+            self._log.append(DELIVERED, session.name, topic, 0, name or self._message_id(seq, at, run))
 
-    def _follow(self, session: Session, topic: Topic, seq: int, at: int, run: int) -> None:
+    def _follow(self, session: Session, topic: Topic, seq: int, at: int, run: int, name: bytes = b"") -> None:
         """Its acknowledgement will say how far the client has read."""
         progress = session.followed()
         progress.sent[seq] = topic.raw
         if topic.acks & TOLD:
-            progress.names[seq] = self._message_id(seq, at, run)
+            progress.names[seq] = name or self._message_id(seq, at, run)
 
     def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:
         """Whether the client does not take a packet of this size; counted (3.1.2.11.4)."""

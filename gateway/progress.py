@@ -72,13 +72,15 @@ class Fetch:
 class Progress:
     """See the module; a session has one as soon as a message of it is followed."""
 
-    __slots__ = ("acked", "done", "fetched", "fetches", "has_rows", "names", "pending", "sent")
+    __slots__ = ("acked", "addressed", "done", "fetched", "fetches", "has_rows", "names", "pending", "sent")
 
     def __init__(self) -> None:
         self.sent: dict[int, bytes] = {}
         """seq -> raw topic."""
         self.names: dict[int, bytes] = {}
         """Of those and of `acked`, where far ends are told: seq -> msgid."""
+        self.addressed: dict[int, bytes] = {}
+        """Of messages that far ends had for this client, until it acknowledges them: seq -> raw topic."""
         self.acked: dict[bytes, list[int]] = {}
         """Raw topic -> seqs acknowledged since the position was last written."""
         self.fetches: dict[str, Fetch] = {}
@@ -131,7 +133,8 @@ class Progress:
 
     def is_idle(self) -> bool:
         """Whether there is nothing to remember."""
-        return not (self.sent or self.acked or self.fetches or self.fetched or self.done or self.has_rows)
+        noted = self.sent or self.acked or self.addressed or self.fetches or self.fetched or self.done
+        return not (noted or self.has_rows)
 
     def done_with(self) -> int:
         """Rows of deliveries that are complete say nothing new below this seq: cursors and positions are past them."""
@@ -149,6 +152,7 @@ class Progress:
         """The message can never be sent again."""
         self.sent.pop(seq, None)
         self.names.pop(seq, None)
+        self.addressed.pop(seq, None)
         if fetched:
             self.fetched.pop(seq, None)
 

@@ -50,6 +50,7 @@ class Sockets:
         self._epoll = select.epoll()
         self._links: dict[int, Link] = {}
         self._listening: dict[int, tuple[socket.socket, Any]] = {}
+        self._queued = broker.delivery.queued
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
     def listen(self, listener: Any) -> list[tuple[str, int]]:
@@ -108,6 +109,16 @@ class Sockets:
         client.closing = True
         self._broker.lost(client)
         self._broker.turn_over()
+
+    def _drop_slow(self, link: Any) -> None:
+        """It holds the most of what waits, which is too much."""
+        client = link.client
+        self._broker.counters["slow_readers"] += 1
+        name = client.session.name.text if client is not None and client.session is not None else ""
+        text = "max_queued_together is used up: the client that holds the most of it does not read and is disconnected"
+        peer = client.peer if client is not None else ""
+        self._report("slow_reader", text, WARNING, peer=peer, client=name, bytes=link.buffered())
+        link.drop()
 
     def _accept(self, listening: socket.socket, listener: Any) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
@@ -170,19 +181,23 @@ class Link:
         if waiting is None:
             return
         try:
-            del waiting[: self._sock.send(waiting)]
+            sent = self._sock.send(waiting)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.drop()
             return
+        del waiting[:sent]
+        queued = self._sockets._queued
+        queued.bytes -= sent
         if not waiting:
             self._waiting = None
+            queued.end(self)
             self._watch(self._mask & ~_OUT)
             if self._closing:
                 self._say_end()
                 return
-        if len(waiting) <= HIGH_WATER // 4 and self.client is not None and self.client.blocked:
+        if len(waiting) <= min(HIGH_WATER, queued.share) // 4 and self.client is not None and self.client.blocked:
             self._sockets._broker.writable(self.client, True)
 
     def drop(self) -> None:
@@ -193,6 +208,9 @@ class Link:
         del self._sockets._links[self._number]
         self._number = -1
         self._sock.close()
+        self._sockets._queued.bytes -= self.buffered()
+        self._sockets._queued.end(self)
+        self._waiting = None
         if self.client is not None:
             self._sockets._loop.call_soon(self._sockets._gone, self.client)
             self.client = None
@@ -205,6 +223,9 @@ class Link:
     # -- session.Link ----------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
+        if self._number < 0:
+            return
+        queued = self._sockets._queued
         if self._waiting is None:
             try:
                 sent = self._sock.send(data)
@@ -216,9 +237,16 @@ class Link:
                 return
             self._waiting = bytearray(memoryview(data)[sent:])
             self._watch(self._mask | _OUT)
+            queued.begin(self)
+            queued.bytes += len(self._waiting)
         else:
             self._waiting += data
-        if len(self._waiting) > HIGH_WATER and self.client is not None and not self.client.blocked:
+            queued.bytes += len(data)
+        while link := queued.largest():
+            self._sockets._drop_slow(link)
+        if self._waiting is None:
+            return
+        if len(self._waiting) > min(HIGH_WATER, queued.share) and self.client is not None and not self.client.blocked:
             self._sockets._broker.writable(self.client, False)
 
     def close(self) -> None:

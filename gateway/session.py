@@ -180,7 +180,7 @@ class Session:
         self.resend: list[tuple[int, int, int]] = []
         """After a resume: (seq, packet id, qos) to be sent again before anything new."""
         self.retained: list[Any] = []
-        """(target, message) for new subscriptions, waiting for room: one read of them."""
+        """(topic filter, target, message) for new subscriptions, waiting for room: one read of them."""
         self.retained_due: dict[str, tuple[Any, list[int]]] = {}
         """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
         self.retaining: dict[int, int] = {}

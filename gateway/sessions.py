@@ -17,6 +17,7 @@ from itertools import islice
 
 from tidegate.store.log import Log, Name
 
+from .held import name_bytes, row_bytes
 from .routing import Router
 from .session import COMPLETE, NEVER, RELEASED, SENT, Session, Subscription
 
@@ -42,9 +43,13 @@ FORGET_FETCHED = f"{DELETE_DELIVERY} AND seq < ? AND state & 7 = {COMPLETE} AND 
 class Sessions:
     """All sessions by client id."""
 
-    def __init__(self, log: Log, router: Router) -> None:
+    def __init__(self, log: Log, router: Router, limit: int = 1 << 62) -> None:
         self._log = log
         self._router = router
+        self._limit = limit
+        """Bytes that sessions which outlive their connection may take on disk, and half as many the names of others."""
+        self.bytes = self.passing = 0
+        """How many it is; of the others."""
         self._by_id: dict[str, Session] = {}
         self._awake: dict[Session, None] = {}
         """Connected, or put to sleep since `fold` came by: only their positions move, however many others sleep."""
@@ -61,6 +66,27 @@ class Sessions:
 
     def get(self, clientid: str) -> Session | None:
         return self._by_id.get(clientid)
+
+    def takes(self, clientid: str, persistent: bool) -> bool:
+        """Whether there is room on disk for the session of this client, if it needs any that it has not got."""
+        before = self._by_id.get(clientid)
+        if before is not None and (before.persistent or not persistent):
+            return True
+        if persistent:
+            return self.bytes + _session_bytes(clientid, persistent) <= self._limit
+        return self.passing + _session_bytes(clientid, persistent) <= self._limit // 2
+
+    def takes_filter(self, session: Session, text: str) -> bool:
+        """Whether there is room on disk for another subscription of this session."""
+        return not session.persistent or self.bytes + _filter_bytes(text) <= self._limit
+
+    def _count(self, session: Session, sign: int = 1) -> None:
+        """It comes, or (-1) goes."""
+        size = sign * _session_bytes(session.name.text, session.persistent)
+        if session.persistent:
+            self.bytes += size
+        else:
+            self.passing += size
 
     def load(self, db: sqlite3.Connection, clean: bool, now: float) -> None:
         """Read every session back; they are asleep. `clean`: the last run was stopped properly.
@@ -84,11 +110,13 @@ class Sessions:
             session.suspect = suspect
             session.delivered, session.expired, session.dropped = delivered, expired, Counter(json.loads(dropped))
             by_number[number] = self._by_id[clientid] = session
+            self._count(session)
         for number, text, options, identifier, since in db.execute(
             "SELECT client, filter, options, identifier, since FROM subscription"
         ):
             subscription = Subscription(options & 3, bool(options & 4), bool(options & 8), identifier or 0, since)
             by_number[number].subscriptions[text] = subscription
+            self.bytes += _filter_bytes(text)
             self._router.subscribe(text, by_number[number], subscription)
         for number, seq, packet_id, state in db.execute(
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
@@ -117,6 +145,7 @@ class Sessions:
         session = Session(name, expiry, log.now, log.next_seq)
         self._by_id[name.text] = session
         self._awake[session] = None
+        self._count(session)
         if session.persistent:
             log.change(
                 "INSERT OR REPLACE INTO session (client, created, expiry, expires_at, cursor) VALUES (?,?,?,NULL,?)",
@@ -169,10 +198,12 @@ class Sessions:
         """The session ends: nothing of it stays."""
         if session.progress is not None:
             self.ended(session)
-        self._by_id.pop(session.name.text, None)
+        if self._by_id.pop(session.name.text, None) is not None:
+            self._count(session, -1)
         self._awake.pop(session, None)
         for text in session.subscriptions:
             self._router.unsubscribe(text, session)
+            self.bytes -= _filter_bytes(text) if session.persistent else 0
         session.client = None
         # What it was still to get names the session: a circle that the collector comes by for late.
         session.backlog, session.retained, session.retained_due = [], [], {}
@@ -192,6 +223,8 @@ class Sessions:
         session.subscriptions[text] = subscription
         self._router.subscribe(text, session, subscription)
         if session.persistent:
+            self.bytes += _filter_bytes(text) if before is None else 0
+            self._log.batch.size += _filter_bytes(text)
             self._log.change(
                 "INSERT OR REPLACE INTO subscription (client, filter, options, identifier, since) VALUES (?,?,?,?,?)",
                 session.name,
@@ -208,6 +241,7 @@ class Sessions:
             return False
         self._router.unsubscribe(text, session)
         if session.persistent:
+            self.bytes -= _filter_bytes(text)
             self._log.change("DELETE FROM subscription WHERE client = ? AND filter = ?", session.name, text)
         return True
 
@@ -272,6 +306,15 @@ def forget_kept(log: Log, session: Session, packet_ids: Iterable[int]) -> None:
         if seq is not None:
             log.change(ONLY_DONE, session.name, seq, packet_id)
             log.change(f"{DELETE_DELIVERY} AND seq = ? AND packet_id = ? AND state <> {COMPLETE}", session.name, seq, packet_id)
+
+
+def _session_bytes(clientid: str, persistent: bool) -> int:
+    """Its name, and its rows of `client` and `session`."""
+    return name_bytes(clientid) + 2 * row_bytes(0) if persistent else name_bytes(clientid)
+
+
+def _filter_bytes(text: str) -> int:
+    return row_bytes(len(text.encode()))
 
 
 def delivery_state(session: Session, seq: int, packet_id: int, state: int) -> int:

@@ -62,15 +62,18 @@ class Snapshot:
                 "subscriptions": broker.router.subscriptions,
                 "refused": self._refused(),
                 "protocol_errors": broker.counters["protocol_errors"],
+                "slow_readers": broker.counters["slow_readers"],
+                "queued_bytes": delivery.queued.bytes,
             },
             "messages": {
                 "received": broker.received,
                 "sent": delivery.sent,
                 "stored": broker.stored,
                 "refused": broker.pressure.refused,
+                "not_retained": broker.retained.refused,
             },
             "store": {
-                "state": broker.store_fault or store.checkpoint_fault or "ok",
+                "state": store.gone or broker.store_fault or store.checkpoint_fault or "ok",
                 "durability": config.durability,
                 "bytes": store.file_bytes(),
                 "last_seq": delivery.live,
@@ -78,6 +81,8 @@ class Snapshot:
                 "commits": store.commits,
                 "disk_budget": config.disk_budget,
                 "free_floor": config.free_floor,
+                "retained_bytes": broker.retained.bytes,
+                "session_bytes": broker.sessions.bytes,
                 "refusing_below": broker.router.level,
                 "lost": self._lost(),
             },
@@ -93,6 +98,8 @@ class Snapshot:
         found = dict(self._broker.connecting.refused)
         if self._broker.counters["lookup_refused"]:
             found["subscription_made_for_client"] = self._broker.counters["lookup_refused"]
+        if self._broker.counters["refused_subscriptions"]:
+            found["subscription"] = self._broker.counters["refused_subscriptions"]
         return found
 
     def _clock(self) -> dict[str, Any]:

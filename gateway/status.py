@@ -34,9 +34,13 @@ def render(status: dict[str, Any]) -> str:
     refused = dict(clients["refused"])
     if clients["protocol_errors"]:
         refused["protocol_errors"] = clients["protocol_errors"]
+    if clients.get("slow_readers"):
+        refused["slow_readers"] = clients["slow_readers"]
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
+    if not_kept := messages.get("not_retained"):
+        lines.append(f"not kept    {not_kept} retained messages, which were delivered: max_retained_bytes is used up")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
@@ -63,6 +67,10 @@ def _pool(pool: dict[str, Any]) -> list[str]:
     refused = f"{pool['refused']} refused" + (f", {parked} in quarantine (tidegate dead list)" if parked else "")
     lines = [f"pool        {pool['name']}: {pool['state']}, {waiting}, {delivered} delivered, {refused}"]
     lines += [f"            {pool[key]}" for key in ("error", "hint", "warning") if pool.get(key)]
+    if asking := pool.get("lookups"):
+        counts = f"{asking['questions']} questions and {asking['inbox']} answers waiting, {asking['refused']} refused"
+        lines.append(f"            lookups: {asking['state']}, {counts}")
+        lines += [f"            {asking[key]}" for key in ("error", "hint") if asking[key]]
     return lines + _balance("            ", sheet)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.store.entry import SUBSCRIBED, UNSUBSCRIBED
 from tidegate.store.log import Name
+from tidegate.store.report import WARNING
 from tidegate.store.topic import matches
 
 from .mqtt.packets import SubAck, Subscribe, UnsubAck, Unsubscribe, encode
@@ -39,8 +40,9 @@ class Made(NamedTuple):
 class Subscribing:
     """Handlers of SUBSCRIBE and UNSUBSCRIBE."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, max_subscriptions: int) -> None:
         self._broker = broker
+        self._max_subscriptions = max_subscriptions
 
     def on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
         identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
@@ -63,6 +65,11 @@ class Subscribing:
         broker = self._broker
         if wanted.filter.startswith("$share/"):
             return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+        if wanted.filter not in session.subscriptions and (limit := self._full(session, wanted.filter)):
+            broker.counters["refused_subscriptions"] += 1
+            name, text = session.name.text, f"{limit} is used up: a subscription is refused"
+            broker.report("subscription_refused", text, WARNING, f"{limit} {name}", client=name, filter=wanted.filter)
+            return ReasonCode.QUOTA_EXCEEDED
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
         new = broker.sessions.subscribe(session, wanted.filter, subscription)
@@ -71,6 +78,12 @@ class Subscribing:
         if broker.router.wanted(SUBSCRIBED, wanted.filter):
             broker.log.append(SUBSCRIBED, session.name, _filter_topic(wanted.filter), wanted.qos)
         return Made(wanted, subscription, new, since)
+
+    def _full(self, session: Session, topic_filter: str) -> str:
+        """The limit that another subscription would break."""
+        if len(session.subscriptions) >= self._max_subscriptions:
+            return "max_subscriptions"
+        return "" if self._broker.sessions.takes_filter(session, topic_filter) else "max_session_bytes"
 
     def bring(self, session: Session, made: list[Made]) -> None:
         """Send what the subscriptions bring, once it can be read: what was published before may be on its way to the disk."""

@@ -2,7 +2,8 @@
 
 The child is executed, not forked: a restart is a start. Its standard input is a pipe whose other end only this process holds,
 so the child sees our death as the end of its input, whatever killed us. A wake-up is one byte that never blocks: a full pipe
-says already that there is something new. What the child prints goes to our own standard error.
+says already that there is something new. What the child prints goes to our own standard error; a byte on its standard output
+says that it has put answers into the inbox (`store.inbox`).
 
 Invariant: there is at most one child, and none is started after `stop`.
 """
@@ -13,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tidegate.store.report import WARNING, Say
 
@@ -24,13 +25,14 @@ RESTART_TIMEOUT = 3.0
 
 
 class Supervisor:
-    """Keeps one child of `command` running; `report` is told when it ends unasked."""
+    """Keeps one child of `command` running; `report` is told when it ends unasked, `answers` that there are some."""
 
-    def __init__(self, command: Sequence[str], report: Say) -> None:
+    def __init__(self, command: Sequence[str], report: Say, answers: Callable[[], None] = lambda: None) -> None:
         self.state = "stopped"
         self.restarts = 0
         self._command = command
         self._report = report
+        self._answers = answers
         self._pipe = -1
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -112,13 +114,16 @@ class Supervisor:
         try:
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self._command, stdin=read, stdout=asyncio.subprocess.DEVNULL, stderr=None, start_new_session=True
+                    *self._command, stdin=read, stdout=asyncio.subprocess.PIPE, stderr=None, start_new_session=True
                 )
             finally:
                 os.close(read)
             if self._asked:
                 _signal(self._process, signal.SIGTERM)
             self.state = "running"
+            assert self._process.stdout is not None
+            while await self._process.stdout.read(65_536):
+                self._answers()
             return await self._process.wait()
         finally:
             self._process = None

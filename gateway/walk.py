@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from tidegate.store.catchup import BYTES, ROWS
-from tidegate.store.entry import PUBLISH, QOS_MASK
+from tidegate.store.entry import ADDRESSED, PUBLISH, QOS_MASK
 from tidegate.store.log import Batch
 from tidegate.store.piece import MESSAGE, Piece, Stored
 
@@ -164,7 +164,7 @@ def piece_of(batches: Iterable[Batch], first: int) -> Piece:
         if rows:
             through = batch.first_seq + len(batch.rows) - 1
         for row in rows:
-            if row[4] == PUBLISH and row[7] & QOS_MASK:
+            if (row[4] == PUBLISH or row[4] == ADDRESSED) and row[7] & QOS_MASK:
                 messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
         if len(messages) >= ROWS:
             break

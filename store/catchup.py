@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from .entry import PUBLISH, QOS_MASK
+from .entry import ADDRESSED, KEPT_THERE, PUBLISH, QOS_MASK
 from .piece import Piece, Stored
 from .schema import know_topics, open_reader
 from .summary import STRETCH, Summary
@@ -47,6 +47,13 @@ class Counted(NamedTuple):
     through: int
 
 
+FOR_SESSIONS = f"kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0"
+"""What a session reads on from the log; of the addressed it passes over what is for others."""
+RETAINED = (
+    "SELECT t.name, r.seq, ifnull(length(e.payload) + ifnull(length(e.properties), 0), 0)"
+    " FROM retained r JOIN topic t ON t.id = r.topic LEFT JOIN entry e ON e.seq = r.seq"
+)
+"""Topic, seq and bytes of every retained message."""
 _SIZE = "length(payload) + 2 * ifnull(length(properties), 0)"
 _COLUMNS = (
     "count(*), group_concat(seq), group_concat(topic), group_concat(flags), group_concat(length(payload)),"
@@ -106,7 +113,7 @@ class CatchUp:
             if run.first > run.last:
                 return Piece(first, run.last, [], filters)
             topics = "" if run.topics is None else f"AND topic IN ({','.join(map(str, run.topics))})"
-            where = f"seq BETWEEN {run.first} AND {run.last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0 {topics}"
+            where = f"seq BETWEEN {run.first} AND {run.last} AND {FOR_SESSIONS} {topics}"
             messages, whole = self.fetch_within(f"{where} ORDER BY seq LIMIT {rows}")
         finally:
             self._db.execute("COMMIT")
@@ -126,24 +133,27 @@ class CatchUp:
         fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
         return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
 
-    def fetch(self, seqs: Sequence[int]) -> Fetched:
+    def fetch(self, seqs: Sequence[int], most: int = BYTES) -> Fetched:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
         ordered = sorted(seqs)[:ROWS]
         wanted = ",".join(str(int(seq)) for seq in ordered)
         self._db.execute("BEGIN")
         try:
-            messages, whole = self.fetch_within(f"kind = {PUBLISH} AND seq IN ({wanted}) ORDER BY seq")
+            known = f"kind IN ({PUBLISH}, {ADDRESSED}, {KEPT_THERE})"
+            messages, whole = self.fetch_within(f"{known} AND seq IN ({wanted}) ORDER BY seq", most)
         finally:
             self._db.execute("COMMIT")
         return Fetched(messages, ordered[-1] if whole else messages[-1][0])
 
-    def count(self, first: int, last: int, filters: Sequence[str], messages: int = 1 << 62, size: int = 1 << 62) -> Counted:
-        """Of those from seq `first` on whose topic is matched: all of a stretch, or the first that make up so many or so many
-        bytes, whichever needs more."""
+    def count(
+        self, first: int, last: int, filters: Sequence[str], messages: int = 1 << 62, size: int = 1 << 62, client: int = 0
+    ) -> Counted:
+        """Of those from seq `first` on whose topic is matched, none addressed to other clients: all of a stretch, or the first
+        that make up so many or so many bytes, whichever needs more."""
         last = min(last, first + STRETCH - 1)
         self._db.execute("BEGIN")
         try:
-            where = f"seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0"
+            where = f"seq BETWEEN {first} AND {last} AND {FOR_SESSIONS} AND (kind = {PUBLISH} OR client = {client})"
             groups = self._db.execute(
                 f"SELECT topic, count(*), sum({_SIZE}) FROM entry WHERE {where} GROUP BY topic"
             ).fetchall()
@@ -180,11 +190,10 @@ class CatchUp:
     def _text(self, topic: int) -> str:
         return (self._names.get(topic) or self._name(topic)).decode()
 
-    def retained(self, topic: str) -> int | None:
-        """The seq of the topic's retained message."""
-        sql = "SELECT r.seq FROM retained r JOIN topic t ON t.id = r.topic WHERE t.name = ?"
-        row: tuple[int] | None = self._db.execute(sql, (topic,)).fetchone()
-        return row[0] if row else None
+    def retained(self, topic: str) -> tuple[int, int] | None:
+        """Seq and bytes of the topic's retained message."""
+        row: tuple[str, int, int] | None = self._db.execute(f"{RETAINED} WHERE t.name = ?", (topic,)).fetchone()
+        return row[1:] if row else None
 
     def _fetch(self, rows: str) -> list[Stored]:
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()

@@ -20,7 +20,11 @@ PUBLISH = 6
 DELIVERED = 7
 ACKED = 8
 GAP = 9
+ADDRESSED = 10
+"""A message that a far end has for one client, which is `client` here: delivered to that client alone, and not published."""
 POSITION = 11
+KEPT_THERE = 12
+"""A retained message that a far end had: nobody published it here, and it is only ever sent as retained message."""
 
 KINDS = {
     "client.connected": CONNECTED,
@@ -34,12 +38,14 @@ KINDS = {
     "gap": GAP,
     "position": POSITION,
 }
-KIND_NAMES = {number: name for name, number in KINDS.items()}
+KIND_NAMES = {number: name for name, number in KINDS.items()} | {ADDRESSED: "addressed", KEPT_THERE: "kept_there"}
 
 QOS_MASK = 3
 RETAIN = 4
 STORED_QOS0 = 16
 """Flag of a message with QoS 0 that an `on_message_store` of sqlite keeps."""
+FOREIGN = 32
+"""Flag of ADDRESSED and KEPT_THERE: `properties` says how the message is known elsewhere (`store.foreign`)."""
 STORED = QOS_MASK | STORED_QOS0
 """Any of these flags: the message stands in `mqtt_msg`."""
 

@@ -34,6 +34,13 @@ STALE_POSITIONS = (
     " AND client NOT IN (SELECT client FROM session)"
 )
 TAKE = "INSERT OR IGNORE INTO taken (seq) VALUES (?)"
+ADD_ADDRESSED = "INSERT INTO addressed (seq, client, msgid) VALUES (?,?,?)"
+ACK_ADDRESSED = "UPDATE addressed SET acked = ? WHERE seq = ?"
+FORGET_ADDRESSED = "DELETE FROM addressed WHERE client = ? AND NOT acked"
+WITHDRAW_ADDRESSED = "DELETE FROM addressed WHERE seq = ?"
+FORGET_ACKED = "DELETE FROM addressed WHERE acked AND acked < ?"
+SET_CLEARED = "INSERT OR REPLACE INTO cleared (topic, at) VALUES (?,?)"
+FORGET_CLEARED = "DELETE FROM cleared WHERE at < ?"
 ADD_FETCH = "INSERT OR REPLACE INTO fetch (client, filter, cursor, through) VALUES (?,?,NULL,?)"
 MOVE_FETCH = "UPDATE fetch SET cursor = ? WHERE client = ? AND filter = ?"
 DELETE_FETCH = "DELETE FROM fetch WHERE client = ? AND filter = ?"

@@ -2,7 +2,8 @@
 
 The uplink writes answers, durable before it forgets the question; the broker reads them in order of `id` and keeps how far it
 is in `log.db`, in the transaction of an answer's effect, so each takes effect once whatever is killed. The uplink deletes what
-the broker is done with. `identity` names the file: the broker's place in one inbox means nothing in another.
+the broker is done with, and tells it of new answers by a byte on its standard output. `identity` (in `meta`) names the file:
+the broker's place in one inbox means nothing in another.
 
 Invariant: ids rise for ever, also when all rows were deleted.
 """
@@ -33,6 +34,7 @@ CREATE TABLE inbox (
   at INTEGER NOT NULL DEFAULT 0, payload BLOB NOT NULL DEFAULT x'', queue INTEGER NOT NULL DEFAULT 0,
   epoch INTEGER NOT NULL DEFAULT 0, seq INTEGER NOT NULL DEFAULT 0)
 """
+IDENTITY = "SELECT value FROM meta WHERE key = 'identity'"
 COLUMNS = "id, pool, kind, client, filter, topic, filters, msgid, sender, qos, at, payload, queue, epoch, seq"
 
 
@@ -57,7 +59,18 @@ class Answer(NamedTuple):
     seq: int = 0
 
 
-def read(db: sqlite3.Connection, after: int, limit: int) -> list[Answer]:
-    """The next answers."""
-    rows = db.execute(f"SELECT {COLUMNS} FROM inbox WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
-    return [Answer(*row) for row in rows]
+def read(db: sqlite3.Connection, after: int, limit: int, size: int = 1 << 20) -> list[Answer]:
+    """The next answers: at most `limit`, and none more once they have `size` bytes."""
+    found = []
+    for row in db.execute(f"SELECT {COLUMNS} FROM inbox WHERE id > ? ORDER BY id LIMIT ?", (after, limit)):
+        answer = Answer(*row)
+        found.append(answer)
+        size -= len(answer.payload) + len(answer.filters)
+        if size <= 0:
+            break
+    return found
+
+
+def cursor_name(identity: str) -> str:
+    """Of the row of `log.db`'s table `cursor` that says how far the broker is: `seq` is the last id it is done with."""
+    return f"inbox:{identity}"

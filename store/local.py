@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .topic import matches, without_share
+from .topic import filters_overlap, matches, without_share
 
 PUBSUB, QUEUE, TOLD = 1, 2, 4
 """What an acknowledgement does: moves the client's position; takes the message away for everyone; moves the position that far
@@ -46,6 +46,11 @@ class LocalRules:
     """`on_subscribe_lookup` when a session is created."""
     lookup_always: bool = False
     """`on_subscribe_lookup` at every connect."""
+    pools_new: frozenset[str] = frozenset()
+    pools_always: frozenset[str] = frozenset()
+    """The same for what far ends are known to have, by pool."""
+    retained: tuple[str, ...] = ()
+    """Filters of which far ends are asked for retained messages: an older one must not come back to life."""
     fetches: tuple[FetchRule, ...] = ()
     acks: tuple[tuple[str, int], ...] = ()
     """(filter, PUBSUB or QUEUE)."""
@@ -56,6 +61,12 @@ class LocalRules:
     @property
     def lookup(self) -> bool:
         return self.lookup_new or self.lookup_always
+
+    def looks_up(self, source: str, new: bool) -> bool:
+        """Whether rows from there become subscriptions at the connect of a session, a `new` one or not."""
+        if not source:
+            return self.lookup_always or (new and self.lookup_new)
+        return source in self.pools_always or (new and source in self.pools_new)
 
     def fetch_for(self, topic_filter: str) -> FetchRule | None:
         """The rule for a new subscription. Of several the first; one to one before one to many."""
@@ -74,6 +85,9 @@ class LocalRules:
     def forgets_position(self, topic_filter: str) -> bool:
         name = without_share(topic_filter)
         return any(_concerns(rule, name) for rule in self.forgets)
+
+    def asks_retained(self, topic: str) -> bool:
+        return any(not text or filters_overlap(text, topic) for text in self.retained)
 
     def age_of(self, topic: str) -> int:
         """How long (ms) messages of the topic are kept for fetching, 0 when no rule stores them."""

@@ -35,7 +35,8 @@ _ELSEWHERE = {
     " AND NOT EXISTS (SELECT 1 FROM inflight WHERE client = n.id)"
     " AND NOT EXISTS (SELECT 1 FROM received WHERE client = n.id)"
     " AND NOT EXISTS (SELECT 1 FROM position WHERE client = n.id)"
-    " AND NOT EXISTS (SELECT 1 FROM fetch WHERE client = n.id)",
+    " AND NOT EXISTS (SELECT 1 FROM fetch WHERE client = n.id)"
+    " AND NOT EXISTS (SELECT 1 FROM addressed WHERE client = n.id)",
 }
 _COLUMN = {"topic": "name", "client": "clientid"}
 

@@ -48,7 +48,7 @@ _TOPS = (
     "SELECT max(cursor) FROM session",
     "SELECT max(seq) FROM retained",
     "SELECT max(seq) FROM position",
-    "SELECT max(seq) FROM cursor",
+    "SELECT max(seq) FROM cursor WHERE name NOT LIKE 'inbox:%'",
 )
 _CLEAR = (
     ("retained", "retained messages", "seq NOT IN (SELECT seq FROM entry) OR topic NOT IN (SELECT id FROM topic)"),
@@ -56,6 +56,7 @@ _CLEAR = (
     ("subscription", "subscriptions", "client NOT IN (SELECT client FROM session)"),
     ("inflight", "open deliveries", "client NOT IN (SELECT client FROM session)"),
     ("received", "guards against repeated QoS 2 messages", "client NOT IN (SELECT client FROM session)"),
+    ("addressed", "marks of messages for one client", "client NOT IN (SELECT id FROM client)"),
     ("fetch", "fetches under way", "client NOT IN (SELECT client FROM session)"),
     (
         "position", "positions", "client NOT IN (SELECT id FROM client) OR topic NOT IN (SELECT id FROM topic)",

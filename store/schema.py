@@ -282,5 +282,27 @@ CREATE VIEW mqtt_msg AS
     AND NOT EXISTS (SELECT 1 FROM taken WHERE seq = e.seq);
 """
 
-LOG = Format(0x54474C31, "log.db", (_log_1, _log_2))
+
+def _log_3(connection: sqlite3.Connection) -> None:
+    """What far ends know for devices (`store.inbox`): where a made subscription comes from, messages for one client."""
+    (view,) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'mqtt_sub'").fetchone()
+    connection.execute("DROP VIEW mqtt_sub")
+    _run(connection, _DOWNWARDS)
+    connection.execute(view)
+
+
+_DOWNWARDS = """
+CREATE TABLE made (
+  id INTEGER PRIMARY KEY, clientid TEXT NOT NULL, topic TEXT NOT NULL, qos INTEGER NOT NULL, created INTEGER NOT NULL,
+  source TEXT NOT NULL DEFAULT '', UNIQUE (clientid, topic, source));
+INSERT INTO made (id, clientid, topic, qos, created) SELECT id, clientid, topic, qos, created FROM proxy_subscription;
+DROP TABLE proxy_subscription;
+ALTER TABLE made RENAME TO proxy_subscription;
+CREATE TABLE addressed (
+  seq INTEGER PRIMARY KEY, client INTEGER NOT NULL, msgid TEXT NOT NULL, acked INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX addressed_to ON addressed (client, msgid);
+CREATE TABLE cleared (topic TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+LOG = Format(0x54474C31, "log.db", (_log_1, _log_2, _log_3))
 """`log.db`: application_id "TGL1"."""

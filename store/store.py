@@ -7,6 +7,9 @@ decide when to checkpoint. All methods but `open` run in the committer's thread.
 A commit whose fsync failed is written again and not only synced again: the kernel may have let go of the pages. SQLite does
 so when the batch is applied again, because what it did not confirm it overwrites; what a dead run left unconfirmed in the WAL
 is moved into the database when the file is opened. For a checkpoint whose fsync failed we see to it (`_move_all_again`).
+ext4 takes blocks whose first write failed for written, confirms what is written there again, and shows zeros after the next
+mount. So after a refusal the WAL is moved and cut, which gives such blocks back; and of the database the kernel lets go of what
+it has in memory before it is written again (`_forget_cached`), which makes it ask where the blocks are.
 
 Invariant: `apply` either commits the whole batch and numbers its names, or changes nothing and raises.
 """
@@ -87,7 +90,12 @@ class Store:
         self._wal_limit = WAL_LIMIT
         self._over = False
         self._moved_in_vain = False
-        self._index = -1
+        self._index = self._file = -1
+        self.gone = ""
+        """What is wrong when the file has lost its name: it is gone with the process."""
+        self._inode = _inode(path)
+        self._refused = False
+        """Whether a commit failed since the WAL was cut: its file may have blocks that will not keep what they confirm."""
 
     def bound(self, budget: int) -> None:
         """What database and WAL may take together: the WAL gets its part, and a reader that holds it cannot break it."""
@@ -125,6 +133,8 @@ class Store:
 
     def apply(self, batch: Batch) -> None:
         """Commit the batch. Raises sqlite3.Error (the disk refuses) or Unstorable, and then nothing of it is there."""
+        if self.gone:
+            raise sqlite3.OperationalError(self.gone)
         if self._over:
             self._relieve()
         try:
@@ -133,9 +143,13 @@ class Store:
             found = find(self._db, batch, self._write) if is_refusal(error) else None
             if found is not None:
                 raise found from error
+            self._refused = True
             raise
         self.commits += 1
         self._dirty = True
+        if self._refused:
+            done = self._checkpoint("TRUNCATE")
+            self._refused = done is None or bool(done[0])
         self._bound_wal(batch)
 
     def _commit(self, batch: Batch) -> None:
@@ -150,7 +164,8 @@ class Store:
             numbers = self._apply_in_transaction(batch)
             for name, number in numbers.items():
                 name.id = number
-            batch.size += NAME_BYTES * len(numbers)
+            texts = 2 * sum(len(name.text.encode()) for name in numbers)  # in its table and in the index
+            batch.size += NAME_BYTES * len(numbers) + texts
             self._unmoved += PAGE * (len(numbers) + sum(len(found.topics) + len(found.clients) for found in batch.unused))
 
     def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:
@@ -179,6 +194,13 @@ class Store:
         """Called when nothing was committed for a while: move the WAL into the database."""
         if self._dirty:
             self._dirty = self._checkpoint("PASSIVE") is None
+
+    def look(self) -> None:
+        """Called each second: whether the file still has its name. What goes to a deleted one is not acknowledged."""
+        there = _inode(self.path)
+        how = "was deleted" if there is None else "was replaced by another file"
+        text = f"{self.path} {how} while the gateway runs: stop it, and put the file back or restore a backup"
+        self.gone = "" if there == self._inode else text
 
     def close(self, wall: int) -> None:
         """End the run cleanly: the next start knows that nobody was left online and nothing sent twice."""
@@ -258,7 +280,17 @@ class Store:
         if self._index < 0:
             self._index = os.open(f"{self.path}-shm", os.O_RDWR | os.O_CLOEXEC)
         os.pwrite(self._index, bytes(4), MOVED_FRAMES)
+        if self._file < 0:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        _forget_cached(self._file)  # all that is in doubt is in the WAL, where every reader finds it
         self._moved_in_vain = False
+
+
+def _forget_cached(number: int) -> None:
+    """Drop the kernel's pages of the file that need not be written: the next write asks the file system for its place."""
+    with suppress(OSError):
+        os.fdatasync(number)
+    os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
@@ -281,6 +313,14 @@ def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
 
 def _values(parameters: tuple[Any, ...], numbers: dict[Name, int]) -> tuple[Any, ...]:
     return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_dev, about.st_ino
 
 
 def file_bytes(path: Path) -> int:

@@ -13,7 +13,7 @@ import sqlite3
 from array import array
 from typing import NamedTuple
 
-from .entry import PUBLISH, QOS_MASK
+from .entry import ADDRESSED, PUBLISH, QOS_MASK
 from .topic import FilterTree
 
 BLOCK = 4_096
@@ -107,7 +107,7 @@ class Summary:
         return block, min(last, live)
 
     def _look(self, first: int, last: int) -> Block:
-        messages = f"entry WHERE seq BETWEEN {first} AND {last} AND kind = {PUBLISH} AND flags & {QOS_MASK} > 0"
+        messages = f"entry WHERE seq BETWEEN {first} AND {last} AND kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0"
         topics, counts = self._db.execute(
             f"SELECT group_concat(topic), group_concat(n) FROM (SELECT topic, count(*) AS n FROM {messages} GROUP BY topic)"
         ).fetchone()

@@ -27,6 +27,10 @@ REMOVE = f"DELETE FROM entry WHERE seq <= ? AND {MAY_GO}"
 """Carries out a plan that takes from the log's beginning."""
 FORGET_TAKEN = "DELETE FROM taken WHERE seq <= ? AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.seq = taken.seq)"
 """Goes with it: a queue need not know any more that these were acknowledged."""
+FORGET_ADDRESSED = (
+    "DELETE FROM addressed WHERE seq <= ? AND NOT acked AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.seq = addressed.seq)"
+)
+"""And these can be sent to nobody any more."""
 KEEP_SEQ = "INSERT OR REPLACE INTO meta (key, value) VALUES ('seq', ?)"
 """Goes with every removal: the last seq given out, so that an emptied log does not count from the start again."""
 KEEP_AT = "INSERT OR REPLACE INTO meta (key, value) VALUES ('at', ?)"
@@ -126,7 +130,9 @@ class Trim:
         self._names_first = not self._names_first  # neither starves the other
         if self._names_first and (self._names.looking or not self._cutting):
             return self._names.step(db) or self._removal(db, now, floor)
-        return self._removal(db, now, floor) or self._names.step(db)
+        found = self._removal(db, now, floor) or self._names.step(db)
+        self.is_stuck = self.is_stuck and found is None  # not while names may go
+        return found
 
     def _removal(self, db: sqlite3.Connection, now: Moment, floor: int) -> Plan | None:
         size = self._size(db)
@@ -184,7 +190,9 @@ class Trim:
 def _prefix(db: sqlite3.Connection, floor: int, rows: int, size: int, through: int = 1 << 62) -> Plan | None:
     """The oldest of what everyone is done with: so many rows and bytes, and no farther than `through`."""
     last, cost = db.execute(_PREFIX, (min(floor, through), floor, rows, min(size, STEP_BYTES))).fetchone()
-    return None if last is None else Plan(((REMOVE, (last, floor)), (FORGET_TAKEN, (last,))), cost)
+    if last is None:
+        return None
+    return Plan(((REMOVE, (last, floor)), (FORGET_TAKEN, (last,)), (FORGET_ADDRESSED, (last,))), cost)
 
 
 __all__ = ["GO_ON", "KEEP_AT", "KEEP_SEQ", "REMOVE", "Lost", "Plan", "Trim"]

@@ -7,7 +7,10 @@ connection beside the one that writes; like a link it raises nothing but `NotCon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .pools import Pool
 
 
 class Fetch(NamedTuple):
@@ -22,6 +25,8 @@ class Fetch(NamedTuple):
     """ms: of one to many none older; 0: of any age."""
     window_first: bool
     """Whether a client without a position gets the window, or nothing."""
+    after: int = 0
+    """The rest of an answer: what its `further` said; 0: from the beginning."""
 
 
 class Found(NamedTuple):
@@ -36,18 +41,20 @@ class Found(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Oldest first; `skipped` were due and beyond the limit. `positions`: gateway's code in message ids -> (epoch, seq) read."""
+    """Oldest first; `skipped` were due and beyond the limit. `positions`: a gateway's code in ids -> (epoch, seq) read."""
 
     messages: Sequence[Found]
     skipped: int
     positions: dict[str, tuple[int, int]]
+    further: int = 0
+    """Not 0: one answer does not hold all; the same question with this in `after` brings the next part."""
 
 
 class Asker(Protocol):
     """A connection that only reads."""
 
     def subscriptions(self, clients: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-        """`on_subscribe_lookup` of many clients in one query: client -> its (filter, QoS) as they stand, faulty QoS included."""
+        """`on_subscribe_lookup` of many clients in one query: client -> its (filter, QoS) as they stand, faulty ones too."""
         ...
 
     def fetch(self, question: Fetch) -> Fetched: ...
@@ -65,3 +72,9 @@ class Asker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class AskingBackend(Protocol):
+    """The module of a far end that can be asked."""
+
+    def connect_asker(self, pool: Pool) -> Asker: ...

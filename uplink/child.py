@@ -1,8 +1,9 @@
 """The uplink process: `python -m tidegate.uplink.child --data DIR --conf DIR --backend redis`.
 
 A fresh process beside the broker, so a driver that blocks, leaks or crashes is not felt by a device. Its standard input is a
-pipe from the broker: any byte means "there is something new", its end means that the broker is gone: stop now. One thread for
-each pool, plain blocking calls. A lock file beside `uplink.db` makes sure there is only one such process.
+pipe from the broker: any byte means "there is something new", its end means that the broker is gone: stop now. A byte on its
+standard output means that there are answers in the inbox. One thread for each pool and one for what a pool asks, plain
+blocking calls. A lock file beside `uplink.db` makes sure there is only one such process.
 
 Invariant: this process is the only writer of `uplink.db` while it holds the lock.
 """
@@ -24,18 +25,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Protocol, TextIO, cast
 
 from tidegate.store.reader import LogReader
 from tidegate.store.report import ERROR, INFO, WARNING, Level, Report, Say, brief
 from tidegate.store.schema import StoreError, explain
 
+from .asking import AskingBackend
+from .asking_lane import AskingLane, Lane
 from .backend import Backend
+from .lane_book import LaneBook
+from .lane_log import LaneLog
 from .plan import Plan
 from .pools import Pool
 from .progress import Progress, Standing
+from .reading import Reading, reading
 from .requests import take_up
-from .rule import RuleFile, load_all, wants
+from .rule import Rule, RuleFile, load_all, wants
 from .worker import Wait, Worker
 
 LOCK_WAIT = 5.0
@@ -125,9 +131,45 @@ def _begin(data: Path, conf: Path, backends: Sequence[str], report: Report) -> t
 
 
 def _make_threads(data: Path, conf: Path, backends: Sequence[str], progress: Progress, report: Report) -> list[PoolThread]:
-    return [
-        PoolThread(data, rule_file, pool, progress, report) for rule_file, pool in take_rules(conf, backends, progress, report)
-    ]
+    working = take_rules(conf, backends, progress, report)
+    ruled = [(pool, [rule for rule in rule_file.rules if rule.pool == pool.name]) for rule_file, pool in working]
+    threads = [PoolThread(data, pool, _worker(data, rules, pool, progress), report) for pool, rules in ruled]
+    asking = [(pool, found) for pool, rules in ruled if (found := reading(rules)) is not None]
+    book = LaneBook(progress)
+    # Of a pool that cannot work nobody knows what it asks: its questions stay.
+    book.keep_lanes({pool.full_name for pool, _ in asking} | (set(progress.names()) - {pool.full_name for _, pool in working}))
+    return threads + [PoolThread(data, pool, _lane(data, found, pool, book), report) for pool, found in asking]
+
+
+def _worker(data: Path, rules: Sequence[Rule], pool: Pool, progress: Progress) -> Make:
+    def make(say: Say) -> tuple[Driven, LogReader]:
+        # The driver is imported here, only when a pool needs it.
+        backend = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{pool.backend}"))
+        log = LogReader(data / "log.db", waits=True)
+        plan = Plan(rules, backend, log.run().node)
+        clock = GatewayClock(log)
+        return Worker(pool.full_name, plan, lambda: backend.connect(pool), log, progress, clock, say, random.Random()), log
+
+    return make
+
+
+def _lane(data: Path, found: Reading, pool: Pool, book: LaneBook) -> Make:
+    def make(say: Say) -> tuple[Driven, LogReader]:
+        backend = cast(AskingBackend, importlib.import_module(f"tidegate.uplink.to_{pool.backend}"))
+        log = LaneLog(data / "log.db")
+        lane = Lane(pool.full_name, log.run().code, found, pool.settings["lookup_interval"])
+        clock = GatewayClock(log)
+        return AskingLane(lane, lambda: backend.connect_asker(pool), log, book, clock, say, random.Random(), _tell), log
+
+    return make
+
+
+def _tell() -> None:
+    """The broker reads our standard output: a byte says that there are answers in the inbox."""
+    # Gone: the end of our standard input tells us. Full: it has not read the last ones yet.
+    with contextlib.suppress(OSError):
+        if select.select([], [1], [], 0)[1]:
+            os.write(1, b"\n")
 
 
 def take_rules(conf: Path, backends: Sequence[str], progress: Progress, report: Say) -> list[tuple[RuleFile, Pool]]:
@@ -149,15 +191,25 @@ def take_rules(conf: Path, backends: Sequence[str], progress: Progress, report: 
     return working
 
 
-class PoolThread(threading.Thread):
-    """One pool's worker in its own thread."""
+class Driven(Protocol):
+    """What a thread steps: a worker, or a lane that asks."""
 
-    def __init__(self, data: Path, rule_file: RuleFile, pool: Pool, progress: Progress, report: Report) -> None:
+    @property
+    def fileno(self) -> int: ...
+    def step(self) -> Wait: ...
+    def stop(self) -> None: ...
+
+
+Make = Callable[[Say], tuple[Driven, LogReader]]
+
+
+class PoolThread(threading.Thread):
+    """A pool's worker, or its lane that asks, in its own thread and on its own connection; `make` is called there."""
+
+    def __init__(self, data: Path, pool: Pool, make: Make, report: Report) -> None:
         super().__init__(name=pool.full_name, daemon=True)
         self._data = data
-        self._rule_file = rule_file
-        self._far_end = pool
-        self._progress = progress
+        self._make = make
         self._report = report
         self._halted = threading.Event()
         self._news, self._tell = os.pipe()
@@ -184,11 +236,10 @@ class PoolThread(threading.Thread):
             self._end_process("a fault in the program; the uplink ends", fault=brief(error))
 
     def _run(self) -> None:
-        log = LogReader(self._data / "log.db", waits=True)
-        worker = self._worker(log)
+        driven, log = self._make(self._say)
         while not self._halted.is_set():
-            self._rest(worker.step(), worker.fileno)
-        worker.stop()
+            self._rest(driven.step(), driven.fileno)
+        driven.stop()
         log.close()
 
     def _say(self, event: str, text: str, level: Level = INFO, _: str | None = None, /, **fields: object) -> None:
@@ -208,22 +259,6 @@ class PoolThread(threading.Thread):
             select.select(watched, [], [], wait.seconds)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._news, 65_536)
-
-    def _worker(self, log: LogReader) -> Worker:
-        # The driver is imported here, only when a pool needs it.
-        backend = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self._far_end.backend}"))
-        rules = [rule for rule in self._rule_file.rules if rule.pool == self._far_end.name]
-        plan = Plan(rules, backend, log.run().node)
-        return Worker(
-            self.name,
-            plan,
-            lambda: backend.connect(self._far_end),
-            log,
-            self._progress,
-            GatewayClock(log),
-            self._say,
-            random.Random(),
-        )
 
 
 class _Stop:

@@ -18,9 +18,9 @@ from .backend import Backend, Shown
 from .plan import Plan
 from .pools import Pool
 from .rule import Rule, RuleFile
-from .vocabulary import BUILT, EVENTS
+from .vocabulary import BUILT, EVENTS, READING
 
-SENDS, KEPT, NOTHING = "sends", "kept on this box", "writes nothing"
+SENDS, ASKS, KEPT, NOTHING = "sends", "asks the far end", "kept on this box", "writes nothing"
 OTHER_EVENT, OTHER_TOPIC = "other event", "other topic"
 IN_FORCE, LATER, MISCONFIGURED, NOT_BUILT = "in force", "comes later", "misconfigured", "not built yet"
 _VIEWS = {
@@ -30,6 +30,15 @@ _VIEWS = {
     "on_message_store": "mqtt_msg",
     "on_message_retain": "mqtt_retain",
     "on_retain_delete": "mqtt_retain",
+}
+
+
+_QUESTIONS = {
+    "on_subscribe_lookup": "for the client's subscriptions",
+    "on_message_fetch": "for messages after the client's position",
+    "on_message_fetch_for_pubsub": "for messages after the client's position",
+    "on_message_fetch_for_queue": "for all messages of the topic",
+    "on_retain_lookup": "for retained messages",
 }
 
 
@@ -111,6 +120,9 @@ def _verdict(backend: str, rule: Rule, entry: Entry, fault: str, writes: Sequenc
         return no(MISCONFIGURED if backend in BUILT else NOT_BUILT, fault)
     if not rule.works:
         return no(LATER, f"{rule.function} is known, its work comes with a later version")
+    if rule.function in READING and backend != "sqlite":
+        why = why_not_asked(rule.function, entry)
+        return no(NOTHING, why) if why else no(ASKS, _QUESTIONS[rule.function])
     if writes:
         return Verdict(rule, backend, SENDS, "", writes)
     reason = why_nothing(rule.function, entry)
@@ -136,6 +148,17 @@ def why_nothing(function: str, entry: Entry) -> str:
         return "it has no payload: on_retain_delete deletes the retained message"
     if function == "on_retain_delete" and not clears:
         return "it has a payload: on_message_retain keeps it"
+    return ""
+
+
+def why_not_asked(function: str, entry: Entry) -> str:
+    """Why this reading function has nothing to ask because of a subscription; empty when it has."""
+    if not function.startswith("on_message_fetch"):
+        return ""
+    if not entry.qos:
+        return "a subscription with QoS 0 fetches nothing"
+    if {"+", "#"} & set(entry.topic.split("/")) or entry.topic.startswith("$share/"):
+        return "only literal topics are fetched from a far end; a wildcard gets what the box itself has"
     return ""
 
 

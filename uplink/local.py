@@ -25,37 +25,59 @@ _STORES = ("on_message_publish", "on_message_store")
 
 
 def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
-    """What the file of sqlite asks of the broker; None if it has mistakes."""
+    """What the rules ask of the broker; None if the file of sqlite has mistakes.
+
+    What a far end is asked for is answered from the box's own log first, so its reading rules hold here as well.
+    """
+    files = list(files)
     mine = [file for file in files if file.backend == "sqlite"]
     if any(file.mistakes for file in mine):
         return None
-    rules = [rule for file in mine for rule in file.rules]
-    lookups = {rule.kind for rule in rules if rule.function == "on_subscribe_lookup"}
+    own = [rule for file in mine for rule in file.rules]
+    far = list(_far(files))
+    rules = own + far
+    lookups = {rule.kind for rule in own if rule.function == "on_subscribe_lookup"}
     return LocalRules(
         lookup_new=SESSION_CREATED in lookups,
         lookup_always=CONNECTED in lookups,
-        fetches=tuple(_fetch(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
-        acks=tuple((_filter(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
-        forgets=tuple(_filter(rule) for rule in rules if rule.function == "on_acked_delete"),
+        pools_new=_looked_up(files, SESSION_CREATED),
+        pools_always=_looked_up(files, CONNECTED),
+        retained=tuple(filter_of(rule) for rule in far if rule.function == "on_retain_lookup"),
+        fetches=tuple(fetch_rule(rule) for rule in rules if rule.works and rule.function.startswith("on_message_fetch")),
+        acks=tuple((filter_of(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
+        forgets=tuple(filter_of(rule) for rule in rules if rule.function == "on_acked_delete"),
         keeps=tuple(
-            Keep(
-                _filter(rule),
-                1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]),
-                rule.function == "on_message_store",
-            )
-            for rule in rules
+            Keep(filter_of(rule), 1000 * (rule.expired_time or EXPIRED_TIME["sqlite"]), rule.function == "on_message_store")
+            for rule in own
             if rule.function in _STORES
         ),
     )
 
 
-def _filter(rule: Rule) -> str:
+def _looked_up(files: Iterable[RuleFile], kind: int) -> frozenset[str]:
+    """The pools whose far end is asked at this event what subscriptions it has for the client."""
+    return frozenset(
+        f"{file.backend}.{rule.pool}"
+        for file in files
+        for rule in _far([file])
+        if rule.function == "on_subscribe_lookup" and rule.kind == kind
+    )
+
+
+def _far(files: Iterable[RuleFile]) -> Iterator[Rule]:
+    """The rules about far ends."""
+    return (rule for file in files if file.backend != "sqlite" for rule in file.rules)
+
+
+def filter_of(rule: Rule) -> str:
+    """Empty: every name."""
     return "" if rule.everywhere else rule.topic_filter
 
 
-def _fetch(rule: Rule) -> FetchRule:
+def fetch_rule(rule: Rule) -> FetchRule:
+    """What a rule `on_message_fetch…` says."""
     queue = rule.function == "on_message_fetch_for_queue"
-    return FetchRule(_filter(rule), queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
+    return FetchRule(filter_of(rule), queue, rule.max_returned_count, 1000 * rule.time_range, rule.first_fetch == "window")
 
 
 def doubts(rules: Iterable[Rule]) -> Iterator[tuple[int, str]]:

@@ -22,65 +22,15 @@ from typing import Any, NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.reader import LogReader
-from tidegate.store.schema import Format, StoreError, explain, is_ours, open_reader, open_writer
+from tidegate.store.schema import StoreError, explain, is_ours, open_reader, open_writer
 
 from .balance import Account, Parked, balance
 from .retry import Due
+from .uplink_db import UPLINK
 
 MAX_QUARANTINE = 50_000
 """Rows kept; the oldest go first and are counted."""
 _CHECKPOINT_EVERY = 200
-
-_SCHEMA_1 = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE pool (
-  name TEXT PRIMARY KEY, state TEXT NOT NULL, error TEXT NOT NULL, hint TEXT NOT NULL, warning TEXT NOT NULL,
-  cursor INTEGER NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, delivered INTEGER NOT NULL,
-  refused INTEGER NOT NULL, rate REAL NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE mark (
-  pool TEXT NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-  PRIMARY KEY (pool, gateway, epoch)) WITHOUT ROWID;
-CREATE TABLE quarantine (
-  id INTEGER PRIMARY KEY, pool TEXT NOT NULL, gateway TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-  number INTEGER NOT NULL, msgid TEXT NOT NULL, target TEXT NOT NULL, reason TEXT NOT NULL, original BLOB NOT NULL,
-  at INTEGER NOT NULL, UNIQUE (pool, gateway, epoch, seq, number))
-"""
-
-
-def _schema_1(connection: sqlite3.Connection) -> None:
-    for statement in _SCHEMA_1.split(";\n"):
-        connection.execute(statement)
-
-
-def _schema_2(connection: sqlite3.Connection) -> None:
-    """A row can be sent again (`attempt`: its mark's name at the far end) and changed before; no id is ever used again."""
-    connection.execute("ALTER TABLE quarantine RENAME TO quarantine_1")
-    connection.execute(
-        "CREATE TABLE quarantine (id INTEGER PRIMARY KEY AUTOINCREMENT, pool TEXT NOT NULL, gateway TEXT NOT NULL,"
-        " epoch INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, msgid TEXT NOT NULL, target TEXT NOT NULL,"
-        " reason TEXT NOT NULL, original BLOB NOT NULL, at INTEGER NOT NULL, attempt INTEGER, edited BLOB,"
-        " UNIQUE (pool, gateway, epoch, seq, number))"
-    )
-    connection.execute("INSERT INTO quarantine SELECT *, NULL, NULL FROM quarantine_1")
-    connection.execute("DROP TABLE quarantine_1")
-    connection.execute("CREATE INDEX quarantine_due ON quarantine (pool, id) WHERE attempt IS NOT NULL")
-
-
-def _schema_3(connection: sqlite3.Connection) -> None:
-    """The account of what became of everything up to the cursor (`balance`); an earlier file explains what it has."""
-    for column in ("again INTEGER", "passed INTEGER", "missing INTEGER", "solid INTEGER"):
-        connection.execute(f"ALTER TABLE pool ADD COLUMN {column} NOT NULL DEFAULT 0")
-    connection.execute("ALTER TABLE pool ADD COLUMN named TEXT NOT NULL DEFAULT '{}'")
-    connection.execute("UPDATE pool SET again = delivered - cursor, solid = cursor")
-    connection.execute(
-        "INSERT INTO meta SELECT 'parked_came.' || pool, count(*) FROM"
-        " (SELECT DISTINCT pool, gateway, epoch, seq FROM quarantine) GROUP BY pool"
-    )
-
-
-UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2, _schema_3))
-"""`uplink.db`: application_id "TGU1"."""
-
 
 _STANDING = "state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate"
 _ACCOUNT = "again, passed, missing, solid, named"
@@ -182,13 +132,18 @@ class Progress:
     def keep_only(self, pools: Collection[str]) -> None:
         """Forget pools that are configured no more; their mark at the far end still knows how far they came."""
         gone = [(name,) for name in self.names() if name not in pools]
-        with self._transaction():
+        with self.transaction():
             for (name,) in gone:
                 now = self._parked(name).now
                 self._db.execute("DELETE FROM meta WHERE key GLOB 'parked_*.' || ?", (name,))
                 self._add(f"parked_came.{name}", now)
             self._db.executemany("DELETE FROM pool WHERE name = ?", gone)
             self._db.executemany("DELETE FROM mark WHERE pool = ?", gone)
+
+    def rows(self, sql: str, *parameters: object) -> list[Any]:
+        """What a SELECT finds."""
+        with self._lock:
+            return self._db.execute(sql, parameters).fetchall()
 
     def names(self) -> list[str]:
         """Every pool there is a row of."""
@@ -215,7 +170,7 @@ class Progress:
 
     def save(self, pool: str, standing: Standing, marks: Mapping[tuple[str, int], int], at: int) -> None:
         """Write the pool's row and the marks that moved, as one transaction."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 f"INSERT OR REPLACE INTO pool (name, {_STANDING}, at, {_ACCOUNT}) VALUES ({','.join('?' * 17)})",
                 (pool, *standing[:10], at, *standing.account),
@@ -224,12 +179,12 @@ class Progress:
                 "INSERT OR REPLACE INTO mark VALUES (?,?,?,?)",
                 [(pool, gateway, epoch, seq) for (gateway, epoch), seq in marks.items()],
             )
-        self._checkpoint()
+        self.checkpoint()
 
     def quarantine(self, pool: str, rows: Iterable[Quarantined], at: int) -> int:
         """Keep what was refused, synced to disk; how many of the rows are new."""
         rows = list(rows)
-        with self._transaction("FULL"):
+        with self.transaction("FULL"):
             fresh = {row[:3] for row in rows if not self._has_rows(pool, *row[:3])}
             self._add(f"parked_came.{pool}", len(fresh))
             before = self._db.total_changes
@@ -243,7 +198,7 @@ class Progress:
             )
             new = self._db.total_changes - before
             self._bound_quarantine()
-        self._checkpoint()
+        self.checkpoint()
         return new
 
     def due(self, pool: str) -> Due | None:
@@ -258,22 +213,22 @@ class Progress:
 
     def sent(self, due: Due) -> None:
         """The far end has it: it leaves the quarantine, synced."""
-        with self._transaction("FULL"):
+        with self.transaction("FULL"):
             self._remove("id = ? AND attempt = ?", (due.id, due.attempt), "dead_sent", "parked_sent")
-        self._checkpoint()
+        self.checkpoint()
 
     def refused_again(self, due: Due, reason: str, at: int) -> None:
         """It stays, with the new reason, and waits for a person."""
-        with self._transaction("FULL"):
+        with self.transaction("FULL"):
             self._db.execute(
                 "UPDATE quarantine SET attempt = NULL, reason = ?, at = ? WHERE id = ? AND attempt = ?",
                 (reason, at, due.id, due.attempt),
             )
-        self._checkpoint()
+        self.checkpoint()
 
     def apply(self, name: str, action: str, ids: Collection[int], edited: bytes) -> None:
         """Do what the request `name` asks, once. Raises ValueError for an unknown action, StoreError."""
-        with self._transaction("FULL"):
+        with self.transaction("FULL"):
             if self._db.execute("SELECT 1 FROM meta WHERE key = ?", (f"dead.{name}",)).fetchone():
                 return
             self._db.execute("INSERT INTO meta VALUES (?, 1)", (f"dead.{name}",))
@@ -282,7 +237,7 @@ class Progress:
 
     def forget(self, name: str) -> None:
         """The request's file is gone: it cannot come twice."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"dead.{name}",))
 
     def _apply_to(self, number: int, action: str, edited: bytes) -> None:
@@ -308,18 +263,18 @@ class Progress:
         key = f"wants.{backend}"
         if self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() == (text,):
             return
-        with self._transaction():
+        with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
 
     @contextlib.contextmanager
-    def _transaction(self, synchronous: str = "NORMAL") -> Iterator[None]:
+    def transaction(self, synchronous: str = "NORMAL") -> Iterator[sqlite3.Connection]:
         """All of it or nothing. Raises StoreError, for a full disk as well."""
         with self._lock:
             try:
                 self._db.execute(f"PRAGMA synchronous = {synchronous}")
                 with self._db:
                     self._db.execute("BEGIN IMMEDIATE")
-                    yield
+                    yield self._db
             except sqlite3.Error as error:
                 raise StoreError(explain(self._path, error)) from error
 
@@ -346,7 +301,7 @@ class Progress:
     def _parked(self, pool: str) -> Parked:
         return Parked(*self._db.execute(_PARKED, {"pool": pool}).fetchone())
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
         """Nobody else checkpoints this file; a busy reader only delays it."""
         self._commits += 1
         if self._commits % _CHECKPOINT_EVERY == 0:
@@ -360,9 +315,9 @@ def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]
 
     `ahead` tells what the disk budget has taken above a cursor, by reason, as far as that is known.
     """
-    old = bool(_read(data, "SELECT 1 FROM pragma_user_version WHERE user_version < 3"))
+    old = _is_older(data, 3)
     account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0" if old else f"{_ACCOUNT}, {_PARKED_OF}"
-    rows = _read(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
+    rows = read_rows(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
     if not rows:
         return []
     log = LogReader(data / "log.db")
@@ -374,27 +329,28 @@ def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]
 
 def cursors(data: Path) -> dict[str, int]:
     """Pool (`redis.pool1`) -> the last entry it is done with."""
-    return {name: cursor for name, cursor in _read(data, "SELECT name, cursor FROM pool")}
+    return {name: cursor for name, cursor in read_rows(data, "SELECT name, cursor FROM pool")}
 
 
 def held(data: Path, named: Iterable[str]) -> list[int]:
     """The cursors that hold the log back; a pool that the files name has one from the start, before its worker says so."""
     known = cursors(data)
-    return [known.get(name, 0) for name in {*known, *named}] or [0]
+    lanes = [] if _is_older(data, 4) else [cursor for (cursor,) in read_rows(data, "SELECT cursor FROM lane")]
+    return [*(known.get(name, 0) for name in {*known, *named}), *lanes] or [0]
 
 
 def read_dead(data: Path) -> list[Dead]:
     """The quarantine, oldest first."""
     columns = "id, pool, gateway, epoch, seq, number, msgid, target, reason, original, at"
-    old = _read(data, "SELECT 1 FROM pragma_user_version WHERE user_version < 2")
+    old = _is_older(data, 2)
     new = "NULL, 0" if old else "edited, attempt IS NOT NULL"
-    rows = _read(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")
+    rows = read_rows(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")
     return [Dead(*row)._replace(due=bool(row[-1])) for row in rows]
 
 
 def saved_wants(data: Path) -> dict[str, list[Want]]:
     """Backend -> what its last good file wanted (see `rule.wants`)."""
-    rows = _read(data, "SELECT key, value FROM meta WHERE key LIKE 'wants.%'")
+    rows = read_rows(data, "SELECT key, value FROM meta WHERE key LIKE 'wants.%'")
     return {key.removeprefix("wants."): [Want(*want) for want in json.loads(text)] for key, text in rows}
 
 
@@ -415,7 +371,12 @@ def _status(log: LogReader, name: str, standing: Standing, parked: Parked, ahead
     )  # fmt: skip
 
 
-def _read(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+def _is_older(data: Path, version: int) -> bool:
+    return bool(read_rows(data, f"SELECT 1 FROM pragma_user_version WHERE user_version < {version}"))
+
+
+def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
+    """What a SELECT on the file finds; nothing before it was made. Raises StoreError."""
     path = data / "uplink.db"
     if not path.exists():
         return []

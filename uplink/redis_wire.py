@@ -59,6 +59,10 @@ class Wire:
     def fileno(self) -> int:
         return int(self._connection._sock.fileno())
 
+    def has_answer(self) -> bool:
+        """Whether something can be read now, an error or the end too."""
+        return bool(self._connection.can_read(timeout=0))
+
     def gone(self) -> bool:
         """Nobody asked anything: what can be read now is the end."""
         poll = select.poll()

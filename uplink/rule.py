@@ -25,6 +25,7 @@ from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .local import doubts
 from .pools import Pool, read_pools
+from .reading import wants_of
 from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
@@ -47,6 +48,7 @@ from .vocabulary import (
     PAYLOAD_FORMATS,
     POOL_KEYS,
     POSITIONS,
+    READING,
     RULE_OPTIONS,
     WITHOUT_TOPIC,
     placeholders,
@@ -173,7 +175,7 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
     local = rule_file.backend == "sqlite"
     if not rule_file.mistakes:
         logged = [rule for rule in rule_file.rules if rule.works and (not local or rule.function in LOGGED_FOR_SQLITE)]
-        return [_want(rule) for rule in logged]
+        return [want for rule in logged for want in _wants_of_rule(rule, local)]
     if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
         return [Want(kind, "", 0, False) for kind in sorted(events)]
     return before or [Want(PUBLISH, "", 1, False), Want(CONNECTED, "", 0, False), Want(DISCONNECTED, "", 0, False)]
@@ -184,6 +186,10 @@ def _kinds_of(event: str) -> list[int]:
     if event in EVENTS:
         return [EVENTS[event]] if EVENTS[event] != ACKED else [ACKED, POSITION]
     return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
+
+
+def _wants_of_rule(rule: Rule, local: bool) -> list[Want]:
+    return wants_of(rule) if rule.function in READING and not local else [_want(rule)]
 
 
 def _want(rule: Rule) -> Want:

@@ -1,8 +1,7 @@
-"""MySQL and MariaDB as a far end: the connection, the transaction that applies a batch, and what the answers mean for us.
+"""MySQL and MariaDB as a far end: the transaction that applies a batch.
 
 The mark in tidegate_ledger moves by compare-and-set in the batch's own transaction; messages go in as INSERTs of many rows.
-The session is strict (what does not fit is refused, not cut), in UTC, and reads what is committed. Every answer that is not a
-yes becomes `NotConnected`, `Rejected` or `Misconfigured` here and nowhere else.
+How a connection is opened and what an error means: `mysql_session`.
 
 Invariant: a link that raised NotConnected is not used again; the worker closes it and makes another.
 """
@@ -10,34 +9,28 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import functools
-import select
-import ssl
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import pymysql
-from pymysql.constants import CLIENT
 from pymysql.converters import escape_str
 
 from . import sql_actions
 from .backend import Batch, Mark, Shown
-from .errors import Misconfigured, NotConnected, Rejected
-from .mysql_errors import meaning
+from .errors import Rejected
+from .mysql_session import Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
 from .pools import Pool
+from .sql_asking import MYSQL, SqlAsker
 from .sql_batch import arrange
 from .sql_limits import Column
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_rows import Message, Own, Row, utc
 
-__all__ = ["actions", "connect", "gap_action", "schema_session", "show"]
+__all__ = ["actions", "connect", "connect_asker", "gap_action", "schema_session", "show"]
 
 actions, gap_action = sql_actions.actions, sql_actions.gap_action
 
-Connection: TypeAlias = "pymysql.Connection[Any]"
-_IDLE_IN_TRANSACTION = 3
-"""So many times the pool's timeout: then MariaDB frees the locks of a session whose line was lost."""
 _KEYS = {"mqtt_client": "clientid", "mqtt_msg": "topic", "mqtt_retain": "topic", "mqtt_acked": "topic", "mqtt_sub": "topic"}
 """Tables and the column in which case matters."""
 
@@ -46,102 +39,19 @@ def connect(pool: Pool) -> MyLink:
     """Open a connection to the first server that can be written to. Raises NotConnected or Misconfigured."""
     db = open_connection(pool)
     try:
-        with _answers(pool):
+        with answers(pool):
             return MyLink(db, pool)
     except BaseException:
-        _close(db)
+        close_quietly(db)
         raise
 
 
-def open_connection(pool: Pool) -> Connection:
-    """A session as every part of the gateway wants it: strict, in UTC, reading what is committed."""
-    servers = pool.settings["server"]
-    for number, (host, port) in enumerate(servers):
-        try:
-            with _answers(pool):
-                return _open(pool, host, port, len(servers) > 1)
-        except NotConnected:
-            if number == len(servers) - 1:
-                raise
-    raise AssertionError("a pool has a server")
-
-
-def _open(pool: Pool, host: str, port: int, must_write: bool) -> Connection:
-    settings = pool.settings
-    timeout = settings["timeout"]
-    db = pymysql.connect(
-        host=host,
-        port=port,
-        user=settings["user"],
-        password=str(settings["password_file"] or settings["password"]),
-        database=settings["database"],
-        charset="utf8mb4",
-        connect_timeout=timeout,
-        read_timeout=timeout,
-        write_timeout=timeout,
-        client_flag=CLIENT.FOUND_ROWS,
-        ssl=_tls(pool),
-        ssl_disabled=not settings["ssl"],
-    )
-    try:
-        with db.cursor() as cursor:
-            # The driver escapes with backslashes.
-            cursor.execute(
-                "SET SESSION time_zone = '+00:00', sql_mode = concat('STRICT_ALL_TABLES,',"
-                " replace(@@sql_mode, 'NO_BACKSLASH_ESCAPES', '')), innodb_lock_wait_timeout = %s",
-                (max(1, int(timeout)),),
-            )
-            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            with suppress(pymysql.err.OperationalError):  # MySQL has no such setting
-                cursor.execute("SET SESSION idle_transaction_timeout = %s", (max(1, int(_IDLE_IN_TRANSACTION * timeout)),))
-            cursor.execute("SELECT @@global.read_only")
-            ((read_only,),) = cursor.fetchall()
-            if must_write and read_only:
-                raise NotConnected("is read-only")
-    except BaseException:
-        _close(db)
-        raise
-    return db
-
-
-class MySession:
-    """See `sql_schema.Session`."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._db = open_connection(pool)
-
-    def existing(self) -> Collection[str]:
-        with _answers(self._pool), self._db.cursor() as cursor:
-            cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = database()")
-            return {name for (name,) in cursor.fetchall()}
-
-    def run(self, statement: str) -> None:
-        with _answers(self._pool), self._db.cursor() as cursor:
-            cursor.execute(statement)
-
-    def close(self) -> None:
-        _close(self._db)
+def connect_asker(pool: Pool) -> SqlAsker:
+    """Open a connection for questions. Raises NotConnected or Misconfigured."""
+    return SqlAsker(MySession(pool, reads_only=True), MYSQL)
 
 
 schema_session = MySession
-
-
-def _tls(pool: Pool) -> ssl.SSLContext | None:
-    settings = pool.settings
-    if not settings["ssl"]:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings["cacertfile"] or None)
-        if not settings["cacertfile"]:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if settings["certfile"]:
-            context.load_cert_chain(settings["certfile"], settings["keyfile"] or None)
-    except (ssl.SSLError, OSError) as error:
-        hint = f"set backend.{pool.full_name}.cacertfile, certfile and keyfile to files in PEM format"
-        raise Misconfigured(f"a file for the encrypted line cannot be used: {error}", hint) from error
-    return context
 
 
 def show(packed: Row, pool: Pool) -> Sequence[Shown]:
@@ -185,32 +95,30 @@ class MyLink(SqlLink):
 
     def marks(self, gateway: str) -> dict[int, Mark] | None:
         found = super().marks(gateway)
-        with _answers(self._pool):
+        with answers(self._pool):
             self._db.rollback()
         return found
 
     def fileno(self) -> int:
-        return int(self._db._sock.fileno())  # type: ignore[attr-defined]
+        return fileno(self._db)
 
     def gone(self) -> bool:
-        # Nobody asked anything: what can be read now is the end.
-        readable, _, _ = select.select([self.fileno()], [], [], 0)
-        return bool(readable)
+        return has_ended(self._db)
 
     def close(self) -> None:
-        _close(self._db)
+        close_quietly(self._db)
 
     def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
-        with _answers(self._pool):
+        with answers(self._pool):
             self._cursor.execute(sql, values)
             return list(self._cursor.fetchall())
 
     def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        with _answers(self._pool):
+        with answers(self._pool):
             self._cursor.executemany(sql, rows)
 
     def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
-        with _answers(self._pool):
+        with answers(self._pool):
             if not self._move_mark(batch):
                 self._db.rollback()
                 return False
@@ -245,15 +153,15 @@ class MyLink(SqlLink):
     def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
         bad: dict[int, str] = {}
         for place, row in enumerate(rows):
-            with _answers(self._pool):
+            with answers(self._pool):
                 self._cursor.execute("SAVEPOINT alone")
                 try:
-                    with _answers(self._pool):
+                    with answers(self._pool):
                         self._alone(row)
                 except Rejected as refused:
                     bad[place] = str(refused)
                     self._cursor.execute("ROLLBACK TO SAVEPOINT alone")
-        with _answers(self._pool):
+        with answers(self._pool):
             self._db.rollback()
         return bad
 
@@ -349,34 +257,3 @@ def _collation_warning(columns: Mapping[str, Mapping[str, Column]]) -> str:
         return ""
     alter = "; ".join(f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" for table in blurred)
     return f"in {', '.join(blurred)} A/x and a/x are one topic, ADMIN and admin one client: {alter}"
-
-
-def _close(db: Connection) -> None:
-    with suppress(pymysql.err.MySQLError, OSError):
-        db.close()
-
-
-@contextmanager
-def _answers(pool: Pool) -> Iterator[None]:
-    """Turn what the driver raises into our three words."""
-    try:
-        yield
-    except pymysql.err.MySQLError as error:
-        if isinstance(getattr(error, "original_exception", None), ssl.SSLError):
-            hint = f"set backend.{pool.full_name}.cacertfile (and certfile, keyfile) to what fits the server"
-            raise _located(pool, Misconfigured(f"no encrypted line: {error.args[-1]}", hint)) from error
-        number, text = error.args[0] if error.args else 0, str(error.args[-1]) if error.args else type(error).__name__
-        raise _located(pool, meaning(number if isinstance(number, int) else 0, text, pool.full_name)) from error
-    except (OSError, RuntimeError) as error:
-        raise _located(pool, NotConnected(str(error))) from error
-    except NotConnected as error:
-        raise _located(pool, error) from error
-
-
-def _located(pool: Pool, error: Exception) -> Exception:
-    place = ", ".join(f"{host}:{port}" for host, port in pool.settings["server"])
-    if place in str(error):
-        return error
-    if isinstance(error, Misconfigured):
-        return Misconfigured(f"{place}: {error}", error.hint)
-    return NotConnected(f"{place}: {error}") if isinstance(error, NotConnected) else error

@@ -1,8 +1,8 @@
-"""PostgreSQL as a far end: the connection, the transaction that applies a batch, and what the server's answers mean for us.
+"""PostgreSQL as a far end: the transaction that applies a batch.
 
 The mark in tidegate_ledger moves by compare-and-set in the batch's own transaction. A small batch is one pipeline, a single
 round trip; many messages go in by COPY. Presence and retained values are written only over older ones, under a lock on their
-stamps. Every answer that is not a yes becomes `NotConnected`, `Rejected` or `Misconfigured` here and nowhere else.
+stamps. How a connection is opened and what an error means: `pgsql_session`.
 
 Invariant: a link that raised NotConnected is not used again; the worker closes it and makes another.
 """
@@ -11,36 +11,29 @@ from __future__ import annotations
 
 import base64
 import functools
-import logging
-import select
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import psycopg
-from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus
 from psycopg.rows import TupleRow
 
 from . import sql_actions
 from .backend import Batch, Mark, Shown
-from .errors import Misconfigured, NotConnected, Rejected
-from .pgsql_errors import meaning, of_a_refused_connection
+from .errors import Rejected
+from .pgsql_session import PgSession, answers, has_ended, open_connection
 from .pools import Pool
+from .sql_asking import PGSQL, SqlAsker
 from .sql_batch import arrange
 from .sql_limits import NO_COLUMN, Column
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_rows import Message, Own, Retained, Row, utc
 from .sql_statement import Statement, Value, text_or_bytes
 
-__all__ = ["actions", "connect", "gap_action", "schema_session", "show"]
+__all__ = ["actions", "connect", "connect_asker", "gap_action", "schema_session", "show"]
 
 actions, gap_action = sql_actions.actions, sql_actions.gap_action
 
-# What it warns of (a pipeline left because of an error) the worker says itself.
-logging.getLogger("psycopg").setLevel(logging.ERROR)
-
-T = TypeVar("T")
 COPY_FROM = 200
 """Messages from which COPY is faster than INSERTs in the same pipeline, in spite of its three more round trips."""
 _BYTEA = 17
@@ -49,104 +42,23 @@ _BINARY = {"varchar", "text", "int2", "int4", "int8", "timestamp", "bytea"}
 """Types of columns for which COPY in binary form is tried; with others the server converts from text."""
 
 
-class _Connection(psycopg.Connection[TupleRow]):
-    """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
-
-    answer_timeout = 10.0
-
-    def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
-        try:
-            wanted = next(gen)
-            while True:
-                socket = self.pgconn.socket
-                reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
-                readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
-                if not readable and not writable:
-                    raise NotConnected(f"no answer within {self.answer_timeout:g} s")
-                wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        finally:
-            # Left to the garbage collector it would complain there that the line is lost.
-            with suppress(psycopg.Error):
-                gen.close()
-
-
 def connect(pool: Pool) -> PgLink:
     """Open a connection and look at the tables. Raises NotConnected or Misconfigured."""
     db = open_connection(pool)
     try:
-        with _answers(pool):
+        with answers(pool):
             return PgLink(db, pool)
     except BaseException:
         db.close()
         raise
 
 
-def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
-    """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
-    settings = pool.settings
-    timeout = settings["timeout"]
-    try:
-        db = _Connection.connect(
-            host=",".join(host for host, _ in settings["server"]),
-            port=",".join(str(port) for _, port in settings["server"]),
-            user=settings["username"],
-            password=str(settings["password_file"] or settings["password"]) or None,
-            dbname=settings["database"],
-            target_session_attrs="read-write" if len(settings["server"]) > 1 else "any",
-            connect_timeout=max(2, round(timeout)),
-            application_name="tidegate",
-            client_encoding="utf8",
-            autocommit=True,
-            **_tls(pool),
-        )
-    except psycopg.OperationalError as error:
-        raise _located(pool, of_a_refused_connection(str(error), pool.full_name)) from error
-    db.answer_timeout = timeout
-    with _answers(pool):
-        milliseconds = int(timeout * 1000)
-        db.execute(
-            f"SET timezone = 'UTC'; SET statement_timeout = {milliseconds}; "
-            f"SET idle_in_transaction_session_timeout = {3 * milliseconds}"
-        )
-    return db
-
-
-class PgSession:
-    """See `sql_schema.Session`."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._db = open_connection(pool)
-
-    def existing(self) -> Collection[str]:
-        with _answers(self._pool):
-            found = self._db.execute(
-                "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace"
-                " WHERE nspname = ANY (current_schemas(false))"
-            ).fetchall()
-        return {name for (name,) in found}
-
-    def run(self, statement: str) -> None:
-        with _answers(self._pool):
-            self._db.execute(statement)
-
-    def close(self) -> None:
-        self._db.close()
+def connect_asker(pool: Pool) -> SqlAsker:
+    """Open a connection for questions. Raises NotConnected or Misconfigured."""
+    return SqlAsker(PgSession(pool, reads_only=True), PGSQL)
 
 
 schema_session = PgSession
-
-
-def _tls(pool: Pool) -> dict[str, Any]:
-    settings = pool.settings
-    if not settings["ssl"]:
-        return {"sslmode": "disable"}
-    files = {"sslrootcert": settings["cacertfile"], "sslcert": settings["certfile"], "sslkey": settings["keyfile"]}
-    mode = "verify-full" if settings["cacertfile"] else "require"
-    return {"sslmode": mode} | {name: path for name, path in files.items() if path}
 
 
 def show(packed: Row, pool: Pool) -> Sequence[Shown]:
@@ -191,27 +103,21 @@ class PgLink(SqlLink):
         return self._db.fileno()
 
     def gone(self) -> bool:
-        # A notice or a changed setting may come at any time; only the end is the end.
-        while select.select([self.fileno()], [], [], 0)[0]:
-            try:
-                self._db.pgconn.consume_input()
-            except psycopg.OperationalError:
-                return True
-        return False
+        return has_ended(self._db)
 
     def close(self) -> None:
         self._db.close()
 
     def _ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
-        with _answers(self._pool):
+        with answers(self._pool):
             return self._db.execute(sql, values).fetchall()
 
     def _many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        with _answers(self._pool):
+        with answers(self._pool):
             self._db.cursor().executemany(sql, rows)
 
     def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
-        with _answers(self._pool):
+        with answers(self._pool):
             try:
                 self._run(batch, rows)
             except (psycopg.Error, Rejected):
@@ -260,11 +166,11 @@ class PgLink(SqlLink):
 
     def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
         bad: dict[int, str] = {}
-        with _answers(self._pool):
+        with answers(self._pool):
             self._db.execute("BEGIN")
             for place, row in enumerate(rows):
                 try:
-                    with _answers(self._pool), self._db.transaction():
+                    with answers(self._pool), self._db.transaction():
                         self._alone(row)
                 except Rejected as refused:
                     bad[place] = str(refused)
@@ -337,7 +243,7 @@ class PgLink(SqlLink):
         """Which parameters the server takes for bytes, as it says itself."""
         known = self._takes_bytes.get(statement.text)
         if known is None:
-            with _answers(self._pool):
+            with answers(self._pool):
                 connection = self._db.pgconn
                 prepared = connection.prepare(b"", statement.render(lambda number: f"${number}").encode())
                 described = connection.describe_prepared(b"")
@@ -377,27 +283,3 @@ def _read_columns(db: psycopg.Connection[TupleRow]) -> dict[str, dict[str, Colum
     ).fetchall():
         found.setdefault(table, {})[name] = Column(kind, width)
     return found
-
-
-@contextmanager
-def _answers(pool: Pool) -> Iterator[None]:
-    """Turn what the driver raises into our three words."""
-    try:
-        yield
-    except psycopg.Error as error:
-        if error.sqlstate:
-            raise _located(pool, meaning(error.sqlstate, str(error), pool.full_name)) from error
-        if isinstance(error, psycopg.DataError):
-            raise Rejected(str(error)) from error
-        raise _located(pool, NotConnected(str(error).strip() or type(error).__name__)) from error
-    except NotConnected as error:
-        raise _located(pool, error) from error
-
-
-def _located(pool: Pool, error: Exception) -> Exception:
-    if isinstance(error, NotConnected | Misconfigured):
-        place = ", ".join(f"{host}:{port}" for host, port in pool.settings["server"])
-        if place not in str(error):
-            text = f"{place}: {error}"
-            return NotConnected(text) if isinstance(error, NotConnected) else Misconfigured(text, error.hint)
-    return error

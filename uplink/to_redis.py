@@ -17,13 +17,14 @@ from .backend import Batch, Link, Mark, Packed, Refusal, Shown
 from .pools import Pool
 from .redis_actions import actions, gap_action, pack, unpack
 from .redis_answers import answers, forbids_scripts, is_ours, meaning_of_ours
+from .redis_asking import connect_asker
 from .redis_ledger import Ledger, mark_text
 from .redis_multi import plain_commands, write_in_transaction
 from .redis_script import BATCH
 from .redis_wire import Wire
 from .redis_wire import connect as connect_wire
 
-__all__ = ["actions", "connect", "gap_action", "show"]
+__all__ = ["actions", "connect", "connect_asker", "gap_action", "show"]
 
 _NO_SCRIPTS = "no right to run scripts: batches go through WATCH and MULTI, which is slower"
 

@@ -62,7 +62,9 @@ on_client_connected on_client_disconnected on_message_publish on_message_store o
 LOGGED_FOR_SQLITE = frozenset(_STORING.split())
 """Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
 WRITING = LOGGED_FOR_SQLITE
-LATER = frozenset(FUNCTIONS) - WRITING
+READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or name.startswith("on_message_fetch"))
+"""Functions that ask a far end (`asking_lane`); they write nothing there."""
+LATER = frozenset(FUNCTIONS) - WRITING - READING
 """Known names whose work comes with a later version."""
 LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
 """The same for a backend that is further."""
@@ -81,7 +83,11 @@ OPTION_USES = {
     "payload_format": ("on_message_publish", "on_message_store", "on_message_retain"),
 }
 """Option -> the functions on which it has an effect."""
-OPTION_BACKENDS = {"expired_time": ("redis", "sqlite"), "first_fetch": ("sqlite",), "payload_format": ("mongo",)}
+OPTION_BACKENDS = {
+    "expired_time": ("redis", "sqlite"),
+    "first_fetch": ("sqlite", "redis", "mysql", "pgsql"),
+    "payload_format": ("mongo",),
+}
 """Option -> the backends that know it, where these are not all."""
 PAYLOAD_FORMATS = ("plain_text", "mongo_json")
 
@@ -112,6 +118,7 @@ _SQL = {
     "certfile": Key("file"),
     "keyfile": Key("file"),
     "timeout": Key("seconds", 10.0),
+    "lookup_interval": Key("interval", 60.0),
 }
 
 POOL_KEYS: dict[str, dict[str, Key]] = {
@@ -131,6 +138,7 @@ POOL_KEYS: dict[str, dict[str, Key]] = {
         "channel": Key("text", "mqtt_channel"),
         "timeout": Key("seconds", 10.0),
         "pool_size": Key("number", 8),
+        "lookup_interval": Key("interval", 60.0),
     },
     "sqlite": {},
     "mysql": {

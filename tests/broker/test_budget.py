@@ -27,7 +27,7 @@ FOREVER = 10**12
 class Box(World):
     """A small budget, and a far end that reads as the test says."""
 
-    def __init__(self, path: Path, budget: int = 425_000) -> None:
+    def __init__(self, path: Path, budget: int = 450_000) -> None:
         super().__init__(path)
         self.broker.router.set_wants([Want(PUBLISH, "#", 0, False)])
         self.broker.router.policies = POLICIES

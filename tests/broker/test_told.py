@@ -7,11 +7,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tidegate.gateway.inbox import Inbox
 from tidegate.gateway.mqtt.packets import PubAck, PubRec, Unsubscribe
 from tidegate.store.entry import POSITION, PUBLISH, UNSUBSCRIBED, Entry, Want
+from tidegate.store.inbox import MESSAGE, Answer
+from tidegate.store.msgid import message_id
 from tidegate.store.reader import LogReader
 
-from tests.broker.world import World
+from tests.broker.inbox_file import make_inbox, put
+from tests.broker.world import NOW, World
 
 WANTS = [Want(PUBLISH, "#", 1, False), Want(POSITION, "read/#", 0, False), Want(UNSUBSCRIBED, "#", 0, False)]
 
@@ -158,3 +162,28 @@ def test_a_sleeper_s_position_goes_on_where_it_came_back(path: Path, world: Worl
     assert len(reader.ack_all()) == 2
     world.wait(1)
     assert told(path) == [("r", "read/a", b"2")]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_of_a_far_end_s_messages_its_own_ids_are_told_those_of_each_gateway_by_themselves(path: Path, restart: bool) -> None:
+    make_inbox(path.with_name("uplink.db"))
+    world = open_world(path)
+    reader = world.device("r", clean=False)
+    reader.subscribe("read/a")
+    theirs = [message_id(NOW, code, 1, seq) for code in ("AAAA", "BBBB") for seq in (1, 2)]
+    put(path.with_name("uplink.db"), *[found(msgid) for msgid in ["of-a-business-system", *theirs]])
+    Inbox(world.broker, path.with_name("uplink.db")).look()
+    world.settle()
+    if restart:
+        world.stop()
+        world = open_world(path)
+        reader = world.device("r", clean=False)
+    assert len(reader.ack_all()) == 5
+    world.wait(1)
+    names = [entry.payload.decode() for entry in entries(path) if entry.kind == POSITION]
+    assert names[-3:] == ["of-a-business-system", theirs[1], theirs[3]]
+    world.kill()
+
+
+def found(msgid: str) -> Answer:
+    return Answer(0, "redis.pool1", MESSAGE, "r", "read/a", "read/a", "[]", msgid, "elsewhere", 1, NOW, b"x")

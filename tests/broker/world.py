@@ -6,6 +6,7 @@ real. `Device` is a client in memory: what it sends and gets are packets of the 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tidegate.store.catchup import CatchUp
 from tidegate.store.clock import Judge, believe
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import message_id
+from tidegate.store.schema import StoreError
 from tidegate.store.store import Store
 from tidegate.store.unstorable import Unstorable
 
@@ -104,7 +106,11 @@ class World:
     def read(self) -> None:
         """Let one read of the log be answered."""
         job, done = self.reads.pop(0)
-        done(job(self._catch_up))
+        try:
+            got = job(self._catch_up)
+        except (sqlite3.Error, StoreError) as error:
+            got = error
+        done(got)
 
     def commit(self) -> None:
         """Let one commit happen, or fail: with `fault`, or because it can never succeed."""

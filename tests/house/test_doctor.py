@@ -19,6 +19,7 @@ from tidegate.gateway.access import password_line
 from tidegate.gateway.doctor_machine import Mount, file_system, judge_clock, mount_of
 from tidegate.store.clock import BUILT
 
+from tests.faults import disk
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
 from tests.support.ports import free_port
@@ -309,22 +310,22 @@ def test_a_disk_without_room(directory: Path, options: str, word: str) -> None:
     assert word in found.one("room")[1]
 
 
-def sysfs_with(tmp_path: Path, place: Path, disk: str, partition: str, card: str = "") -> tuple[Path, Path]:
+def sysfs_with(tmp_path: Path, place: Path, name: str, partition: str, card: str = "") -> tuple[Path, Path]:
     """(mountinfo, /sys) of a machine where `place` is on this partition."""
     number = f"{os.major(place.stat().st_dev)}:{os.minor(place.stat().st_dev)}"
     mountinfo, sysfs = tmp_path / "mountinfo", tmp_path / "sys"
     mountinfo.write_text(f"22 1 {number} / / rw,noatime shared:1 - ext4 /dev/root rw\n")
-    (sysfs / "block" / disk / partition).mkdir(parents=True)
-    (sysfs / "block" / disk / "device").mkdir()
+    (sysfs / "block" / name / partition).mkdir(parents=True)
+    (sysfs / "block" / name / "device").mkdir()
     if card:
-        (sysfs / "block" / disk / "device" / "type").write_text(f"{card}\n")
+        (sysfs / "block" / name / "device" / "type").write_text(f"{card}\n")
     (sysfs / "dev" / "block").mkdir(parents=True)
-    (sysfs / "dev" / "block" / number).symlink_to(sysfs / "block" / disk / partition)
+    (sysfs / "dev" / "block" / number).symlink_to(sysfs / "block" / name / partition)
     return mountinfo, sysfs
 
 
 @pytest.mark.parametrize(
-    ("disk", "partition", "card", "mount"),
+    ("name", "partition", "card", "mount"),
     [
         ("mmcblk0", "mmcblk0p2", "SD", Mount("ext4", "mmcblk0", True)),
         ("mmcblk0", "mmcblk0p2", "MMC", Mount("ext4", "mmcblk0", False)),
@@ -332,8 +333,8 @@ def sysfs_with(tmp_path: Path, place: Path, disk: str, partition: str, card: str
     ],
     ids=["SD card", "eMMC", "NVMe"],
 )
-def test_what_the_disk_is(tmp_path: Path, disk: str, partition: str, card: str, mount: Mount) -> None:
-    assert mount_of(tmp_path, *sysfs_with(tmp_path, tmp_path, disk, partition, card)) == mount
+def test_what_the_disk_is(tmp_path: Path, name: str, partition: str, card: str, mount: Mount) -> None:
+    assert mount_of(tmp_path, *sysfs_with(tmp_path, tmp_path, name, partition, card)) == mount
 
 
 def test_a_file_system_with_device_numbers_of_its_own(tmp_path: Path) -> None:
@@ -344,6 +345,16 @@ def test_a_file_system_with_device_numbers_of_its_own(tmp_path: Path) -> None:
         "3 1 250:3 / /proc rw - proc proc rw\n"
     )
     assert mount_of(tmp_path, mountinfo, tmp_path / "sys") == Mount("btrfs", "mmcblk1", True)
+
+
+@pytest.mark.skipif(bool(disk.reason()), reason=disk.reason())
+@pytest.mark.parametrize(("options", "has_journal"), [((), True), (("-O", "^has_journal"), False)])
+def test_an_ext4_without_journal(options: tuple[str, ...], has_journal: bool) -> None:
+    with disk.directory() as directory:
+        disk.make(directory / "image", *options)
+        with disk.mounted(directory / "image", directory / "mount") as at:
+            mount = mount_of(at)
+    assert (mount.kind, mount.has_journal) == ("ext4", has_journal)
 
 
 def test_a_root_whose_mount_cannot_be_seen(tmp_path: Path) -> None:
@@ -361,6 +372,7 @@ def test_a_root_whose_mount_cannot_be_seen(tmp_path: Path) -> None:
         (Mount("ext4", "sda1", False), 0.0, "ok"),
         (Mount("ext4", "mmcblk0", True), 0.0, "warning"),
         (Mount("ext4", "mmcblk0", True), 0.02, "ok"),
+        (Mount("ext4", "mmcblk0", True, False), 0.02, "warning"),
         (Mount("overlay", "", False), 0.0, "warning"),
         (Mount("vfat", "sda1", False), 0.0, "warning"),
         (Mount("nfs4", "", False), 0.0, "problem"),

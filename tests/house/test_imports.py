@@ -53,14 +53,18 @@ LIBRARIES = {
     "gateway/watch.py": {"rich"},
     "gateway/web.py": {"microdot"},
     "uplink/redis_answers.py": {"redis"},
+    "uplink/redis_asking.py": {"redis"},
+    "uplink/redis_channel.py": {"redis"},
     "uplink/redis_cluster.py": {"redis"},
     "uplink/redis_slots.py": {"redis"},
     "uplink/redis_wire.py": {"redis"},
+    "uplink/mysql_session.py": {"pymysql"},
+    "uplink/pgsql_session.py": {"psycopg"},
     "uplink/to_mysql.py": {"pymysql"},
     "uplink/to_pgsql.py": {"psycopg"},
     "uplink/to_redis.py": {"redis"},
 }
-"""A driver only in its backend's own file."""
+"""A driver only in its backend's own files."""
 
 IMPURE = {"asyncio", "socket", "time", "sqlite3"}
 HEAVY = (

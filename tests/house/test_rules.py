@@ -73,7 +73,7 @@ def test_list_shows_every_rule_in_the_order_of_events_and_numbers(conf: Path) ->
         ["pool", "rule", "topic", "action", "where", "state"],
         [
             *("redis.pool1", "session.subscribed.1", "every", "topic", "on_retain_lookup", "emqx_backend_redis.conf:5"),
-            *("comes", "later"),
+            *("in", "force"),
         ],
         [
             *("redis.pool1", "message.publish.9", "#", "on_message_publish", "expired_time=60"),
@@ -106,11 +106,8 @@ def test_list_as_json_has_everything(conf: Path) -> None:
         "warnings": [],
     }
     assert command["action"] == {"commands": ["RPUSH alarms ${payload}", "INCR n"]}
-    assert (lookup["topic"], lookup["state"]) == (None, "comes later")
-    assert lookup["warnings"] == [
-        "known, but without effect until a later version: on_retain_lookup (line 5)",
-        "no space before the =: passed over",
-    ]
+    assert (lookup["topic"], lookup["state"]) == (None, "in force")
+    assert lookup["warnings"] == ["no space before the =: passed over"]
     assert found["mistakes"] == found["reload_needed"] == []
 
 
@@ -168,7 +165,7 @@ def test_test_says_why_a_rule_sends_nothing(conf: Path) -> None:
     assert command.endswith("other topic: alarm/# does not match sensor/1")
     assert (others, nothing) == ("rules of other events: session.subscribed 1", "nothing would be sent")
     (lookup, *_) = lines(rules(conf, "test", "$share/g/a/+", "--event", "session.subscribed"))[1:]
-    assert lookup.endswith("comes later: on_retain_lookup is known, its work comes with a later version")
+    assert lookup.endswith("asks the far end: for retained messages")
 
 
 def test_test_as_json_has_argument_lists(conf: Path) -> None:

@@ -65,6 +65,10 @@ class Model:
         self.seqs: dict[bytes, list[int]] = defaultdict(list)
         self.age: Callable[[int, int, int], int] = lambda at, mono, run: 0
         """Of a row's (at, mono, run) the ms that have passed, as the gateway itself knows it."""
+        self._expiring: list[Row] = []
+        self._oldest: dict[int, int] = {}
+        """Seq of what expires -> the greatest age (ms) at which it was ever known to be. A power cut of unknown length makes it
+        younger again, and by then it may have been dropped with good reason."""
         self.reasons: Counter[int] = Counter()
         self.excused: Counter[str] = Counter()
         """Why a message that a session wanted never arrived."""
@@ -109,6 +113,8 @@ class Model:
     def _stored(self, row: Row) -> None:
         payload, sent = row[8], self._messages.get(row[8])
         assert sent is not None, f"{payload!r} is in the log and was never sent"
+        if row[9]:
+            self._expiring.append(row)
         assert (row[6].text, row[7] & QOS_MASK) == (sent.topic, sent.qos), f"{payload!r} was stored as {row[6].text} {row[7]}"
         copies = self.seqs[payload]
         copies.append(row[0])
@@ -123,6 +129,11 @@ class Model:
     def cleared(self, topic: str) -> None:
         """The retained message of the topic went, with what is durable so far; a row says so only if a rule wants it."""
         self._cleared[topic] = len(self.rows)
+
+    def note_ages(self) -> None:
+        """Before the gateway's clock goes on or changes."""
+        for row in self._expiring:
+            self._oldest[row[0]] = max(self._oldest.get(row[0], 0), self.age(row[1], row[2], row[3]))
 
     # -- what devices saw ------------------------------------------------------------------------------------------
 
@@ -216,6 +227,7 @@ class Model:
     def check(self, limited: dict[str, bool], online: set[str]) -> None:
         """Everything has come to rest: nothing may be missing. `limited`: persistent devices, and whether they take no large
         packets."""
+        self.note_ages()
         for payload in self._acknowledged:
             assert not payload or self.seqs[payload] or not self.must_be_stored(payload), f"{payload!r} is not in the log"
         for name, is_limited in limited.items():
@@ -237,7 +249,7 @@ class Model:
                 self.excused["too large"] += 1
             elif row[8] not in reader.seen:
                 expiry = self._messages[row[8]].expiry
-                assert expiry is not None and self.age(row[1], row[2], row[3]) >= expiry * 1000, (
+                assert expiry is not None and self._oldest[row[0]] >= expiry * 1000, (
                     f"{name} never got {row[8]!r} (seq {row[0]}), due for {due}"
                 )
                 self.excused["expired"] += 1

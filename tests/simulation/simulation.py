@@ -267,6 +267,7 @@ class Simulation:
         self._tell_time()
 
     def _tell_time(self) -> None:
+        self.model.note_ages()
         log = self.box.broker.log
         log.tick(self._mono)
         log.step(*self.judge(log.clock, self._wall, self._mono))

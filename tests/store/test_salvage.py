@@ -196,6 +196,21 @@ def test_a_trimmed_log_has_no_gap_where_it_was_trimmed(path: Path) -> None:
     assert min(first for first, _ in gaps) > 1001
 
 
+def test_a_place_in_the_inbox_is_no_number_of_the_log(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("INSERT INTO cursor VALUES ('inbox:0123', 1000000000)")
+        db.execute("INSERT INTO addressed (seq, client, msgid) VALUES (2000, 1, 'foreign')")
+        db.execute("INSERT INTO proxy_subscription VALUES (1, 'c1', 'a/#', 1, 0, 'redis.pool1')")
+    damage(path, overwritten(999_424, 4096))
+    run(path)
+    complete(path)
+    assert max(last for _, last in seqs(path)[1]) <= COUNT
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT seq FROM cursor").fetchall() == [(1_000_000_000,)]
+        assert db.execute("SELECT seq, client, msgid, acked FROM addressed").fetchall() == [(2000, 1, "foreign", 0)]
+        assert db.execute("SELECT source FROM proxy_subscription").fetchall() == [("redis.pool1",)]
+
+
 def test_runs_that_are_lost_do_not_bring_old_names_back(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'run'").fetchone()

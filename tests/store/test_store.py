@@ -192,7 +192,7 @@ def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
     """The upgrade test of version 1: its file, as shipped beside this test, is read by this program."""
     shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
     with closing(open_writer(tmp_path / "log.db", LOG)) as moved:
-        assert moved.execute("PRAGMA user_version").fetchone() == (2,)
+        assert moved.execute("PRAGMA user_version").fetchone() == (3,)
         levels = moved.execute("SELECT clock, clock_offset FROM run").fetchall()
         assert levels == [(BELIEVED, 1_763_999_995_000)], "how far its clock was known was not told then"
         moved.execute("UPDATE run SET clock_offset = clock_offset + 86400000, boot = 'another'")
@@ -203,7 +203,7 @@ def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
         ("first/release", b"0"),
         ("first/release", b"1"),
     ]
-    assert store.connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert store.connection.execute("PRAGMA user_version").fetchone() == (3,)
     accounts = store.connection.execute("SELECT delivered, expired, dropped FROM session").fetchall()
     assert set(accounts) <= {(0, 0, "{}")}
     views = store.connection.execute("SELECT payload FROM mqtt_msg ORDER BY id").fetchall()
@@ -212,6 +212,19 @@ def test_files_of_the_first_release_are_moved_forward(tmp_path: Path) -> None:
     assert store.connection.execute("SELECT payload FROM mqtt_msg").fetchall() == [(b"1",)]
     assert store.connection.execute("SELECT client, filter, cursor, through FROM fetch").fetchall() == []
     store.close(NOW)
+
+
+def test_made_subscriptions_of_earlier_releases_were_made_here(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "log-v1.db", tmp_path / "log.db")
+    with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as old:
+        old.execute("INSERT INTO proxy_subscription VALUES (7, 'c', 'a/#', 1, 1764000000000)")
+        view = old.execute("SELECT sql FROM sqlite_schema WHERE name = 'mqtt_sub'").fetchone()
+    with closing(open_writer(tmp_path / "log.db", LOG)) as moved:
+        rows = moved.execute("SELECT id, clientid, topic, qos, created, source FROM proxy_subscription").fetchall()
+        assert rows == [(7, "c", "a/#", 1, 1_764_000_000_000, "")]
+        assert moved.execute("SELECT * FROM mqtt_sub").fetchall() == [(7, "c", "a/#", 1, "2025-11-24 16:00:00")]
+        assert moved.execute("SELECT sql FROM sqlite_schema WHERE name = 'mqtt_sub'").fetchone() == view
+        moved.execute("INSERT INTO proxy_subscription VALUES (8, 'c', 'a/#', 2, 0, 'redis.pool1')")
 
 
 def carry_out(plan: Plan, store: Store, log: Log) -> None:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,9 +121,10 @@ class Gateway:
             os.sched_yield()
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """SIGCONT. A child that was killed while it was frozen may be gone as soon as its parent runs."""
         for pid in (self.pid, *self.children()):
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def children(self) -> list[int]:
         """Process ids of the uplink child, if there is one."""

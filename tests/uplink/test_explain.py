@@ -18,8 +18,8 @@ from tidegate.store.topic import topic_name_fault
 from tidegate.uplink import to_redis
 from tidegate.uplink.backend import Backend, Packed, Shown
 from tidegate.uplink.explain import (
+    ASKS,
     KEPT,
-    LATER,
     MISCONFIGURED,
     NOT_BUILT,
     NOTHING,
@@ -151,8 +151,13 @@ def test_every_rule_gets_a_verdict_with_its_reason() -> None:
     assert found["client.connected.1"] == (OTHER_EVENT, "it is a rule of client.connected")
     found = by_name(explained(file, entry("$share/g/pubsub/+", kind=SUBSCRIBED)))
     assert found["session.subscribed.1"] == (OTHER_TOPIC, "queue/# does not match $share/g/pubsub/+")
-    assert found["session.subscribed.2"][0] == LATER
-    assert found["session.subscribed.3"][0] == LATER
+    assert found["session.subscribed.2"][0] == NOTHING
+    assert "only literal topics" in found["session.subscribed.2"][1]
+    assert found["session.subscribed.3"] == (ASKS, "for retained messages")
+    found = by_name(explained(file, entry("queue/a", kind=SUBSCRIBED)))
+    assert found["session.subscribed.1"] == (ASKS, "for all messages of the topic")
+    found = by_name(explained(file, entry("queue/a", kind=SUBSCRIBED, qos=0)))
+    assert found["session.subscribed.1"] == (NOTHING, "a subscription with QoS 0 fetches nothing")
 
 
 def test_a_topic_with_a_dollar_says_why_a_wildcard_does_not_match(tmp_path: Path) -> None:

@@ -100,3 +100,24 @@ def test_the_rule_s_filter_is_matched_against_the_filter_as_a_topic() -> None:
     assert asked == [fetch, fetch, fetch, many, None]
     assert [local.ack_of(topic) for topic in ("queue/a", "other", "$SYS/x")] == [QUEUE | PUBSUB, PUBSUB, 0]
     assert [local.forgets_position(text) for text in ("a/+", "$share/g/a", "#")] == [True, True, False]
+
+
+def test_what_a_far_end_is_asked_for_is_answered_here_first(tmp_path: Path) -> None:
+    path = tmp_path / "emqx_backend_redis.conf"
+    hook = "backend.redis.hook"
+    path.write_text(
+        f"""backend.redis.pool1.server = 127.0.0.1:6379
+{hook}.client.connected.1 = {{"action": {{"function": "on_subscribe_lookup"}}, "pool": "pool1"}}
+{hook}.session.subscribed.1 = {{"topic": "a/#", "action": {{"function": "on_message_fetch"}}, "pool": "pool1"}}
+{hook}.session.subscribed.2 = {{"topic": "b/#", "action": {{"function": "on_retain_lookup"}}, "pool": "pool1"}}
+{hook}.message.acked.1 = {{"topic": "a/#", "action": {{"function": "on_message_acked"}}, "pool": "pool1"}}
+"""
+    )
+    local = local_rules([load(path, "redis"), load(SHIPPED / "emqx_backend_sqlite.conf", "sqlite")])
+    assert local == LocalRules(
+        pools_always=frozenset({"redis.pool1"}),
+        retained=("b/#",),
+        fetches=(FetchRule("a/#", False, 500, 7_200_000, True),),
+        acks=(("a/#", PUBSUB),),
+        keeps=(Keep("#", WEEK),),
+    )

@@ -18,7 +18,7 @@ from tidegate.store.entry import (
     Want,
 )
 from tidegate.uplink.rule import SHIPPED, RuleFile, load, wants
-from tidegate.uplink.vocabulary import LATER, POOL_KEYS
+from tidegate.uplink.vocabulary import LATER, POOL_KEYS, READING
 
 BLOCK = Path(__file__).parent / "specification" / "emqx_backend_redis.conf"
 SERVER = "backend.redis.pool1.server = 127.0.0.1:6379\n"
@@ -32,9 +32,11 @@ def read(tmp_path: Path, text: str, backend: str = "redis") -> RuleFile:
 
 
 def test_only_rules_that_work_are_logged_for() -> None:
-    assert set(wants([load(BLOCK, "redis")])) == {
+    reading = {Want(kind, one, 0, False) for kind in (SUBSCRIBED, UNSUBSCRIBED) for one in ("queue/#", "pubsub/#", "")}
+    assert set(wants([load(BLOCK, "redis")])) == reading | {
         Want(CONNECTED, "", 0, False),
         Want(DISCONNECTED, "", 0, False),
+        Want(SESSION_CREATED, "", 0, False),
         Want(UNSUBSCRIBED, "#", 0, False),
         Want(PUBLISH, "#", 1, False),
         Want(PUBLISH, "#", 0, True),
@@ -49,7 +51,7 @@ def test_every_function_of_the_specification_is_a_known_name(tmp_path: Path, fun
     line = f'backend.redis.hook.{event}.1 = {{"action": {{"function": "{function}"}}, "pool": "pool1"}}\n'
     rules = read(tmp_path, SERVER + line)
     assert rules.mistakes == ()
-    assert [rule.works for rule in rules.rules] == [False]
+    assert [rule.works for rule in rules.rules] == [function in READING]
 
 
 PUBLISH_1 = "backend.redis.hook.message.publish.1 = {"

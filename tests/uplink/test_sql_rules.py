@@ -24,6 +24,9 @@ def test_the_specification_s_own_blocks_load_verbatim(tmp_path: Path, backend: s
     assert [rule.function for rule in rules.rules if rule.works and rule.function] == [
         "on_client_connected",
         "on_client_disconnected",
+        "on_subscribe_lookup",
+        "on_message_fetch",
+        "on_retain_lookup",
         "on_message_publish",
         "on_message_retain",
         "on_retain_delete",

@@ -59,11 +59,11 @@ class FullDisk(Progress):
         self._far = far
 
     @contextlib.contextmanager
-    def _transaction(self, synchronous: str = "NORMAL") -> Iterator[None]:
+    def transaction(self, synchronous: str = "NORMAL") -> Iterator[sqlite3.Connection]:
         if not self._far.calm and self._chance.random() < 0.1:
             raise StoreError("uplink.db: database or disk is full")
-        with super()._transaction(synchronous):
-            yield
+        with super().transaction(synchronous) as db:
+            yield db
 
 
 class Simulation:

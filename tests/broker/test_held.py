@@ -1,0 +1,134 @@
+"""What no trim may take is bounded: retained messages, sessions, subscriptions and names, each by its share of the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tidegate.gateway.connecting import Limits
+from tidegate.gateway.held import shares
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, SubAck
+from tidegate.gateway.mqtt.properties import Property
+from tidegate.gateway.mqtt.reasons import ReasonCode
+
+from .world import World
+
+Make = Callable[[Limits], World]
+EXPIRY = {Property.SESSION_EXPIRY_INTERVAL: 3600}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda limits: World(tmp_path / "log.db", limits)
+
+
+def retained(world: World, text: str = "#") -> list[bytes]:
+    device = world.device("reader")
+    device.subscribe(text, 0)
+    got = [message[3] for message in device.messages()]
+    device.disconnect()
+    return got
+
+
+def test_a_retained_message_above_the_share_is_delivered_acknowledged_and_not_kept(make: Make) -> None:
+    world = make(Limits(max_retained_bytes=200_000))
+    other = world.device("s")
+    other.subscribe("#", 1)
+    device = world.device("p", 5)
+    for number in range(10):
+        device.publish(f"t/{number}", b"%d".ljust(50_000) % number, retain=True, packet_id=number + 1)
+    acks = [packet.reason for packet in device.got if isinstance(packet, PubAck)]
+    assert acks == [ReasonCode.SUCCESS] * 10
+    assert len(other.messages()) == 10
+    kept = retained(world)
+    assert 2 <= len(kept) <= 4 and world.broker.retained.refused == 10 - len(kept)
+    assert world.broker.retained.bytes <= 200_000
+    assert "not kept" in world.said[-1]
+    assert world.store.connection.execute("SELECT count(*) FROM retained").fetchone() == (len(kept),)
+
+
+def test_a_retained_message_may_take_the_place_of_the_one_before_and_what_does_not_fit_leaves_none(make: Make) -> None:
+    world = make(Limits(max_retained_bytes=60_000))
+    device = world.device("p")
+    for number in range(5):
+        device.publish("t", b"%d".ljust(50_000) % number, retain=True)
+    assert [payload[:1] for payload in retained(world)] == [b"4"]
+    device.publish("t", bytes(60_000), retain=True)
+    assert retained(world) == [] and world.broker.retained.bytes == 0
+    device.publish("t", b"small", 0, retain=True)
+    assert retained(world) == [b"small"]
+    device.publish("t", b"", retain=True)
+    assert world.broker.retained.bytes == 0
+
+
+def test_what_is_held_is_the_same_after_a_restart(make: Make) -> None:
+    world = make(Limits())
+    device = world.device("p", clean=False)
+    for number in range(10):
+        device.publish(f"t/{number}", bytes(number * 1000 + 1), retain=True, packet_id=number + 1)
+        device.subscribe(f"{'long' * number * 100}/{number}")
+    device.publish("t/3", b"", retain=True)
+    device.subscribe("/0", 2)
+    before = world.broker.retained.bytes, world.broker.sessions.bytes
+    world.kill()
+    again = make(Limits())
+    assert (again.broker.retained.bytes, again.broker.sessions.bytes) == before
+    again.device("p")
+    assert again.broker.sessions.bytes == 0, "a clean start took it back"
+
+
+@pytest.mark.parametrize(("version", "code"), [(4, ReasonCode.SERVER_UNAVAILABLE), (5, ReasonCode.QUOTA_EXCEEDED)])
+def test_a_new_session_above_the_share_is_refused_and_those_that_are_there_go_on(
+    make: Make, version: int, code: ReasonCode
+) -> None:
+    world = make(Limits(max_session_bytes=1_000_000))
+    properties = EXPIRY if version == 5 else {}
+    for number in range(20):
+        device = world.device(str(number).rjust(30_000, "x"), version, clean=False, properties=properties)
+        device.cut()
+    assert world.broker.sessions.bytes <= 1_000_000
+    there = len(world.broker.sessions)
+    assert 10 <= there < 20 and world.broker.connecting.refused["quota_exceeded"] == 20 - there
+    assert device.take(ConnAck).reason == code
+    assert "session_expiry" in world.said[-1]
+    back = world.device("0".rjust(30_000, "x"), version, clean=False, properties=properties)
+    assert back.take(ConnAck).session_present
+    passing = world.device("passing")
+    assert passing.take(ConnAck).reason == ReasonCode.SUCCESS
+
+
+def test_connected_clients_without_a_session_cannot_fill_the_disk_with_their_names(make: Make) -> None:
+    world = make(Limits(max_session_bytes=1_000_000))
+    devices = [world.device(str(number).rjust(30_000, "x")) for number in range(20)]
+    taken = [device.take(ConnAck).reason for device in devices]
+    assert taken.count(ReasonCode.SUCCESS) == len(world.broker.sessions) < 10
+    devices[0].disconnect()
+    assert world.device("y" * 30_000).take(ConnAck).reason == ReasonCode.SUCCESS
+
+
+@pytest.mark.parametrize(("version", "code"), [(4, ReasonCode.UNSPECIFIED_ERROR), (5, ReasonCode.QUOTA_EXCEEDED)])
+@pytest.mark.parametrize("limits", [Limits(max_subscriptions=100), Limits(max_session_bytes=20_000)])
+def test_a_subscription_above_the_limit_is_refused_in_the_suback(
+    make: Make, limits: Limits, version: int, code: ReasonCode
+) -> None:
+    world = make(limits)
+    device = world.device("c", version, clean=False, properties=EXPIRY if version == 5 else {})
+    answers = []
+    for number in range(200):
+        device.subscribe(f"filter/{number}")
+        answers.append(device.take(SubAck).reasons[0])
+    made = answers.count(ReasonCode.GRANTED_QOS_1)
+    assert answers == [ReasonCode.GRANTED_QOS_1] * made + [code] * (200 - made)
+    assert 90 < made < 180
+    assert world.broker.counters["refused_subscriptions"] == 200 - made
+    assert "is used up" in world.said[-1]
+    device.subscribe("filter/0", 2)
+    assert device.take(SubAck).reasons == (ReasonCode.GRANTED_QOS_2,), "one that is there may change"
+
+
+def test_shares_leave_room_for_messages() -> None:
+    for budget in (16 << 20, 64 << 20, 1 << 30):
+        retained, sessions = shares(budget)
+        assert retained + sessions * 3 // 2 <= max(budget - (16 << 20), budget // 2) // 2
+    assert shares(1 << 30, 5, 6) == (5, 6)
