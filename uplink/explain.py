@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.store.entry import Entry
+from tidegate.store.entry import ACKED, POSITION, Entry
 from tidegate.store.topic import without_share
 
 from .backend import Backend, Shown
@@ -94,7 +94,12 @@ def _written(file: RuleFile, entry: Entry, node: str, backend: Backend) -> dict[
     for pool in file.pools:
         rules = [rule for rule in file.rules if rule.pool == pool.name]
         lines = {rule.target: rule.line for rule in rules}
-        for operation in Plan(rules, backend, node).operations(entry):
+        plan = Plan(rules, backend, node)
+        operations = plan.operations(entry)
+        if entry.kind == ACKED:
+            # What moves a position is carried out when the broker has folded the acknowledgement into it.
+            operations += plan.operations(entry._replace(kind=POSITION))
+        for operation in operations:
             written.setdefault(lines[operation.target], []).extend(_show(backend, operation.packed, pool))
     return written
 

@@ -1,8 +1,9 @@
 """What each rule function writes to Redis, as packed operations for the script; pure, and nothing here knows the wire.
 
 An operation is a letter and its arguments, encoded the way Redis reads arguments, so that a batch is one join of bytes:
-`P` a message, `C`/`D` presence, `R`/`X` a retained value set or cleared, `U` any command. The layout is the
-specification's: `mqtt:client:*`, `mqtt:node:*`, `mqtt:msg:*`, `mqtt:retain:*`; times are the event's, in seconds.
+`P` a message, `C`/`D` presence, `R`/`X` a retained value set or cleared, `V` an entry of a client's position vector and `A` the
+specification's single position (both dropped when what they name is empty), `U` any command. The layout is the
+specification's: `mqtt:client:*`, `mqtt:node:*`, `mqtt:msg:*`, `mqtt:retain:*`, `mqtt:acked:*`; times are the event's, in seconds.
 
 Invariant: every letter packs exactly as many arguments as the script's `size` table says.
 """
@@ -13,6 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from tidegate.store.entry import Entry
+from tidegate.store.msgid import Origin, origin
 
 from .backend import Action, Packed, Write
 from .commands import Command
@@ -133,6 +135,45 @@ def _retain_delete(rule: Rule, node: str) -> Action:
     return delete
 
 
+def _position(rule: Rule, node: str) -> Action:
+    """The message that the entry names is the last one that the client has read, of those of its gateway."""
+
+    def position(entry: Entry) -> Sequence[Packed]:
+        made = origin(entry.payload.decode())
+        single = _single(entry, entry.payload)
+        return (single,) if made is None else (_vector(entry, made), single)
+
+    return position
+
+
+def _acked_delete(rule: Rule, node: str) -> Action:
+    def delete(entry: Entry) -> Sequence[Packed]:
+        return (_vector(entry, None), _single(entry, b""))
+
+    return delete
+
+
+def _vector(entry: Entry, made: Origin | None) -> Packed:
+    client, topic = entry.clientid.encode(), entry.topic.encode()
+    code, place = (made.code, f"{made.epoch}:{made.seq}:{made.at}") if made else ("", "")
+    key = b"tidegate:position:" + client + b":" + topic
+    return _operation(b"V", client, topic, code.encode(), place.encode(), key, _stamp(entry))
+
+
+def _single(entry: Entry, msgid: bytes) -> Packed:
+    client, topic = entry.clientid.encode(), entry.topic.encode()
+    key = stamp_key(b"mqtt:acked:" + client + b":" + topic)
+    return _operation(b"A", client, topic, msgid, key, _stamp(entry))
+
+
+def _queue_acked(rule: Rule, node: str) -> Action:
+    def remove(entry: Entry) -> Sequence[Packed]:
+        topic, msgid = entry.topic.encode(), entry.payload
+        return (_command([b"DEL", b"mqtt:msg:" + msgid]), _command([b"ZREM", b"mqtt:msg:" + topic, msgid]))
+
+    return remove
+
+
 def _presence(letter: bytes) -> Callable[[Rule, str], Action]:
     def make(rule: Rule, node: str) -> Action:
         name = node.encode()
@@ -161,4 +202,8 @@ ACTIONS: dict[str, Callable[[Rule, str], Action]] = {
     "on_message_store": _message_store,
     "on_message_retain": _message_retain,
     "on_retain_delete": _retain_delete,
+    "on_message_acked": _position,
+    "on_message_acked_for_pubsub": _position,
+    "on_message_acked_for_queue": _queue_acked,
+    "on_acked_delete": _acked_delete,
 }

@@ -114,6 +114,10 @@ class ClusterLink:
                 return [_Write(operation, packed, self._command_keys.of(arguments[2:]))]
         if letter in (b"R", b"X"):
             return [_Write(operation, packed, (b"mqtt:retain:" + arguments[1], arguments[-2]))]
+        if letter == b"V":
+            return [_Write(operation, packed, (arguments[5],))]
+        if letter == b"A":
+            return [_Write(operation, packed, (b"mqtt:acked:" + arguments[1] + b":" + arguments[2], arguments[-2]))]
         _, client, node, seconds, *_ = arguments
         key = b"mqtt:node:" + node
         listed = (b"HSET", key, client, seconds) if letter == b"C" else (b"HDEL", key, client)

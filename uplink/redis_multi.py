@@ -1,7 +1,7 @@
 """A batch in WATCH and MULTI, for Redis servers that allow us no script.
 
 The same operations and the same rules as the script: the mark moves by compare-and-set (WATCH guards it until EXEC), and
-presence and retained values are written only over older ones, read before and guarded too. What Redis refuses when a command
+presence, retained values and positions are written only over older ones, read before and guarded too. What Redis refuses when a command
 is queued (unknown, wrong number of arguments) is left out and noted beside the mark; what it refuses in EXEC (wrong type) is
 known only from the answer, so a lost answer hides it: that is the price, and the reason for the warning.
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tidegate.store.msgid import origin
+
 from .backend import Batch, Operation, Packed, Refusal, Shown
 from .redis_actions import unpack
 from .redis_ledger import mark_text
@@ -23,6 +25,7 @@ from .redis_script import TOMBSTONE_SECONDS
 Command = list[bytes]
 Exchange = Callable[[Sequence[Sequence[bytes]]], list[Any]]
 _CONDITION = "unless something newer stands there"
+_CONDITIONAL = (b"C", b"D", b"R", b"X", b"V", b"A")
 _TIMES = {b"C": (b"online_at", b"offline_at"), b"D": (b"online_at", b"offline_at"), b"R": (b"ts",), b"X": (b"ts",)}
 
 
@@ -71,19 +74,19 @@ def write_in_transaction(
 def plain_commands(packed: Packed) -> list[Shown]:
     """The commands of one write, for a person; what depends on what stands in Redis says so."""
     arguments = unpack(packed)
-    nothing: list[Any] = [None, [], b"none"]
+    nothing: list[Any] = [None if arguments[0] != b"V" else [], [], b"none"]
     made = _commands(arguments, {arguments[-2]: nothing})
-    always = 1 if arguments[0] in (b"C", b"D") else 0 if arguments[0] in _TIMES else len(made)
+    always = 1 if arguments[0] in (b"C", b"D") else 0 if arguments[0] in _CONDITIONAL else len(made)
     return [Shown("", command, "" if number < always else _CONDITION) for number, command in enumerate(made)]
 
 
 def _watch(exchange: Exchange, ledger: bytes, epoch: int, operations: Sequence[Command]) -> tuple[bytes, dict[bytes, Any]]:
     """Guard and read the mark and whatever a conditional write depends on: stamp key -> what stands."""
-    conditional = {arguments[-2]: arguments for arguments in operations if arguments[0] in _TIMES}
+    conditional = {arguments[-2]: arguments for arguments in operations if arguments[0] in _CONDITIONAL}
     watched = [ledger, *conditional, *(_key(arguments) for arguments in conditional.values())]
     questions: list[Command] = [[b"WATCH", *watched], [b"HGET", ledger, b"%d" % epoch]]
     for stamp_key, arguments in conditional.items():
-        questions += [[b"GET", stamp_key], [b"HMGET", _key(arguments), *_TIMES[arguments[0]]], [b"TYPE", _key(arguments)]]
+        questions += _questions(arguments, stamp_key)
     answers = exchange(questions)
     for answer in answers[:2]:
         if isinstance(answer, Exception):
@@ -92,6 +95,16 @@ def _watch(exchange: Exchange, ledger: bytes, epoch: int, operations: Sequence[C
     for number, stamp_key in enumerate(conditional):
         standing[stamp_key] = answers[2 + 3 * number : 5 + 3 * number]
     return answers[1] or b"", standing
+
+
+def _questions(arguments: Command, stamp_key: bytes) -> list[Command]:
+    """What stands where the operation writes: its stamp, what it is compared with, its kind."""
+    key = _key(arguments)
+    kind = [b"TYPE", key]
+    if arguments[0] == b"V":
+        return [[b"HGETALL", key], kind, kind]
+    compared = [b"GET", key] if arguments[0] == b"A" else [b"HMGET", key, *_TIMES[arguments[0]]]
+    return [[b"GET", stamp_key], compared, kind]
 
 
 def _faults(
@@ -123,6 +136,10 @@ def _commands(arguments: Command, standing: dict[bytes, Any]) -> list[Command]:
         ]  # fmt: skip
     if letter == b"U":
         return [arguments[2:]]
+    if letter == b"V":
+        return _vector(arguments, standing)
+    if letter == b"A":
+        return _single(arguments, standing)
     fits = _fits(arguments, standing)
     stamp = [b"SET", arguments[-2], arguments[-1]]
     if letter in (b"C", b"D"):
@@ -132,6 +149,67 @@ def _commands(arguments: Command, standing: dict[bytes, Any]) -> list[Command]:
     if letter == b"X":
         return [[b"DEL", _key(arguments)], [*stamp, b"EX", b"%d" % TOMBSTONE_SECONDS]]
     return [*_retain(arguments, standing), stamp]
+
+
+def _vector(arguments: Command, standing: dict[bytes, Any]) -> list[Command]:
+    _, _, _, code, place, key, stamp = arguments
+    found = standing[key][0]
+    if isinstance(found, Exception):
+        return [[b"HGET", key, code]]  # refused again, and noted
+    there = dict(zip(found[::2], found[1::2], strict=True))
+    last, dropped = there.get(b"stamp"), there.get(b"dropped")
+    commands: list[Command] = []
+    if not code:
+        if last is not None and not _newer(stamp, last):
+            return []
+        there = {b"stamp": stamp, b"dropped": stamp}
+        commands = [[b"DEL", key], [b"HSET", key, *_pairs(there)], [b"EXPIRE", key, b"%d" % TOMBSTONE_SECONDS]]
+    elif dropped is None or _newer(stamp, dropped):
+        new = {} if last is not None and _newer(last, stamp) else {b"stamp": stamp}
+        if _further(place, there.get(code)):
+            new[code] = place
+        there |= new
+        commands = [[b"HSET", key, *_pairs(new)]] if new else []
+        if dropped is not None:
+            commands.append([b"PERSIST", key])
+    standing[key][0] = _pairs(there)
+    return commands
+
+
+def _pairs(fields: Mapping[bytes, bytes]) -> list[bytes]:
+    return [part for field in fields.items() for part in field]
+
+
+def _further(mine: bytes, theirs: bytes | None) -> bool:
+    """As the script's `further`."""
+    (_, seq, ms), (_, seq2, *ms2) = mine.split(b":"), (theirs or b"0:-1").split(b":")
+    if ms2 and ms2[0] != ms:
+        return int(ms) > int(ms2[0])
+    return int(seq) > int(seq2)
+
+
+def _single(arguments: Command, standing: dict[bytes, Any]) -> list[Command]:
+    *_, msgid, stamp_key, stamp = arguments
+    before, stands, _ = standing[stamp_key]
+    key = _key(arguments)
+    if isinstance(stands, Exception):
+        return [[b"GET", key]]  # refused again, and noted
+    is_late = isinstance(before, bytes) and not _newer(stamp, before)
+    if msgid and stands and _is_ours(stands) and _is_ours(msgid):
+        if msgid < stands:
+            return []
+    elif is_late:
+        return []
+    standing[stamp_key][1] = msgid or None
+    if not is_late:
+        standing[stamp_key][0] = stamp
+    if not msgid:
+        return [[b"DEL", key], [b"SET", stamp_key, stamp, b"EX", b"%d" % TOMBSTONE_SECONDS]]
+    return [[b"SET", key, msgid], *([] if is_late else [[b"SET", stamp_key, stamp]])]
+
+
+def _is_ours(msgid: bytes) -> bool:
+    return origin(msgid.decode(errors="replace")) is not None
 
 
 def _presence(arguments: Command, fits: bool, stamp: Command) -> list[Command]:
@@ -188,7 +266,12 @@ def _newer(mine: bytes, theirs: bytes) -> bool:
 
 
 def _key(arguments: Command) -> bytes:
-    return (b"mqtt:client:" if arguments[0] in (b"C", b"D") else b"mqtt:retain:") + arguments[1]
+    letter = arguments[0]
+    if letter == b"V":
+        return arguments[5]
+    if letter == b"A":
+        return b"mqtt:acked:" + arguments[1] + b":" + arguments[2]
+    return (b"mqtt:client:" if letter in (b"C", b"D") else b"mqtt:retain:") + arguments[1]
 
 
 def _reference(epoch: int, operation: Operation) -> bytes:

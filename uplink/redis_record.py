@@ -17,6 +17,8 @@ _FIELDS = {
     "X": ("retain delete", ["topic", "ts"]),
     "C": ("connected", ["clientid", "node", "ts"]),
     "D": ("disconnected", ["clientid", "node", "ts"]),
+    "V": ("position", ["clientid", "topic", "gateway", "place"]),
+    "A": ("acked", ["clientid", "topic", "msgid"]),
 }
 _NUMBERS = ("qos", "ts", "expire")
 

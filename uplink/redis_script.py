@@ -6,7 +6,7 @@ errors) is refused before anything is changed, and after it Redis lets a script 
 a lost answer does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means
 all through 41, and two operations of what comes after.
 
-Presence and retained values are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
+Presence, retained values and positions are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
 specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that
 was set back does not hide a new value.
 
@@ -71,7 +71,7 @@ local function fits(stampkey, stamp, key, ts, field, field2)
 end
 
 local topics, added = {}, {}
-local size = {P = 9, C = 6, D = 6, R = 10, X = 5}
+local size = {P = 9, C = 6, D = 6, R = 10, X = 5, V = 7, A = 6}
 local ops = {}
 
 function ops.P(i)
@@ -120,12 +120,70 @@ function ops.X(i)
   return fault(call('DEL', key)) or fault(call('SET', ARGV[i+3], ARGV[i+4], 'EX', TOMBSTONE))
 end
 
+-- whether `epoch:seq:ms` is further on in the messages of a gateway: by the time in their ids, which never goes back
+local function further(mine, theirs)
+  if not theirs then return true end
+  local seq, ms = string.match(mine, '^%d+:(%d+):(%d+)$')
+  local seq2, ms2 = string.match(theirs, '^%d+:(%d+):?(%d*)$')
+  if not seq2 then return true end
+  if ms2 ~= '' and ms ~= ms2 then return tonumber(ms) > tonumber(ms2) end
+  return tonumber(seq) > tonumber(seq2)
+end
+
+function ops.V(i)
+  local code, place, key, stamp = ARGV[i+3], ARGV[i+4], ARGV[i+5], ARGV[i+6]
+  local last = call('HGET', key, 'stamp')
+  if fault(last) then return fault(last) end
+  if code == '' then
+    if last and not newer(stamp, last) then return nil end
+    return fault(call('DEL', key)) or fault(call('HSET', key, 'stamp', stamp, 'dropped', stamp))
+      or fault(call('EXPIRE', key, TOMBSTONE))
+  end
+  local dropped = call('HGET', key, 'dropped')
+  if dropped then
+    if not newer(stamp, dropped) then return nil end
+    call('PERSIST', key)
+  end
+  local err = not (last and newer(last, stamp)) and fault(call('HSET', key, 'stamp', stamp)) or nil
+  return err or further(place, call('HGET', key, code)) and fault(call('HSET', key, code, place)) or nil
+end
+
+local function ours(id)
+  return #id == 20 and string.match(id, '^[0-9A-Za-z]+$')
+end
+
+-- by bytes: how the server compares texts is a matter of its locale
+local function below(mine, theirs)
+  for j = 1, #mine do
+    local a, b = string.byte(mine, j), string.byte(theirs, j)
+    if a ~= b then return a < b end
+  end
+  return false
+end
+
+function ops.A(i)
+  local key, id, stampkey, stamp = 'mqtt:acked:' .. ARGV[i+1] .. ':' .. ARGV[i+2], ARGV[i+3], ARGV[i+4], ARGV[i+5]
+  local before, stands = call('GET', stampkey), call('GET', key)
+  if fault(stands) then return fault(stands) end
+  local is_late = type(before) == 'string' and not newer(stamp, before)
+  if id == '' then
+    if is_late then return nil end
+    return fault(call('DEL', key)) or fault(call('SET', stampkey, stamp, 'EX', TOMBSTONE))
+  end
+  if stands and ours(stands) and ours(id) then
+    if below(id, stands) then return nil end
+  elseif is_late then
+    return nil
+  end
+  return fault(call('SET', key, id)) or not is_late and fault(call('SET', stampkey, stamp)) or nil
+end
+
 function ops.U(i)
   return fault(call(unpack(ARGV, i + 2, i + 1 + tonumber(ARGV[i+1]))))
 end
 
 local environment = {ENVIRONMENT}
-local function is_ours(err)
+local function concerns_us(err)
   if environment[string.match(err, '^%-?(%u+)')] then return true end
   for _, text in ipairs({RIGHTS}) do
     if string.find(err, text, 1, true) then return true end
@@ -169,7 +227,7 @@ while i <= last do
   k = k + 1
   if err then
     local ref = reference(k)
-    if is_ours(err) then
+    if concerns_us(err) then
       local seq, done = string.match(ref, '^(%d+):(%d+)$')
       local mark = string.format('%.0f', tonumber(seq) - 1)
       if done ~= '0' then mark = mark .. '+' .. done end
@@ -222,7 +280,7 @@ for ref in string.gmatch(refs, '%S+') do
   local seq, number = string.match(ref, '^(%d+):(%d+)$')
   if not is_done(tonumber(seq), tonumber(number)) then
     local err = ops[op](i)
-    if err and is_ours(err) then
+    if err and concerns_us(err) then
       status = err
       break
     end

@@ -2,7 +2,7 @@
 
 Ids of our layout that no vector names were never read; ids that others made, and all ids where there is no vector, are
 compared as bytes with the specification's single position. Of an epoch an id holds the last digits alone, which do not order
-it, but `seq` never restarts: between two epochs of a gateway it decides.
+it: `seq` does, which never restarts, and for a log that was laid back the time in the ids.
 
 Invariant: whatever stands there, nothing here raises.
 """
@@ -24,10 +24,18 @@ _LATEST_SECONDS = 100_000_000_000
 """A time above this is in milliseconds."""
 
 
+class Place(NamedTuple):
+    """The last message of a gateway that was read. `at`: the time in its id, ms; None where it was not written."""
+
+    epoch: int
+    seq: int
+    at: int | None
+
+
 class Standing(NamedTuple):
     """How far a client has read a topic. `read`: the vector, or what the single position says of it."""
 
-    vector: dict[str, tuple[int, int]]
+    vector: dict[str, Place]
     acked: bytes
     ours: bool
     """Whether the single position is an id of our layout."""
@@ -45,7 +53,8 @@ class Standing(NamedTuple):
     def is_due(self, msgid: bytes, made: Origin | None) -> bool:
         if made is None or not self.vector:
             return msgid > self.acked
-        return made.code not in self.vector or made.seq > self.vector[made.code][1]
+        place = self.vector.get(made.code)
+        return place is None or made.seq > place.seq or (place.at is not None and made.at > place.at)
 
 
 def subscriptions(answer: Any) -> list[tuple[str, int]]:
@@ -55,14 +64,17 @@ def subscriptions(answer: Any) -> list[tuple[str, int]]:
 
 
 def standing_of(vector: Sequence[bytes], acked: bytes) -> Standing:
-    """`vector`: gateway's code -> `epoch:seq`; what is none of ours there is passed over."""
-    found: dict[str, tuple[int, int]] = {}
+    """`vector`: gateway's code -> `epoch:seq:at`; what is none of ours there is passed over."""
+    found: dict[str, Place] = {}
     for code, place in zip(vector[::2], vector[1::2], strict=True):
-        epoch, _, seq = place.partition(b":")
-        if epoch.isdigit() and seq.isdigit():
-            found[code.decode(errors="replace")] = int(epoch), int(seq)
+        numbers = place.split(b":")
+        if len(numbers) in (2, 3) and all(number.isdigit() for number in numbers):
+            epoch, seq, *at = map(int, numbers)
+            found[code.decode(errors="replace")] = Place(epoch, seq, at[0] if at else None)
     made = origin(acked.decode(errors="replace"))
-    read = {made.code: (made.epoch, made.seq)} if made is not None and not found else found
+    read = {code: (place.epoch, place.seq) for code, place in found.items()}
+    if made is not None and not found:
+        read = {made.code: (made.epoch, made.seq)}
     return Standing(found, acked, made is not None, read)
 
 

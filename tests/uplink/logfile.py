@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, PUBLISH, RETAIN, Entry
+from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, POSITION, PUBLISH, RETAIN, Entry
 from tidegate.store.msgid import gateway_code
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import LOG, open_writer
@@ -59,6 +59,10 @@ class LogFile:
 
     def disconnected(self, client: str, at: int | None = None) -> int:
         return self.append(DISCONNECTED, client, None, 0, None, at)
+
+    def position(self, client: str, topic: str, msgid: str, at: int | None = None) -> int:
+        """The client has read the topic through this message."""
+        return self.append(POSITION, client, topic, 0, msgid.encode(), at)
 
     def gap(self, text: str) -> int:
         return self.append(GAP, None, None, 0, text.encode(), None)

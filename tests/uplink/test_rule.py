@@ -38,6 +38,8 @@ def test_only_rules_that_work_are_logged_for() -> None:
         Want(DISCONNECTED, "", 0, False),
         Want(SESSION_CREATED, "", 0, False),
         Want(UNSUBSCRIBED, "#", 0, False),
+        Want(ACKED, "queue/#", 0, False),
+        Want(POSITION, "pubsub/#", 0, False),
         Want(PUBLISH, "#", 1, False),
         Want(PUBLISH, "#", 0, True),
     }
