@@ -3,7 +3,8 @@
 An operation is a letter and its arguments, encoded the way Redis reads arguments, so that a batch is one join of bytes:
 `P` a message, `C`/`D` presence, `R`/`X` a retained value set or cleared, `V` an entry of a client's position vector and `A` the
 specification's single position (both dropped when what they name is empty), `U` any command. The layout is the
-specification's: `mqtt:client:*`, `mqtt:node:*`, `mqtt:msg:*`, `mqtt:retain:*`, `mqtt:acked:*`; times are the event's, in seconds.
+specification's: `mqtt:client:*`, `mqtt:node:*`, `mqtt:msg:*`, `mqtt:retain:*`, `mqtt:acked:*`; times are the event's, in
+seconds.
 
 Invariant: every letter packs exactly as many arguments as the script's `size` table says.
 """

@@ -1,9 +1,9 @@
 """A batch in WATCH and MULTI, for Redis servers that allow us no script.
 
 The same operations and the same rules as the script: the mark moves by compare-and-set (WATCH guards it until EXEC), and
-presence, retained values and positions are written only over older ones, read before and guarded too. What Redis refuses when a command
-is queued (unknown, wrong number of arguments) is left out and noted beside the mark; what it refuses in EXEC (wrong type) is
-known only from the answer, so a lost answer hides it: that is the price, and the reason for the warning.
+presence, retained values and positions are written only over older ones, read before and guarded too. What Redis refuses when
+a command is queued (unknown, wrong number of arguments) is left out and noted beside the mark; what it refuses in EXEC (wrong
+type) is known only from the answer, so a lost answer hides it: that is the price, and the reason for the warning.
 
 `exchange` sends commands and returns their answers, errors as values: this module never sees the wire.
 

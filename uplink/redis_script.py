@@ -6,8 +6,8 @@ errors) is refused before anything is changed, and after it Redis lets a script 
 a lost answer does not hide it. What is refused for lack of rights stops there, and the mark says how far it came: `41+2` means
 all through 41, and two operations of what comes after.
 
-Presence, retained values and positions are written only when what stands there is older: by (ms, gateway, epoch, seq), or by the
-specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that
+Presence, retained values and positions are written only when what stands there is older: by (ms, gateway, epoch, seq), or by
+the specification's seconds where no stamp stands. Between two values of one gateway its own order decides, so a clock that
 was set back does not hide a new value.
 
 Invariant: with the mark not where the sender expects it, nothing is changed.

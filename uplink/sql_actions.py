@@ -1,6 +1,6 @@
 """What each rule function writes to a SQL database, as rows; pure, and the same for every dialect.
 
-The tables are the specification's: mqtt_client, mqtt_msg, mqtt_retain. Times are the event's.
+The tables are the specification's: mqtt_client, mqtt_msg, mqtt_retain, mqtt_acked. Times are the event's.
 
 Invariant: the same entry and rule give the same rows, today and after a restart.
 """
@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 
 from tidegate.store.entry import Entry
+from tidegate.store.msgid import origin
 
 from .backend import Action, Write
 from .rule import Rule
-from .sql_rows import Gap, Message, Own, Presence, Retained, Stamp
+from .sql_rows import Drop, Gap, Message, Own, Position, Presence, Retained, Stamp, Taken
 from .sql_statement import Statement
 
 _NOTHING: tuple[Write, ...] = ()
@@ -80,6 +81,25 @@ def _presence(state: int) -> Callable[[str], Action]:
     return make
 
 
+def _position(node: str) -> Action:
+    def position(entry: Entry) -> Sequence[Write]:
+        msgid = entry.payload.decode()
+        code, epoch, seq, at = "", 0, 0, entry.when
+        if made := origin(msgid):
+            at, code, epoch, seq = made
+        return (Position(entry.clientid, entry.topic, code, epoch, seq, at, msgid, entry.when),)
+
+    return position
+
+
+def _drop(node: str) -> Action:
+    return lambda entry: (Drop(entry.clientid, entry.topic, entry.when),)
+
+
+def _taken(node: str) -> Action:
+    return lambda entry: (Taken(entry.payload.decode()),)
+
+
 def _own(statements: Sequence[Statement]) -> Action:
     def fill(entry: Entry) -> Sequence[Write]:
         return [Own(statement, statement.values(entry)) for statement in statements]
@@ -98,4 +118,8 @@ ACTIONS: dict[str, Callable[[str], Action]] = {
     "on_message_store": _message(0),
     "on_message_retain": _retained(True),
     "on_retain_delete": _retained(False),
+    "on_message_acked": _position,
+    "on_message_acked_for_pubsub": _position,
+    "on_message_acked_for_queue": _taken,
+    "on_acked_delete": _drop,
 }

@@ -59,7 +59,7 @@ class Words(NamedTuple):
     ours: str
     """`msgid` has our layout."""
     position: str
-    """The gateway's code in `msgid` is this, and what follows it at most that."""
+    """The gateway's code in `msgid` is this, its number at most that, and its time: a log that was laid back goes on in it."""
     young: str
     """`arrived` is at most so many seconds ago."""
     binary: Callable[[str], object]
@@ -68,13 +68,16 @@ class Words(NamedTuple):
 
 _PATTERN = f"'^[0-9A-Za-z]{{{WIDTH}}}$'"
 _CODE = f"substr(msgid, {TIME_WIDTH + 1}, {GATEWAY_WIDTH})"
-_NUMBERS = f"substr(msgid, {TIME_WIDTH + GATEWAY_WIDTH + 1}, {EPOCH_WIDTH + SEQ_WIDTH})"
+_SEQ = f"substr(msgid, {TIME_WIDTH + GATEWAY_WIDTH + EPOCH_WIDTH + 1}, {SEQ_WIDTH})"
+_TIME = f"substr(msgid, 1, {TIME_WIDTH})"
 PGSQL = Words(
     any_of="COLUMN = ANY(%s)",
     exactly='COLUMN::text COLLATE "C" = %s',
     begins="""COLUMN::text COLLATE "C" LIKE %s ESCAPE '|'""",
     ours=f'msgid::text COLLATE "C" ~ {_PATTERN}',
-    position=f'{_CODE} COLLATE "C" = %s AND {_NUMBERS} COLLATE "C" <= %s'.replace("msgid", "msgid::text"),
+    position=f'{_CODE} COLLATE "C" = %s AND {_SEQ} COLLATE "C" <= %s AND {_TIME} COLLATE "C" <= %s'.replace(
+        "msgid", "msgid::text"
+    ),
     young="arrived >= localtimestamp - make_interval(secs => %s)",
     binary=str,
 )
@@ -84,7 +87,7 @@ MYSQL = Words(
     begins="COLUMN LIKE %s ESCAPE '|'",
     # A pattern's end matches before a last line break too.
     ours=f"(char_length(msgid) = {WIDTH} AND msgid REGEXP {_PATTERN})",
-    position=f"CAST({_CODE} AS BINARY) = %s AND CAST({_NUMBERS} AS BINARY) <= %s",
+    position=f"CAST({_CODE} AS BINARY) = %s AND CAST({_SEQ} AS BINARY) <= %s AND CAST({_TIME} AS BINARY) <= %s",
     young="arrived >= utc_timestamp() - INTERVAL %s SECOND",
     binary=str.encode,
 )
@@ -100,10 +103,18 @@ class Condition(NamedTuple):
         return Condition(f"{self.sql} AND {other.sql}", self.values + other.values)
 
 
+class Place(NamedTuple):
+    """The last message of a gateway that was read. `at`: the second in its id, ms."""
+
+    epoch: int
+    seq: int
+    at: int
+
+
 class Standing(NamedTuple):
     """How far a client has read a topic."""
 
-    vector: dict[str, tuple[int, int]]
+    vector: dict[str, Place]
     row: int
     """The row of mqtt_msg that `mid` names; 0: none that is still there."""
     known: bool
@@ -180,14 +191,15 @@ class SqlAsker:
     # -- positions -----------------------------------------------------------------------------------------------------
 
     def _standing(self, client: Condition, topic: Condition) -> Standing:
-        vector: dict[str, tuple[int, int]] = {}
+        vector: dict[str, Place] = {}
         if self._has_positions:
-            sql = f"SELECT gateway, epoch, seq FROM {POSITION} WHERE {client.sql} AND {topic.sql}"
-            vector = {code: (epoch, seq) for code, epoch, seq in self._session.ask(sql, client.values + topic.values)}
+            sql = f"SELECT gateway, epoch, seq, at FROM {POSITION} WHERE {client.sql} AND {topic.sql} AND gateway <> ''"
+            found = self._session.ask(sql, client.values + topic.values)
+            vector = {code: Place(epoch, seq, *milliseconds(at)) for code, epoch, seq, at in found}
         sql = f"SELECT max(mid) FROM mqtt_acked WHERE {client.sql} AND {topic.sql}"
         ((mid,),) = self._session.ask(sql, client.values + topic.values)
         there = [] if mid is None else self._rows("SELECT msgid FROM mqtt_msg", topic.also(Condition("id = %s", (mid,))))
-        read = vector
+        read = {code: (place.epoch, place.seq) for code, place in vector.items()}
         if there and not vector and (known := origin(there[0][0] or "")) is not None:
             read = {known.code: (known.epoch, known.seq)}
         return Standing(vector, mid if there else 0, bool(vector) or mid is not None, read)
@@ -198,8 +210,8 @@ class SqlAsker:
             return Condition("id > %s", (standing.row,))
         read = " OR ".join(f"({self._words.position})" for _ in standing.vector)
         values: list[object] = []
-        for code, (epoch, seq) in standing.vector.items():
-            values += (code, base62(epoch, EPOCH_WIDTH) + base62(seq, SEQ_WIDTH))
+        for code, place in standing.vector.items():
+            values += (code, base62(place.seq, SEQ_WIDTH), base62(place.at + 999, TIME_WIDTH))
         values = [self._words.binary(str(value)) for value in values]
         return Condition(f"(CASE WHEN {self._words.ours} THEN NOT ({read}) ELSE id > %s END)", (*values, standing.row))
 

@@ -1,8 +1,8 @@
 """A batch as a SQL database takes it: many rows of one table at once, and what a client or topic is left with.
 
 Rows of our tables go together in bulk, because their order between tables cannot be seen from outside the transaction; of one
-client's presence and of one topic's retained message only the last counts. The user's statements run in order after them,
-unless one of them reads or changes our tables: then what comes after it waits for it.
+client's presence, of one topic's retained message and of a client's position in a topic only the last counts. The user's
+statements run in order after them, unless one of them reads or changes our tables: then what comes after it waits for it.
 
 Invariant: applying the groups in order leaves the tables as applying the rows one by one would.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .sql_rows import Gap, Message, Own, Presence, Retained, Row, Stamp
+from .sql_rows import Drop, Gap, Message, Own, Position, Presence, Retained, Row, Stamp, Taken
 
 NO_STAMP = Stamp(0, "", 0, 0)
 
@@ -38,6 +38,9 @@ class Group:
     messages: list[Message] = field(default_factory=list)
     clients: dict[str, Client] = field(default_factory=dict)
     retained: dict[str, Retained] = field(default_factory=dict)
+    drops: dict[tuple[str, str], Drop] = field(default_factory=dict)
+    positions: dict[tuple[str, str, str], Position] = field(default_factory=dict)
+    taken: list[Taken] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     own: list[Own] = field(default_factory=list)
     closed: bool = False
@@ -58,14 +61,19 @@ def arrange(rows: Iterable[Row]) -> list[Group]:
             group.own.append(row)
             group.closed = group.closed or row.statement.touches_our_tables
         else:
-            if group.closed:
+            if group.closed or _comes_after(group, row):
                 group = Group()
                 groups.append(group)
             stored = _add(group, row, stored)
     return groups
 
 
-def _add(group: Group, row: Message | Presence | Retained | Gap, stored: str) -> str:
+def _comes_after(group: Group, row: Row) -> bool:
+    """Whether the row must see what the group has written: positions go in before the group's drops of them."""
+    return isinstance(row, Position) and (row.clientid, row.topic) in group.drops
+
+
+def _add(group: Group, row: Message | Presence | Retained | Position | Drop | Taken | Gap, stored: str) -> str:
     """Put the row where it belongs; the message stored last comes back."""
     if isinstance(row, Message):
         if row.msgid != stored:
@@ -75,9 +83,23 @@ def _add(group: Group, row: Message | Presence | Retained | Gap, stored: str) ->
         group.clients[row.clientid] = _after(group.clients.get(row.clientid), row)
     elif isinstance(row, Retained):
         group.retained[row.topic] = row
+    elif isinstance(row, Position):
+        _move(group, row)
+    elif isinstance(row, Drop):
+        group.drops[row.clientid, row.topic] = row
+    elif isinstance(row, Taken):
+        group.taken.append(row)
     else:
         group.gaps.append(row)
     return stored
+
+
+def _move(group: Group, row: Position) -> None:
+    """Of ids that others made the far end knows the order."""
+    key = (row.clientid, row.topic, row.gateway or row.msgid)
+    before = group.positions.get(key)
+    if before is None or (row.at, row.seq) > (before.at, before.seq):
+        group.positions[key] = row
 
 
 def fits(stamp: Stamp, when: int, stands: Stamp | None, times: Iterable[int]) -> bool:

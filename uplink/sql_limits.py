@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from .sql_rows import Message, Presence, Retained, Row
+from .sql_rows import Drop, Message, Position, Presence, Retained, Row
 
 
 class Column(NamedTuple):
@@ -47,6 +47,10 @@ def _places(row: Row) -> Iterator[tuple[str, str, str | bytes]]:
             yield "mqtt_retain", name, value
         yield "mqtt_retain", "payload", row.payload
         yield "tidegate_stamp", "name", row.topic
+    elif isinstance(row, Position | Drop):
+        for table in ("mqtt_acked", "tidegate_position"):
+            yield table, "clientid", row.clientid
+            yield table, "topic", row.topic
     elif isinstance(row, Presence):
         yield "mqtt_client", "clientid", row.clientid
         yield "mqtt_client", "node", row.node

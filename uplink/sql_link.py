@@ -17,6 +17,7 @@ from .errors import Rejected
 from .pools import Pool
 from .sql_batch import NO_STAMP, Client, Group, arrange, fitting_clients, fitting_retained
 from .sql_limits import Columns, misfit
+from .sql_positions import POSITION, Words, drop, put
 from .sql_rows import Gap, Message, Own, Retained, Row, Stamp, decode, milliseconds, utc
 
 LEDGER, STAMP, GAP = "tidegate_ledger", "tidegate_stamp", "tidegate_gap"
@@ -36,6 +37,7 @@ class Dialect(NamedTuple):
     mark_gone: str
     sweep: str
     """Deletions that nothing so old can reach any more."""
+    positions: Words
 
 
 MARKS = "SELECT epoch, seq FROM tidegate_ledger WHERE gateway = %s AND pool = %s"
@@ -43,6 +45,7 @@ PUT_GAPS = (
     "INSERT INTO tidegate_gap (gateway, first_seq, last_seq, first_at, last_at, topic, reason, count)"
     " VALUES (%s,%s,%s,%s,%s,%s,%s,%s)"
 )
+TAKE = "DELETE FROM mqtt_msg WHERE msgid = %s"
 TOMBSTONE_DAYS = 30
 
 
@@ -75,7 +78,7 @@ class SqlLink(ABC):
     def __init__(self, pool: Pool, columns: Columns) -> None:
         self._pool = pool
         self._columns = columns
-        self._missing = [table for table in (LEDGER, STAMP, GAP) if table not in columns]
+        self._missing = [table for table in (LEDGER, STAMP, POSITION, GAP) if table not in columns]
         self.warning = _warning(self._missing, pool)
 
     # -- what drivers do differently -------------------------------------------------------------------------------------
@@ -154,6 +157,8 @@ class SqlLink(ABC):
         """Once for each connection."""
         if STAMP not in self._missing:
             self._many(self.dialect.sweep, [(TOMBSTONE_DAYS,)])
+        if POSITION not in self._missing:
+            self._many(self.dialect.positions.sweep, [(TOMBSTONE_DAYS,)])
 
     def _rest(self, group: Group) -> None:
         """All of the group but its messages."""
@@ -161,6 +166,12 @@ class SqlLink(ABC):
             self._write_clients(group)
         if group.retained:
             self._write_retained(group)
+        if group.positions:
+            put(self.dialect.positions, self._many, group.positions.values(), POSITION not in self._missing)
+        if group.drops:
+            drop(self.dialect.positions, self._many, group.drops.values(), POSITION not in self._missing)
+        if group.taken:
+            self._many(TAKE, group.taken)
         if group.gaps and GAP not in self._missing:
             self._many(PUT_GAPS, [_gap_values(gap) for gap in group.gaps])
         if group.own:
@@ -239,6 +250,7 @@ def _warning(missing: Sequence[str], pool: Pool) -> str:
     price = {
         LEDGER: "what is sent again after a lost answer arrives twice",
         STAMP: "which presence or retained value is newer is told by its second alone",
+        POSITION: "a client that reads messages of several gateways may miss some",
         GAP: "gaps are not told",
     }[missing[0]]
     return f"without {', '.join(missing)} {price}: `tidegate uplink init {pool.full_name}` creates what is missing"

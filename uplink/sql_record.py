@@ -13,7 +13,7 @@ from .sql_rows import Own, Row, decode
 
 __all__ = ["FieldFault", "change", "describe"]
 
-_KINDS = {"Message": "message", "Presence": "presence", "Retained": "retained", "Gap": "gap", "Own": "sql"}
+_NAMES = {"Own": "sql"}
 _NOT_SHOWN = ("stamp",)
 """Which event it was stays as it is."""
 
@@ -21,7 +21,8 @@ _NOT_SHOWN = ("stamp",)
 def describe(original: bytes) -> tuple[str, dict[str, bytes]]:
     """What kind of write it is and its fields; those of a statement are its placeholders, in order."""
     row = decode(original)
-    return _KINDS[type(row).__name__], {name: _bytes(value) for name, value in _values(row).items()}
+    kind = type(row).__name__
+    return _NAMES.get(kind, kind.lower()), {name: _bytes(value) for name, value in _values(row).items()}
 
 
 def change(original: bytes, changes: Mapping[str, bytes]) -> bytes:

@@ -73,6 +73,46 @@ class Retained(NamedTuple):
         return _encode("retained", self._asdict())
 
 
+class Position(NamedTuple):
+    """A client has read a topic through this message. `at`: the time in its id; of an id that others made there is no gateway,
+    and the event's time stands for it. `when`: the event's."""
+
+    clientid: str
+    topic: str
+    gateway: str
+    epoch: int
+    seq: int
+    at: int
+    msgid: str
+    when: int
+
+    @property
+    def data(self) -> bytes:
+        return _encode("position", self._asdict())
+
+
+class Drop(NamedTuple):
+    """A client's position in a topic is dropped."""
+
+    clientid: str
+    topic: str
+    when: int
+
+    @property
+    def data(self) -> bytes:
+        return _encode("drop", self._asdict())
+
+
+class Taken(NamedTuple):
+    """A queue has given the message away: it goes for everybody."""
+
+    msgid: str
+
+    @property
+    def data(self) -> bytes:
+        return _encode("taken", self._asdict())
+
+
 class Gap(NamedTuple):
     """What was dropped before it could be sent."""
 
@@ -101,11 +141,19 @@ class Own(NamedTuple):
         return _encode("sql", {"sql": self.statement.text, "values": list(self.values)})
 
 
-Row = Message | Presence | Retained | Gap | Own
+Row = Message | Presence | Retained | Position | Drop | Taken | Gap | Own
 
 
 ALL_NAMES = ("clientid", "topic", "qos", "retain", "payload", "msgid", "timestamp")
-_KINDS: dict[str, Any] = {"message": Message, "presence": Presence, "retained": Retained, "gap": Gap}
+_KINDS: dict[str, Any] = {
+    "message": Message,
+    "presence": Presence,
+    "retained": Retained,
+    "position": Position,
+    "drop": Drop,
+    "taken": Taken,
+    "gap": Gap,
+}
 
 
 def decode(data: bytes) -> Row:

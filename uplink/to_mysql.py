@@ -16,7 +16,7 @@ from typing import Any, cast
 import pymysql
 from pymysql.converters import escape_str
 
-from . import sql_actions
+from . import sql_actions, sql_positions
 from .backend import Batch, Mark, Shown
 from .errors import Rejected
 from .mysql_session import Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
@@ -25,6 +25,7 @@ from .sql_asking import MYSQL, SqlAsker
 from .sql_batch import arrange
 from .sql_limits import Column
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
+from .sql_positions import POSITION
 from .sql_rows import Message, Own, Row, utc
 
 __all__ = ["actions", "connect", "connect_asker", "gap_action", "schema_session", "show"]
@@ -82,6 +83,7 @@ class MyLink(SqlLink):
         " gone_at = NULL",
         mark_gone="UPDATE tidegate_stamp SET gone_at = utc_timestamp() WHERE target = 'retain' AND name = %s",
         sweep="DELETE FROM tidegate_stamp WHERE gone_at < utc_timestamp() - INTERVAL %s DAY",
+        positions=sql_positions.MYSQL,
     )
 
     def __init__(self, db: Connection, pool: Pool) -> None:
@@ -205,7 +207,7 @@ class _OnPaper(MyLink):
     """A link to nowhere, for `show`."""
 
     def __init__(self, pool: Pool, paper: Paper) -> None:
-        SqlLink.__init__(self, pool, {table: {} for table in (LEDGER, STAMP, GAP)})
+        SqlLink.__init__(self, pool, {table: {} for table in (LEDGER, STAMP, POSITION, GAP)})
         self._db = cast(Any, paper)
         self._cursor = cast(Any, paper)
 

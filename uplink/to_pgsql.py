@@ -18,7 +18,7 @@ import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.rows import TupleRow
 
-from . import sql_actions
+from . import sql_actions, sql_positions
 from .backend import Batch, Mark, Shown
 from .errors import Rejected
 from .pgsql_session import PgSession, answers, has_ended, open_connection
@@ -27,6 +27,7 @@ from .sql_asking import PGSQL, SqlAsker
 from .sql_batch import arrange
 from .sql_limits import NO_COLUMN, Column
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
+from .sql_positions import POSITION
 from .sql_rows import Message, Own, Retained, Row, utc
 from .sql_statement import Statement, Value, text_or_bytes
 
@@ -89,6 +90,7 @@ class PgLink(SqlLink):
         " seq = EXCLUDED.seq, gone_at = NULL",
         mark_gone="UPDATE tidegate_stamp SET gone_at = now() WHERE target = 'retain' AND name = %s",
         sweep="DELETE FROM tidegate_stamp WHERE gone_at < now() - make_interval(days => %s)",
+        positions=sql_positions.PGSQL,
     )
 
     def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
@@ -269,7 +271,7 @@ class _OnPaper(PgLink):
     """A link to nowhere, for `show`."""
 
     def __init__(self, pool: Pool, paper: Paper) -> None:
-        SqlLink.__init__(self, pool, {table: {} for table in (LEDGER, STAMP, GAP)})
+        SqlLink.__init__(self, pool, {table: {} for table in (LEDGER, STAMP, POSITION, GAP)})
         self._db = cast(Any, paper)
         self._base64 = pool.settings["binary_payload"] == "base64"
         self._takes_raw = set()

@@ -66,8 +66,7 @@ READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or na
 """Functions that ask a far end (`asking_lane`); they write nothing there."""
 LATER = frozenset(FUNCTIONS) - WRITING - READING
 """Known names whose work comes with a later version."""
-_ACKS = POSITIONS | {"on_message_acked_for_queue", "on_acked_delete"}
-LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset(), "mysql": LATER | _ACKS, "pgsql": LATER | _ACKS}
+LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
 """The same for a backend that is further."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "first_fetch", "payload_format")

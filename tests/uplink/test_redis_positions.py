@@ -1,4 +1,4 @@
-"""Acknowledgements in Redis: positions as a vector and as the specification's single id, and messages that a queue has given away.
+"""Acknowledgements in Redis: positions as a vector and as the specification's single id, and what a queue has given away.
 
 By script, by WATCH and MULTI where the server allows no script, and on a cluster.
 """
@@ -182,8 +182,9 @@ def test_what_stands_in_the_way_goes_to_quarantine_and_can_be_read_there(rig: Ri
     rig.log.position("c", "a/b", one)
     rig.drain()
     kept = rig.quarantine()
+    place = f"1:1:{rig.log.entries()[0].at}".encode()
     assert [describe(row.original) for row in kept] == [
-        ("position", {"clientid": b"c", "topic": b"a/b", "gateway": CODE.encode(), "place": f"1:1:{rig.log.entries()[0].at}".encode()}),
+        ("position", {"clientid": b"c", "topic": b"a/b", "gateway": CODE.encode(), "place": place}),
         ("acked", {"clientid": b"c", "topic": b"a/b", "msgid": one.encode()}),
     ]  # fmt: skip
     assert all(change(row.original, {}) == row.original for row in kept)

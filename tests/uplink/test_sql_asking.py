@@ -90,7 +90,7 @@ def acked(server: SqlServer, mid: int, client: str = "c", topic: str = "t") -> N
 
 def position(server: SqlServer, code: str, seq: int, epoch: int = 1, client: str = "c", topic: str = "t") -> None:
     """An entry of the vector."""
-    server.run(f"INSERT INTO tidegate_position VALUES ('{client}', '{topic}', '{code}', {epoch}, {seq}, '2023-11-14 00:00:00')")
+    server.run(f"INSERT INTO tidegate_position VALUES ('{client}', '{topic}', '{code}', {epoch}, {seq}, '2023-11-15 00:00:00')")
 
 
 def pubsub(topic: str = "t", limit: int = 500, span: int = 0, window_first: bool = True, after: int = 0) -> Fetch:

@@ -30,6 +30,7 @@ def test_the_specification_s_own_blocks_load_verbatim(tmp_path: Path, backend: s
         "on_message_publish",
         "on_message_retain",
         "on_retain_delete",
+        "on_message_acked",
     ]
     assert [statement.names for rule in rules.rules for statement in rule.statements] == [("clientid",), ("clientid", "topic")]
 
