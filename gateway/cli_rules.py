@@ -134,7 +134,7 @@ def _row(file: Any, rule: Any) -> dict[str, Any]:
     from tidegate.uplink.explain import state
 
     return {
-        **_named(file.backend, rule), "state": state(file, rule),
+        **_named(file.backend, rule), "state": state(file),
         "warnings": [told.text for told in file.warnings if told.line == rule.line],
     }  # fmt: skip
 

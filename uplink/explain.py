@@ -22,7 +22,7 @@ from .vocabulary import BUILT, EVENTS, READING
 
 SENDS, ASKS, KEPT, NOTHING = "sends", "asks the far end", "kept on this box", "writes nothing"
 OTHER_EVENT, OTHER_TOPIC = "other event", "other topic"
-IN_FORCE, LATER, MISCONFIGURED, NOT_BUILT = "in force", "comes later", "misconfigured", "not built yet"
+IN_FORCE, MISCONFIGURED, NOT_BUILT = "in force", "misconfigured", "not built yet"
 _VIEWS = {
     "on_client_connected": "mqtt_client",
     "on_client_disconnected": "mqtt_client",
@@ -79,13 +79,11 @@ def trouble(file: RuleFile) -> str:
     return f"its pool waits until the file is mended: {file.mistakes[0]}{more}"
 
 
-def state(file: RuleFile, rule: Rule) -> str:
-    """Whether the rule is in force."""
+def state(file: RuleFile) -> str:
+    """Whether the rules of the file are in force."""
     if file.backend not in BUILT:
         return NOT_BUILT
-    if file.mistakes:
-        return MISCONFIGURED
-    return IN_FORCE if rule.works else LATER
+    return MISCONFIGURED if file.mistakes else IN_FORCE
 
 
 def _written(file: RuleFile, entry: Entry, node: str, backend: Backend) -> dict[int, list[Shown]]:
@@ -123,8 +121,6 @@ def _verdict(backend: str, rule: Rule, entry: Entry, fault: str, writes: Sequenc
         return no(OTHER_TOPIC, f"{rule.topic_filter} does not match {entry.topic}{_hint(rule, entry)}")
     if fault:
         return no(MISCONFIGURED if backend in BUILT else NOT_BUILT, fault)
-    if not rule.works:
-        return no(LATER, f"{rule.function} is known, its work comes with a later version")
     if rule.function in READING and backend != "sqlite":
         why = why_not_asked(rule.function, entry)
         return no(NOTHING, why) if why else no(ASKS, _QUESTIONS[rule.function])

@@ -43,7 +43,7 @@ def local_rules(files: Iterable[RuleFile]) -> LocalRules | None:
         pools_new=_looked_up(files, SESSION_CREATED),
         pools_always=_looked_up(files, CONNECTED),
         retained=tuple(filter_of(rule) for rule in far if rule.function == "on_retain_lookup"),
-        fetches=tuple(fetch_rule(rule) for rule in rules if rule.works and rule.function.startswith("on_message_fetch")),
+        fetches=tuple(fetch_rule(rule) for rule in rules if rule.function.startswith("on_message_fetch")),
         acks=tuple((filter_of(rule), _ACKS[rule.function]) for rule in rules if rule.function in _ACKS),
         forgets=tuple(filter_of(rule) for rule in rules if rule.function == "on_acked_delete"),
         keeps=tuple(

@@ -23,7 +23,7 @@ class Plan:
     """`kinds` are the entries it can use; `operations(entry)` is what they become."""
 
     def __init__(self, rules: Iterable[Rule], backend: Backend, node: str) -> None:
-        self._actions = [(rule, backend.actions(rule, node)) for rule in rules if rule.works and rule.function not in READING]
+        self._actions = [(rule, backend.actions(rule, node)) for rule in rules if rule.function not in READING]
         self._gap: tuple[tuple[str, Action], ...] = (("gap", backend.gap_action()),)
         self._known: dict[tuple[int, str], tuple[tuple[str, Action], ...]] = {}
         self.kinds = frozenset(rule.reads for rule, _ in self._actions) | {GAP}

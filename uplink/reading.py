@@ -42,7 +42,7 @@ class Reading(NamedTuple):
 
 def reading(rules: Iterable[Rule]) -> Reading | None:
     """What these rules of one pool read, None if nothing."""
-    mine = [rule for rule in rules if rule.works and rule.function in READING]
+    mine = [rule for rule in rules if rule.function in READING]
     if not mine:
         return None
     lookups = {rule.kind for rule in mine if rule.function == "on_subscribe_lookup"}

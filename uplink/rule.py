@@ -38,8 +38,6 @@ from .vocabulary import (
     FIRST_FETCH,
     FUNCTION_ALIASES,
     FUNCTIONS,
-    LATER,
-    LATER_OF,
     LOGGED_FOR_SQLITE,
     MAX_SECONDS,
     OFFLINE_OPTIONS,
@@ -78,8 +76,6 @@ class Rule:
     function: str
     commands: tuple[Command, ...]
     statements: tuple[Statement, ...]
-    works: bool
-    """False for functions that a later version brings."""
     pool: str
     expired_time: int | None
     max_returned_count: int
@@ -174,7 +170,7 @@ def wants(rule_files: Iterable[RuleFile], saved: Mapping[str, Iterable[Want]] | 
 def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
     local = rule_file.backend == "sqlite"
     if not rule_file.mistakes:
-        logged = [rule for rule in rule_file.rules if rule.works and (not local or rule.function in LOGGED_FOR_SQLITE)]
+        logged = [rule for rule in rule_file.rules if (not local or rule.function in LOGGED_FOR_SQLITE)]
         return [want for rule in logged for want in _wants_of_rule(rule, local)]
     if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
         return [Want(kind, "", 0, False) for kind in sorted(events)]
@@ -219,8 +215,6 @@ class _Reader:
             found[key] = rule
         rules = sorted(found.values(), key=lambda rule: (rule.kind, rule.number))
         self._warn_of_storing_twice(rules)
-        if self._backend in BUILT:
-            self._warn_of_later([rule for rule in rules if not rule.works])
         return rules
 
     def _rule(self, raw: RawRule) -> Rule | None:
@@ -243,7 +237,7 @@ class _Reader:
         self._warn_of_no_effect(raw, event, function)
         return Rule(
             EVENTS[event], event, raw.number, topic, "topic" not in raw.body, function, commands, statements,
-            function not in LATER_OF.get(self._backend, LATER), pool, expired_time, count, time_range, payload_format,
+            pool, expired_time, count, time_range, payload_format,
             first_fetch, self._file, raw.line,
         )  # fmt: skip
 
@@ -381,11 +375,6 @@ class _Reader:
                 if store.pool == rule.pool and (everywhere or filters_overlap(store.topic_filter, rule.topic_filter)):
                     text = f"on_message_store of line {store.line} stores the same messages as on_message_publish here"
                     self._warn(rule.line, f"{text}: each is stored once; take one of the two rules out")
-
-    def _warn_of_later(self, rules: list[Rule]) -> None:
-        if rules:
-            names = ", ".join(f"{rule.function} (line {rule.line})" for rule in sorted(rules, key=lambda r: r.line))
-            self._warn(min(rule.line for rule in rules), f"known, but without effect until a later version: {names}")
 
     def _fail(self, raw: RawRule, text: str) -> None:
         self._raw.mistakes.append(Mistake(self._file, raw.line, text))

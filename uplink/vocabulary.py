@@ -1,7 +1,7 @@
 """The specification's words as tables: events, functions, pool keys and rule options of every backend.
 
 `rule.py` looks names up here and nowhere else, so a name that is missing here is an unknown name, reported with the nearest
-one that is known. Functions in `LATER` are words of the specification whose work is not built yet: they load with a warning.
+one that is known.
 
 Invariant: every key that a file in `conf/` shows stands in `POOL_KEYS` with the default the file shows.
 """
@@ -64,10 +64,6 @@ LOGGED_FOR_SQLITE = frozenset(_STORING.split())
 WRITING = LOGGED_FOR_SQLITE | POSITIONS | {"on_message_acked_for_queue", "on_acked_delete"}
 READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or name.startswith("on_message_fetch"))
 """Functions that ask a far end (`asking_lane`); they write nothing there."""
-LATER = frozenset(FUNCTIONS) - WRITING - READING
-"""Known names whose work comes with a later version."""
-LATER_OF: dict[str, frozenset[str]] = {"sqlite": frozenset()}
-"""The same for a backend that is further."""
 
 RULE_OPTIONS = ("topic", "action", "pool", "expired_time", "offline_opts", "first_fetch", "payload_format")
 FIRST_FETCH = ("window", "none")

@@ -13,7 +13,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from tidegate.gateway.routing import Router
-from tidegate.store.entry import CONNECTED, KIND_NAMES, PUBLISH, SUBSCRIBED, Entry
+from tidegate.store.entry import ACKED, CONNECTED, KIND_NAMES, POSITION, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Entry
 from tidegate.store.topic import topic_name_fault
 from tidegate.uplink import to_redis
 from tidegate.uplink.backend import Backend, Packed, Shown
@@ -37,7 +37,8 @@ from tidegate.uplink.vocabulary import FUNCTIONS, WRITING
 from tests.support.redis_server import RedisServer
 
 from .logfile import GATEWAY, START
-from .rig import LIST, MESSAGES, PRESENCE, Rig
+from .rig import LIST, PRESENCE, Rig
+from .test_redis_positions import RULES as ACKNOWLEDGING
 from .test_rule import RULE, SERVER, read
 
 BLOCKS = Path(__file__).parent / "specification"
@@ -75,7 +76,7 @@ def everything(far: redis.Redis) -> dict[str, object]:
 
 def test_typing_what_is_shown_into_an_empty_redis_gives_what_the_worker_writes(tmp_path: Path, server: RedisServer) -> None:
     own = LIST.replace("RPUSH list ${msgid}", "HSET copy:${clientid} ${message}").replace("publish.9", "publish.8")
-    with Rig(tmp_path, server.port, PRESENCE + MESSAGES + LIST + own) as rig, server.client() as far:
+    with Rig(tmp_path, server.port, PRESENCE + ACKNOWLEDGING + LIST + own) as rig, server.client() as far:
         rig.log.connected("c 1")
         rig.log.connected("gone")
         rig.log.disconnected("gone")
@@ -85,11 +86,17 @@ def test_typing_what_is_shown_into_an_empty_redis_gives_what_the_worker_writes(t
         rig.log.publish("old", b"kept", retain=True)
         rig.log.publish("old", b"", retain=True)
         rig.drain()
+        rig.log.position("c 1", "a/b c", rig.published()[0])
+        rig.log.append(UNSUBSCRIBED, "gone", "a/b", 0, None)
+        rig.log.publish("queue/1", b"x")
+        rig.log.append(ACKED, "c 1", "queue/1", 0, rig.published()[-1].encode())
+        rig.drain()
         file = load(rig.conf, "redis")
         written = everything(far)
         assert len(written) > 10
         far.flushdb()
-        for about in rig.log.entries():
+        for logged in rig.log.entries():
+            about = logged._replace(kind=ACKED) if logged.kind == POSITION else logged
             for verdict in explained(file, about):
                 for shown in verdict.writes:
                     far.execute_command(*cast(Sequence[bytes], shown.values))

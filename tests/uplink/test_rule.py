@@ -18,7 +18,7 @@ from tidegate.store.entry import (
     Want,
 )
 from tidegate.uplink.rule import SHIPPED, RuleFile, load, wants
-from tidegate.uplink.vocabulary import LATER, POOL_KEYS, READING
+from tidegate.uplink.vocabulary import FUNCTIONS, POOL_KEYS
 
 BLOCK = Path(__file__).parent / "specification" / "emqx_backend_redis.conf"
 SERVER = "backend.redis.pool1.server = 127.0.0.1:6379\n"
@@ -45,15 +45,13 @@ def test_only_rules_that_work_are_logged_for() -> None:
     }
 
 
-@pytest.mark.parametrize("function", sorted(LATER))
+@pytest.mark.parametrize("function", sorted(FUNCTIONS))
 def test_every_function_of_the_specification_is_a_known_name(tmp_path: Path, function: str) -> None:
-    from tidegate.uplink.vocabulary import FUNCTIONS
-
     event = FUNCTIONS[function][0]
     line = f'backend.redis.hook.{event}.1 = {{"action": {{"function": "{function}"}}, "pool": "pool1"}}\n'
     rules = read(tmp_path, SERVER + line)
     assert rules.mistakes == ()
-    assert [rule.works for rule in rules.rules] == [function in READING]
+    assert [rule.function for rule in rules.rules] == [function]
 
 
 PUBLISH_1 = "backend.redis.hook.message.publish.1 = {"

@@ -10,7 +10,6 @@ from tidegate.uplink.rule import RuleFile, load
 from tidegate.uplink.vocabulary import BUILT, POOL_KEYS
 
 BLOCKS = Path(__file__).parent / "specification"
-LATER = "until a later version"
 NO_SPACE = "no space before the =: passed over"
 
 WARNINGS: dict[str, list[tuple[int, str]]] = {
@@ -69,20 +68,10 @@ def test_there_is_a_block_of_every_remote_backend() -> None:
 def test_the_block_loads_verbatim_with_a_warning_for_each_defect(tmp_path: Path, backend: str) -> None:
     file = load_text(tmp_path, backend, block(backend))
     assert mistakes(file) == []
-    assert [(w.line, w.text) for w in file.warnings if LATER not in w.text] == WARNINGS[backend]
+    assert [(w.line, w.text) for w in file.warnings] == WARNINGS[backend]
     assert {warning.file for warning in file.warnings} == {str(file.path)}
     assert [pool.name for pool in file.pools] == ["pool1"]
     assert len(file.rules) == RULES[backend]
-
-
-@pytest.mark.parametrize("backend", [name for name in WARNINGS if name in BUILT])
-def test_functions_of_a_later_version_are_named_in_one_warning(tmp_path: Path, backend: str) -> None:
-    file = load_text(tmp_path, backend, block(backend))
-    later = [rule for rule in file.rules if not rule.works]
-    assert [warning.text for warning in file.warnings if LATER in warning.text] == [
-        "known, but without effect until a later version: "
-        + ", ".join(f"{rule.function} (line {rule.line})" for rule in sorted(later, key=lambda rule: rule.line))
-    ] * bool(later)
 
 
 @pytest.mark.parametrize("backend", WARNINGS)

@@ -21,7 +21,7 @@ def test_the_specification_s_own_blocks_load_verbatim(tmp_path: Path, backend: s
     (pool,) = rules.pools
     assert (pool.settings["server"], pool.settings[user]) == ((("127.0.0.1", port),), "root")
     assert (pool.settings["password"], pool.settings["database"], pool.settings["ssl"]) == ("public", "mqtt", False)
-    assert [rule.function for rule in rules.rules if rule.works and rule.function] == [
+    assert [rule.function for rule in rules.rules if rule.function] == [
         "on_client_connected",
         "on_client_disconnected",
         "on_subscribe_lookup",

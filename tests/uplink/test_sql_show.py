@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tidegate.store.entry import PUBLISH, Entry
+from tidegate.store.entry import ACKED, PUBLISH, Entry
 from tidegate.uplink.explain import SENDS, explain
 
 from .logfile import GATEWAY, START
 from .test_specification import block, load_text
+
+
+def importer(name: str) -> Any:
+    return importlib.import_module(f"tidegate.uplink.to_{name}")
 
 
 @pytest.mark.parametrize("backend", ["mysql", "pgsql"])
@@ -20,7 +25,7 @@ def test_the_statements_are_shown_with_their_values(tmp_path: Path, backend: str
     file = load_text(tmp_path, backend, block(backend) + rule)
     assert file.mistakes == ()
     about = Entry(7, START, START, PUBLISH, "c1", "a/b", 1, True, b"it's", b"", GATEWAY, 1, "0" * 20)
-    found = explain(file, about, "barn", lambda name: importlib.import_module(f"tidegate.uplink.to_{name}"))
+    found = explain(file, about, "barn", importer)
     sent = {verdict.rule.number: verdict.writes for verdict in found if verdict.result == SENDS}
     assert list(sent) == [1, 2, 9]
     (message,) = sent[1]
@@ -33,6 +38,12 @@ def test_the_statements_are_shown_with_their_values(tmp_path: Path, backend: str
     assert [shown.statement.split()[:3] for shown in sent[2] if "mqtt_retain" in shown.statement] == [
         ["SELECT", "topic,", "arrived"],
         ["INSERT", "INTO", "mqtt_retain"],
+    ]
+    acked = about._replace(kind=ACKED, payload=("0" * 20).encode())
+    (verdict,) = [one for one in explain(file, acked, "barn", importer) if one.rule.function == "on_message_acked"]
+    assert [shown.statement.split()[:3] for shown in verdict.writes] == [
+        ["INSERT", "INTO", "tidegate_position"],
+        ["INSERT", "INTO", "mqtt_acked"],
     ]
     (own,) = sent[9]
     assert (own.statement, own.values) == ("insert into t values (%s, 'x%%', %s)", ("it's", 1))
