@@ -74,6 +74,10 @@ class LogReader:
         """(gateway, epoch, first seq) of every run, oldest first: which entries an epoch can hold."""
         return self._db.execute("SELECT gateway, epoch, first_seq FROM run ORDER BY id").fetchall()
 
+    def taken(self, first: int, last: int) -> set[int]:
+        """Messages from `first` through `last` that a queue has given away."""
+        return {seq for (seq,) in self._db.execute("SELECT seq FROM taken WHERE seq BETWEEN ? AND ?", (first, last))}
+
     def at(self, seq: int) -> int | None:
         """Time (ms) of the first entry after `seq`, None when there is none: the age of what waits."""
         row = self._db.execute(

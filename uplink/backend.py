@@ -91,6 +91,8 @@ class Link(Protocol):
     """What a person should know about how this link works, empty if nothing."""
     largest: int
     """Entries that a batch may have: what the far end likes best."""
+    whole: bool
+    """Whether a batch whose mark did not move left nothing there."""
 
     def marks(self, gateway: str) -> dict[int, Mark] | None:
         """Epoch -> mark, as the far end has it; None when it keeps none, then a batch may be applied twice."""

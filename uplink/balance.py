@@ -21,15 +21,17 @@ NO_REASON = "unexplained"
 
 
 class Tally(NamedTuple):
-    """Of one stretch of the log: entries there, entries for the pool, and what its gap records name, by reason."""
+    """Of one stretch of the log: entries there, entries for the pool, what its gap records name, by reason, and messages and
+    acknowledgements that cancelled each other."""
 
     entries: int = 0
     delivered: int = 0
     named: Mapping[str, int] = {}
+    cancelled: int = 0
 
 
 class Account(NamedTuple):
-    """Of everything up to the cursor. cursor + again = delivered + passed + missing."""
+    """Of everything up to the cursor. cursor + again = delivered + passed + missing + cancelled."""
 
     again: int = 0
     """Numbers that were passed more than once, because the far end or the log lost them."""
@@ -40,6 +42,8 @@ class Account(NamedTuple):
     """Numbers up to here that are not there are no loss: the pool had been past them, or had not begun."""
     named: str = "{}"
     """JSON: reason -> entries that gap records name."""
+    cancelled: int = 0
+    """Messages of queues and their acknowledgements that were both still here."""
 
     def moved(self, cursor: int, through: int, tally: Tally) -> Account:
         """The cursor goes on to `through`."""
@@ -50,7 +54,10 @@ class Account(NamedTuple):
             counts: dict[str, int] = json.loads(named)
             named = json.dumps(dict(Counter(counts) + Counter(tally.named)))
         return self._replace(
-            passed=self.passed + tally.entries - tally.delivered + known, missing=self.missing + holes - known, named=named
+            passed=self.passed + tally.entries - tally.delivered - tally.cancelled + known,
+            missing=self.missing + holes - known,
+            named=named,
+            cancelled=self.cancelled + tally.cancelled,
         )
 
     def gone_back(self, cursor: int, back: int, lost_tail: bool = False) -> Account:
@@ -97,14 +104,14 @@ def balance(
         dropped["disk_budget"] += left
         left = 0
     dropped[NO_REASON] += left
-    off = cursor + account.again - delivered - account.passed - account.missing
+    off = cursor + account.again - delivered - account.passed - account.missing - account.cancelled
     odd = parked.came - parked.now - parked.sent - parked.cancelled - parked.lost
     return {
         "wanted": max(last, cursor) + account.again - account.passed,
         "delivered": delivered - parked.came + parked.sent,
         "waiting": waiting,
         "parked": parked.now,
-        "cancelled": parked.cancelled,
+        "cancelled": parked.cancelled + account.cancelled,
         "expired": 0,
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "mismatch": abs(off) + abs(odd) + left,

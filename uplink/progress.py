@@ -33,7 +33,7 @@ MAX_QUARANTINE = 50_000
 _CHECKPOINT_EVERY = 200
 
 _STANDING = "state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate"
-_ACCOUNT = "again, passed, missing, solid, named"
+_ACCOUNT = "again, passed, missing, solid, named, cancelled"
 _CAME_AND_WENT = "ifnull((SELECT value FROM meta WHERE key = 'parked_{}.' || name), 0)"
 _PARKED_OF = "(SELECT count(*) FROM (SELECT DISTINCT gateway, epoch, seq FROM quarantine WHERE pool = name)), " + ", ".join(
     _CAME_AND_WENT.format(what) for what in ("came", "sent", "cancelled", "lost")
@@ -172,7 +172,7 @@ class Progress:
         """Write the pool's row and the marks that moved, as one transaction."""
         with self.transaction():
             self._db.execute(
-                f"INSERT OR REPLACE INTO pool (name, {_STANDING}, at, {_ACCOUNT}) VALUES ({','.join('?' * 17)})",
+                f"INSERT OR REPLACE INTO pool (name, {_STANDING}, at, {_ACCOUNT}) VALUES ({','.join('?' * 18)})",
                 (pool, *standing[:10], at, *standing.account),
             )
             self._db.executemany(
@@ -316,13 +316,14 @@ def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]
     `ahead` tells what the disk budget has taken above a cursor, by reason, as far as that is known.
     """
     old = _is_older(data, 3)
-    account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0" if old else f"{_ACCOUNT}, {_PARKED_OF}"
+    known = _ACCOUNT.replace("cancelled", "0") if _is_older(data, 5) else _ACCOUNT
+    account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0, 0" if old else f"{known}, {_PARKED_OF}"
     rows = read_rows(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
     if not rows:
         return []
     log = LogReader(data / "log.db")
     try:
-        return [_status(log, name, _standing_of(row), Parked(*row[15:]), ahead) for name, *row in rows]
+        return [_status(log, name, _standing_of(row), Parked(*row[16:]), ahead) for name, *row in rows]
     finally:
         log.close()
 
@@ -355,7 +356,7 @@ def saved_wants(data: Path) -> dict[str, list[Want]]:
 
 
 def _standing_of(row: Sequence[Any]) -> Standing:
-    return Standing(*row[:10])._replace(account=Account(*row[10:15]))
+    return Standing(*row[:10])._replace(account=Account(*row[10:16]))
 
 
 def _status(log: LogReader, name: str, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:

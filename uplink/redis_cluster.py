@@ -48,6 +48,7 @@ class ClusterLink:
 
     warning = ""
     largest = 1000
+    whole = False
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

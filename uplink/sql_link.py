@@ -79,6 +79,7 @@ class SqlLink(ABC):
         self._pool = pool
         self._columns = columns
         self._missing = [table for table in (LEDGER, STAMP, POSITION, GAP) if table not in columns]
+        self.whole = LEDGER not in self._missing
         self.warning = _warning(self._missing, pool)
 
     # -- what drivers do differently -------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class RedisLink:
     """See `backend.Link`."""
 
     largest = 1000
+    whole = True
 
     def __init__(self, wire: Wire, pool: Pool) -> None:
         self.warning = ""

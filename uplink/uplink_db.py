@@ -77,5 +77,10 @@ def _schema_4(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO meta VALUES ('identity', ?)", (secrets.token_hex(8),))
 
 
-UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2, _schema_3, _schema_4))
+def _schema_5(connection: sqlite3.Connection) -> None:
+    """Messages of queues that were acknowledged before they were sent."""
+    connection.execute("ALTER TABLE pool ADD COLUMN cancelled INTEGER NOT NULL DEFAULT 0")
+
+
+UPLINK = Format(0x54475531, "uplink.db", (_schema_1, _schema_2, _schema_3, _schema_4, _schema_5))
 """`uplink.db`: application_id "TGU1"."""

@@ -11,7 +11,7 @@ Invariant: the cursor moves past an entry only when the far end's mark has, or t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
@@ -20,6 +20,7 @@ from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
 from .balance import Tally, named_by
+from .cancelling import Cancelling
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
@@ -53,6 +54,7 @@ class Log(Protocol):
     def bounds(self) -> tuple[int, int]: ...
     def beginning(self) -> int: ...
     def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
+    def taken(self, first: int, last: int) -> set[int]: ...
 
 
 class Book(Protocol):
@@ -107,6 +109,7 @@ class Worker:
         """Entries before this one are done with, because an epoch that began later has a mark. What the rules of then passed
         over left none, and must not come after it when the rules have changed and the cursor was not saved."""
         self._tally = Tally()
+        self._cancelling = Cancelling(plan, log)
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
@@ -239,8 +242,9 @@ class Worker:
         key = (first.gateway, first.epoch)
         mark = self._marks.get(key, Mark())
         arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
-        operations, wanted = self._operations(entries, mark) if first.seq >= self._begun else ([], 0)
-        self._tally = Tally(len(entries), arrived + wanted, named_by(entries))
+        cancelled = self._cancelling.among(entries, mark, link.whole)
+        operations, wanted, left_out = self._operations(entries, mark, cancelled) if first.seq >= self._begun else ([], 0, 0)
+        self._tally = Tally(len(entries), arrived + wanted, named_by(entries), left_out)
         if operations:
             self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
         else:
@@ -256,17 +260,18 @@ class Worker:
         beyond = [e for e in entries if confirmed < e.seq <= mark.seq and e.kind in self._plan.kinds]
         return sum(bool(self._plan.operations(entry)) for entry in beyond)
 
-    def _operations(self, entries: Sequence[Entry], mark: Mark) -> tuple[list[Operation], int]:
-        """What the entries beyond the mark ask for, and how many of them ask for anything."""
+    def _operations(self, entries: Sequence[Entry], mark: Mark, cancelled: Collection[int]) -> tuple[list[Operation], int, int]:
+        """What the entries beyond the mark ask for, how many of them ask for anything, and how many no longer do."""
         operations: list[Operation] = []
-        wanted = 0
+        wanted = left_out = 0
         kinds, make = self._plan.kinds, self._plan.operations
         for entry in entries:
             if entry.kind in kinds and entry.seq > mark.seq:
-                made = make(entry)
+                made = make(entry, entry.seq in cancelled)
                 wanted += bool(made)
+                left_out += not made and entry.seq in cancelled and bool(make(entry))
                 operations += made
-        return operations[mark.done :], wanted
+        return operations[mark.done :], wanted, left_out
 
     def _write(self, link: Link, batch: Batch, entries: Sequence[Entry]) -> None:
         started = self._clock.monotonic()

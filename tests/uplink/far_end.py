@@ -129,6 +129,7 @@ class FarLink:
 
     warning = ""
     largest = 1000
+    whole = True
 
     def __init__(self, far: FarEnd) -> None:
         self._far = far

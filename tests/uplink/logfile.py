@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tidegate.store.entry import CONNECTED, DISCONNECTED, GAP, POSITION, PUBLISH, RETAIN, Entry
+from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, GAP, POSITION, PUBLISH, RETAIN, Entry
 from tidegate.store.msgid import gateway_code
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import LOG, open_writer
@@ -63,6 +63,12 @@ class LogFile:
     def position(self, client: str, topic: str, msgid: str, at: int | None = None) -> int:
         """The client has read the topic through this message."""
         return self.append(POSITION, client, topic, 0, msgid.encode(), at)
+
+    def acked(self, client: str, topic: str, seq: int) -> int:
+        """A message of a queue was acknowledged, as the broker writes it down."""
+        (msgid,) = [entry.msgid for entry in self.entries() if entry.seq == seq]
+        self._db.execute("INSERT OR IGNORE INTO taken VALUES (?)", (seq,))
+        return self.append(ACKED, client, topic, 0, msgid.encode())
 
     def gap(self, text: str) -> int:
         return self.append(GAP, None, None, 0, text.encode(), None)

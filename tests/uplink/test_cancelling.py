@@ -1,0 +1,108 @@
+"""What cancels or overtakes each other while it is still on the box: less is sent, and the far end is right in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.uplink.plan import TAKES
+
+from tests.support.redis_server import RedisServer
+
+from .rig import LIST, MESSAGES, Rig
+
+QUEUE = f'backend.redis.hook.message.acked.1 = {{"topic": "queue/#", "action": {{"function": "{TAKES}"}}, "pool": "pool1"}}\n'
+OWN = LIST.replace("publish.9", "publish.8").replace('{"action', '{"topic": "queue/#", "action')
+MINUTE = 60_000
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def far(server: RedisServer) -> Iterator[Any]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def rig(tmp_path: Path, server: RedisServer) -> Iterator[Rig]:
+    with Rig(tmp_path, server.port, MESSAGES + QUEUE) as rig:
+        yield rig
+
+
+def calls(far: Any, *names: str) -> int:
+    """How often Redis ran these commands."""
+    stats = far.info("commandstats")
+    return sum(stats[f"cmdstat_{name}"]["calls"] for name in names if f"cmdstat_{name}" in stats)
+
+
+def balanced(rig: Rig) -> dict[str, int]:
+    rig.worker.stop()
+    account = rig.standing().account
+    delivered, cursor = rig.standing().delivered, rig.standing().cursor
+    assert cursor + account.again == delivered + account.passed + account.missing + account.cancelled
+    return {"delivered": delivered, "cancelled": account.cancelled}
+
+
+def test_a_message_and_its_acknowledgement_that_are_both_here_are_not_sent(rig: Rig, far: Any) -> None:
+    gone, stays = rig.log.publish("queue/1", b"x"), rig.log.publish("queue/1", b"y")
+    rig.log.acked("c", "queue/1", gone)
+    rig.drain()
+    assert far.zrange("mqtt:msg:queue/1", 0, -1) == [rig.published()[1]]
+    assert calls(far, "zadd") == 1 and calls(far, "del", "zrem") == 0
+    assert stays == 2 and balanced(rig) == {"delivered": 1, "cancelled": 2}
+
+
+def test_far_apart_in_the_log_too(rig: Rig, far: Any) -> None:
+    gone = rig.log.publish("queue/1", b"x")
+    rig.log.publish_many(1500)
+    rig.log.acked("c", "queue/1", gone)
+    rig.drain()
+    assert not far.exists("mqtt:msg:queue/1") and calls(far, "del", "zrem") == 0
+    assert balanced(rig) == {"delivered": 1500, "cancelled": 2}
+
+
+def test_what_was_sent_before_is_taken_out(rig: Rig, far: Any) -> None:
+    gone = rig.log.publish("queue/1", b"x")
+    rig.drain()
+    assert far.zcard("mqtt:msg:queue/1") == 1
+    rig.log.acked("c", "queue/1", gone)
+    rig.drain()
+    assert far.keys("mqtt:msg:*") == []
+    assert balanced(rig) == {"delivered": 2, "cancelled": 0}
+
+
+def test_only_storing_and_taking_out_cancel(tmp_path: Path, server: RedisServer, far: Any) -> None:
+    with Rig(tmp_path, server.port, MESSAGES + QUEUE + OWN) as rig:
+        kept = rig.log.append(PUBLISH, "c1", "queue/state", 1 | RETAIN, b"value")
+        other = rig.log.publish("other", b"x")
+        rig.log.acked("c", "queue/state", kept)
+        rig.log.acked("c", "other", other)
+        rig.drain()
+        first, second = rig.published()
+        assert far.hget("mqtt:retain:queue/state", "id") == first
+        assert far.lrange("list", 0, -1) == [first]
+        assert not far.exists(f"mqtt:msg:{first}") and far.exists(f"mqtt:msg:{second}"), "no rule takes that out"
+        assert balanced(rig) == {"delivered": 2, "cancelled": 1}
+
+
+def test_a_message_that_was_half_sent_when_it_was_acknowledged_is_gone_in_the_end(
+    tmp_path: Path, server: RedisServer, far: Any
+) -> None:
+    """The right to the second write is missing: the mark stands between the two."""
+    with Rig(tmp_path, server.port, MESSAGES + QUEUE + OWN) as rig:
+        far.execute_command("ACL SETUSER default -rpush")
+        gone = rig.log.publish("queue/1", b"x")
+        rig.step_until(lambda: rig.standing().state == "misconfigured", 5)
+        assert far.zcard("mqtt:msg:queue/1") == 1
+        rig.log.acked("c", "queue/1", gone)
+        far.execute_command("ACL SETUSER default +rpush")
+        rig.drain()
+        assert far.keys("mqtt:msg:*") == [] and far.lrange("list", 0, -1) == rig.published()
