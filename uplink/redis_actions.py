@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from tidegate.store.entry import Entry
 from tidegate.store.msgid import Origin, origin
 
-from .backend import Action, Packed, Write
+from .backend import Action, Operation, Packed, Write
 from .commands import Command
 from .rule import Rule
 
@@ -42,6 +43,37 @@ def gap_action() -> Action:
         return (_command(arguments),)
 
     return gap
+
+
+def coalesced(operations: Sequence[Operation]) -> Sequence[Operation]:
+    """Without the presence of a client that a later one of the batch makes void: its last coming stays, and a going after it.
+
+    A command of the user that names keys of ours finds them as they were.
+    """
+    letters = [cast(Packed, operation.packed).data[4:5] for operation in operations]
+    if letters.count(b"C") + letters.count(b"D") < 2:
+        return operations
+    kept: list[Operation] = []
+    came: set[bytes] = set()
+    went: set[bytes] = set()
+    for operation, letter in zip(reversed(operations), reversed(letters), strict=True):
+        data = cast(Packed, operation.packed).data
+        if letter in (b"C", b"D"):
+            client = _first(data)
+            if client in came or (letter == b"D" and client in went):
+                continue
+            (came if letter == b"C" else went).add(client)
+        elif letter == b"U" and b"mqtt:" in data:
+            came.clear()
+            went.clear()
+        kept.append(operation)
+    return kept[::-1]
+
+
+def _first(data: bytes) -> bytes:
+    """The argument after the letter."""
+    start = data.index(b"\r\n", 7)
+    return data[start + 2 : start + 2 + int(data[8:start])]
 
 
 def pack(arguments: Sequence[bytes]) -> bytes:

@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from .backend import Batch, Mark, Operation, Packed, Refusal
 from .errors import Misconfigured
 from .pools import Pool
-from .redis_actions import pack, unpack
+from .redis_actions import coalesced, pack, unpack
 from .redis_answers import answers, is_ours, meaning_of_ours
 from .redis_ledger import Ledger, mark_text, read_marks
 from .redis_script import FINISH, SLOT
@@ -74,6 +74,7 @@ class ClusterLink:
         self._ledger.settle(gateway, refusals)
 
     def write(self, batch: Batch) -> list[Refusal] | None:
+        batch = batch._replace(operations=coalesced(batch.operations))
         messages: list[tuple[Operation, Command]] = []
         by_slot: dict[int, list[_Write]] = {}
         refused: _Refused = {}

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from .backend import Batch, Link, Mark, Packed, Refusal, Shown
 from .pools import Pool
-from .redis_actions import actions, gap_action, pack, unpack
+from .redis_actions import actions, coalesced, gap_action, pack, unpack
 from .redis_answers import answers, forbids_scripts, is_ours, meaning_of_ours
 from .redis_asking import connect_asker
 from .redis_ledger import Ledger, mark_text
@@ -66,6 +66,7 @@ class RedisLink:
         self._ledger.settle(gateway, refusals)
 
     def write(self, batch: Batch) -> list[Refusal] | None:
+        batch = batch._replace(operations=coalesced(batch.operations))
         ledger, refused = self._ledger.key(batch.gateway), self._ledger.refused_key(batch.gateway)
         with answers(self._pool, self._wire.address):
             if self.warning:

@@ -54,6 +54,15 @@ class LogFile:
             self.publish(f"t/{number % topics}", b"%d:%b" % (number, payload), client=f"c{number % topics}")
         self._db.execute("COMMIT")
 
+    def flap(self, client: str, count: int, pause: int, at: int = START) -> int:
+        """The client comes and goes so many times, in one commit; the time of its last going."""
+        self._db.execute("BEGIN")
+        for number in range(count):
+            self.connected(client, at + 2 * number * pause)
+            self.disconnected(client, at + (2 * number + 1) * pause)
+        self._db.execute("COMMIT")
+        return self.at
+
     def connected(self, client: str, at: int | None = None) -> int:
         return self.append(CONNECTED, client, None, 0, None, at)
 

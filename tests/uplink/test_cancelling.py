@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.uplink.backend import Operation, Packed
 from tidegate.uplink.plan import TAKES
+from tidegate.uplink.redis_actions import coalesced, pack, unpack
 
 from tests.support.redis_server import RedisServer
 
-from .rig import LIST, MESSAGES, Rig
+from .logfile import START
+from .rig import LIST, MESSAGES, PRESENCE, Rig
 
 QUEUE = f'backend.redis.hook.message.acked.1 = {{"topic": "queue/#", "action": {{"function": "{TAKES}"}}, "pool": "pool1"}}\n'
 OWN = LIST.replace("publish.9", "publish.8").replace('{"action', '{"topic": "queue/#", "action')
@@ -106,3 +111,60 @@ def test_a_message_that_was_half_sent_when_it_was_acknowledged_is_gone_in_the_en
         far.execute_command("ACL SETUSER default +rpush")
         rig.drain()
         assert far.keys("mqtt:msg:*") == [] and far.lrange("list", 0, -1) == rig.published()
+
+
+# -- presence ----------------------------------------------------------------------------------------------------------
+
+CHANGES = 10_000
+"""In a week, one a minute: 5,000 times there and away again."""
+
+
+def test_a_week_of_flapping_is_one_hash_with_the_last_true_times_and_few_writes(
+    tmp_path: Path, server: RedisServer, far: Any
+) -> None:
+    with Rig(tmp_path, server.port, PRESENCE) as rig:
+        last = rig.log.flap("c", CHANGES // 2, MINUTE)
+        rig.drain()
+        assert far.hgetall("mqtt:client:c") == {
+            "state": "0",
+            "online_at": str((last - MINUTE) // 1000),
+            "offline_at": str(last // 1000),
+        }
+        assert not far.exists("mqtt:node:barn")
+        batches = calls(far, "eval", "evalsha")
+        assert batches < 20 and calls(far, "hset") <= 5 * batches
+        assert balanced(rig) == {"delivered": CHANGES, "cancelled": 0}
+
+
+def test_what_a_command_of_the_user_may_read_is_there_when_it_runs(tmp_path: Path, server: RedisServer, far: Any) -> None:
+    copy = PRESENCE.splitlines()[1].replace("connected.1", "connected.2")
+    copy = copy.replace('"function": "on_client_connected"', '"commands": ["COPY mqtt:client:${clientid} before"]') + "\n"
+    with Rig(tmp_path, server.port, PRESENCE + copy) as rig:
+        rig.log.connected("c", START)
+        rig.log.disconnected("c", START + MINUTE)
+        rig.log.connected("c", START + 2 * MINUTE)
+        rig.drain()
+        assert far.hget("before", "online_at") == str(START // 1000)
+        assert far.hget("mqtt:client:c", "online_at") == str((START + 2 * MINUTE) // 1000)
+
+
+@given(st.lists(st.tuples(st.sampled_from("CD"), st.sampled_from("ab")), max_size=12))
+def test_leaving_out_what_is_void_leaves_the_same(events: list[tuple[str, str]]) -> None:
+    made = [
+        Operation(number, 0, "", Packed(pack([letter.encode(), name.encode(), b"n", b"%d" % number, b"k", b"s"]), 6))
+        for number, (letter, name) in enumerate(events)
+    ]
+    few = coalesced(made)
+    assert left_by(few) == left_by(made) and len(few) <= 4
+
+
+def left_by(operations: Sequence[Operation]) -> dict[bytes, dict[str, object]]:
+    """State and times of each client."""
+    found: dict[bytes, dict[str, object]] = {}
+    for operation in operations:
+        letter, client, _, seconds, *_ = unpack(operation.packed)
+        field = "online" if letter == b"C" else "offline"
+        found[client] = found.get(client, {}) | {"state": letter, field: seconds}
+        if letter == b"C":
+            found[client].pop("offline", None)
+    return found
