@@ -2,8 +2,8 @@
 
 A row of the vector is the last message of one gateway that the client has read: `seq` and `at`, the time in the message's id.
 One with an empty gateway is what an UNSUBSCRIBE leaves when it drops the position, `at` being its time, so that what is older
-and comes late does not bring it back; such rows go after thirty days. `mqtt_acked.mid` is the row of the newest message, and
-`created` the time of the event that wrote it last.
+and comes late does not bring it back; such rows go thirty days after they were written (`epoch`, seconds since 1970).
+`mqtt_acked.mid` is the row of the newest message, and `created` the time of the event that wrote it last.
 
 Invariant: every statement may be repeated, and none moves a position back.
 """
@@ -25,6 +25,7 @@ class Words(NamedTuple):
 
     put_vector: str
     put_single: str
+    put_drop: str
     sweep: str
 
 
@@ -47,7 +48,10 @@ PGSQL = Words(
     put_single=f"{_PUT_SINGLE} SELECT %s::varchar, %s::varchar, max(m.id), %s::timestamp {_FOUND}"
     " ON CONFLICT (clientid, topic) DO UPDATE SET mid = greatest(mqtt_acked.mid, EXCLUDED.mid),"
     " created = greatest(mqtt_acked.created, EXCLUDED.created)",
-    sweep="DELETE FROM tidegate_position WHERE gateway = '' AND at < now() - make_interval(days => %s)",
+    put_drop=f"{_PUT_VECTOR} VALUES (%s, %s, '', extract(epoch FROM now())::bigint, 0, %s)"
+    " ON CONFLICT (clientid, topic, gateway) DO UPDATE SET epoch = EXCLUDED.epoch,"
+    " at = greatest(tidegate_position.at, EXCLUDED.at)",
+    sweep="DELETE FROM tidegate_position WHERE gateway = '' AND epoch < extract(epoch FROM now()) - 86400 * %s",
 )
 # MySQL assigns from left to right, and the condition of `seq` looks at the old `at`.
 _MOVES = "VALUES(at) > tidegate_position.at OR (VALUES(at) = tidegate_position.at AND VALUES(seq) > tidegate_position.seq)"
@@ -58,7 +62,9 @@ MYSQL = Words(
     put_single=f"{_PUT_SINGLE} SELECT %s, %s, max(m.id), %s {_FOUND}"
     " ON DUPLICATE KEY UPDATE mid = greatest(coalesce(mqtt_acked.mid, 0), VALUES(mid)),"
     " created = greatest(coalesce(mqtt_acked.created, VALUES(created)), VALUES(created))",
-    sweep="DELETE FROM tidegate_position WHERE gateway = '' AND at < utc_timestamp() - INTERVAL %s DAY",
+    put_drop=f"{_PUT_VECTOR} VALUES (%s, %s, '', unix_timestamp(), 0, %s)"
+    " ON DUPLICATE KEY UPDATE epoch = VALUES(epoch), at = greatest(tidegate_position.at, VALUES(at))",
+    sweep="DELETE FROM tidegate_position WHERE gateway = '' AND epoch < unix_timestamp() - 86400 * %s",
 )
 _DROP_VECTOR = (
     "DELETE FROM tidegate_position WHERE clientid = %s AND topic = %s AND gateway <> ''"
@@ -80,7 +86,7 @@ def drop(words: Words, many: Many, drops: Iterable[Drop], keeps_vector: bool) ->
     """The positions are dropped, unless something newer stands there."""
     rows = [(one.clientid, one.topic, utc(one.when // 1000)) for one in sorted(drops)]
     if keeps_vector:
-        many(words.put_vector, [(client, topic, "", 0, 0, at, client, topic, at) for client, topic, at in rows])
+        many(words.put_drop, rows)
         many(_DROP_VECTOR, [(client, topic, client, topic, at) for client, topic, at in rows])
     many(_DROP_SINGLE, rows)
 

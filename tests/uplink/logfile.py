@@ -18,7 +18,7 @@ START = 1_700_000_000_000
 class LogFile:
     """Appends entries; each call is one commit. `seq` is the last number given out."""
 
-    def __init__(self, data: Path, node: str = "barn") -> None:
+    def __init__(self, data: Path, node: str = "barn", gateway: str = GATEWAY) -> None:
         self.path = data / "log.db"
         self.seq = 0
         self.at = START
@@ -26,7 +26,7 @@ class LogFile:
         self._names: dict[tuple[str, str], int] = {}
         self._node = node
         self._run = 0
-        self.new_run(1)
+        self.new_run(1, gateway)
 
     def close(self) -> None:
         self._db.close()

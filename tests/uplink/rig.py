@@ -68,8 +68,16 @@ class Rig:
     """`log` to append to, `worker` to step; `port` is where the far end, or a proxy before it, is found."""
 
     def __init__(
-        self, directory: Path, port: int, rules: str = MESSAGES + LIST, settings: str = "", backend: str = "redis"
+        self,
+        directory: Path,
+        port: int,
+        rules: str = MESSAGES + LIST,
+        settings: str = "",
+        backend: str = "redis",
+        node: str = "barn",
+        gateway: str = GATEWAY,
     ) -> None:
+        self.node = node
         self.data = directory / "data"
         self.data.mkdir(exist_ok=True)
         self.backend = backend
@@ -77,7 +85,7 @@ class Rig:
         self.conf = directory / f"emqx_backend_{backend}.conf"
         self.clock = TestClock()
         self.said = Said()
-        self.log = LogFile(self.data)
+        self.log = LogFile(self.data, node, gateway)
         self.progress = Progress(self.data)
         self._reader = LogReader(self.data / "log.db")
         self.configure(port, rules, settings)
@@ -95,7 +103,7 @@ class Rig:
     def restart(self) -> None:
         """A new worker on what is saved."""
         far_end = cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self.backend}"))
-        self.plan = Plan(self.rules, far_end, "barn")
+        self.plan = Plan(self.rules, far_end, self.node)
         self.worker = Worker(
             self.pool_name,
             self.plan,

@@ -164,8 +164,9 @@ def test_a_late_unsubscribe_leaves_a_newer_position(gate: Rig, server: SqlServer
 
 
 def test_what_an_unsubscribe_left_goes_after_thirty_days(gate: Rig, server: SqlServer) -> None:
+    now = "extract(epoch FROM now())" if server.backend == "pgsql" else "unix_timestamp()"
     for client, days in (("old", 31), ("young", 29)):
-        server.run(f"INSERT INTO tidegate_position VALUES ('{client}', 't', '', 0, 0, now() - INTERVAL '{days}' DAY)")
+        server.run(f"INSERT INTO tidegate_position VALUES ('{client}', 't', '', {now} - {days} * 86400, 0, '{utc(START)}')")
     server.run(f"INSERT INTO tidegate_position VALUES ('old', 't', '{CODE}', 1, 1, now() - INTERVAL '99' DAY)")
     gate.drain()
     found = server.rows("SELECT clientid, gateway FROM tidegate_position ORDER BY clientid, gateway")
