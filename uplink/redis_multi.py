@@ -243,6 +243,10 @@ def _fits(arguments: Command, standing: dict[bytes, Any]) -> bool:
     """Whether this event is newer than what stands; if so it is what stands for the rest of the batch."""
     stamp_key, stamp = arguments[-2:]
     before, times, _ = standing[stamp_key]
+    if arguments[0] == b"D":
+        if (going := _went(before, stamp)) is None:
+            return False
+        stamp = arguments[-1] = going
     if isinstance(before, bytes):
         fits = _newer(stamp, before)
     else:
@@ -252,6 +256,15 @@ def _fits(arguments: Command, standing: dict[bytes, Any]) -> bool:
     if fits:
         standing[stamp_key][0] = stamp
     return fits
+
+
+def _went(before: Any, stamp: bytes) -> bytes | None:
+    """As the script's `went`."""
+    match before.split(b" ") if isinstance(before, bytes) else []:
+        case [ms, gateway, _, _]:
+            _, mine, *rest = stamp.split(b" ")
+            return b" ".join([ms, mine, *rest]) if mine == gateway else None
+    return stamp
 
 
 def _newer(mine: bytes, theirs: bytes) -> bool:

@@ -94,12 +94,23 @@ function ops.C(i)
     or fault(call('SET', ARGV[i+4], ARGV[i+5]))
 end
 
+-- a going counts only at the gateway where the client came last, and leaves the time of that coming in the stamp; false if not
+local function went(stampkey, stamp)
+  local before = call('GET', stampkey)
+  if type(before) ~= 'string' then return stamp end
+  local ms, gateway = string.match(before, '^(%d+) (%S+)')
+  if not ms then return stamp end
+  if gateway ~= string.match(stamp, '^%d+ (%S+)') then return false end
+  return ms .. string.match(stamp, '^%d+(.*)$')
+end
+
 function ops.D(i)
   local cid, ts = ARGV[i+1], ARGV[i+3]
   local key = 'mqtt:client:' .. cid
   local err = ARGV[i+2] ~= '' and fault(call('HDEL', 'mqtt:node:' .. ARGV[i+2], cid)) or nil
-  if err or not fits(ARGV[i+4], ARGV[i+5], key, ts, 'online_at', 'offline_at') then return err end
-  return fault(call('HSET', key, 'state', 0, 'offline_at', ts)) or fault(call('SET', ARGV[i+4], ARGV[i+5]))
+  local stamp = went(ARGV[i+4], ARGV[i+5])
+  if err or not stamp or not fits(ARGV[i+4], stamp, key, ts, 'online_at', 'offline_at') then return err end
+  return fault(call('HSET', key, 'state', 0, 'offline_at', ts)) or fault(call('SET', ARGV[i+4], stamp))
 end
 
 function ops.R(i)

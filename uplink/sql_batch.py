@@ -10,7 +10,7 @@ Invariant: applying the groups in order leaves the tables as applying the rows o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .sql_rows import Drop, Gap, Message, Own, Position, Presence, Retained, Row, Stamp, Taken
 
@@ -29,6 +29,8 @@ class Client:
     offline_at: int | None
     when: int
     stamp: Stamp
+    came: Presence | None
+    """The last coming."""
 
 
 @dataclass(slots=True)
@@ -114,8 +116,23 @@ def fits(stamp: Stamp, when: int, stands: Stamp | None, times: Iterable[int]) ->
 
 def fitting_clients(group: Group, stands: Mapping[str, Stamp], times: Mapping[str, list[int]]) -> list[Client]:
     """Those whose presence is newer than what stands; in the order of their ids, so that two gateways do not deadlock."""
-    chosen = sorted(group.clients.values(), key=lambda client: client.clientid)
-    return [one for one in chosen if fits(one.stamp, one.when, stands.get(one.clientid), times.get(one.clientid, ()))]
+    chosen = [_fitting(one, stands.get(name, NO_STAMP), times.get(name, ())) for name, one in sorted(group.clients.items())]
+    return [one for one in chosen if one is not None]
+
+
+def _fitting(client: Client, stands: Stamp, times: Iterable[int]) -> Client | None:
+    """A going counts only at the gateway where the client came last, and leaves the time of that coming in the stamp: that it
+    had left this gateway may have been noticed long after it came to another."""
+    ms = stands.ms
+    if client.came is not None and fits(client.came.stamp, client.came.when, stands, times):
+        ms = client.came.stamp.ms
+    elif client.state or not fits(client.stamp, client.when, stands, times):
+        return None
+    elif stands == NO_STAMP:
+        return client
+    elif stands.gateway != client.stamp.gateway:
+        return None
+    return replace(client, stamp=client.stamp._replace(ms=ms))
 
 
 def fitting_retained(group: Group, stands: Mapping[str, Stamp], times: Mapping[str, list[int]]) -> list[Retained]:
@@ -128,4 +145,5 @@ def _after(before: Client | None, row: Presence) -> Client:
     online = row.when if row.state else (before.online_at if before else None)
     offline = None if row.state else row.when
     created = before.created if before else row.when
-    return Client(row.clientid, row.state, row.node, created, online, offline, row.when, row.stamp)
+    came = row if row.state else before.came if before else None
+    return Client(row.clientid, row.state, row.node, created, online, offline, row.when, row.stamp, came)

@@ -117,6 +117,10 @@ def test_a_late_presence_does_not_overwrite_a_newer_one_of_another_gateway(rig: 
     assert far.hget("mqtt:client:c", "online_at") == str(NOW + 60)
     rig.log.disconnected("c", START + 61_000)
     rig.drain()
+    assert far.hget("mqtt:client:c", "state") == "1", "it had gone to the other one when this one noticed"
+    rig.log.connected("c", START + 62_000)
+    rig.log.disconnected("c", START + 63_000)
+    rig.drain()
     assert far.hget("mqtt:client:c", "state") == "0"
 
 

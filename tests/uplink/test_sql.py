@@ -147,7 +147,11 @@ def test_a_late_presence_does_not_overwrite_a_newer_one_of_another_gateway(gate:
     assert client(server)[:3] == (1, None, utc(START + MINUTE))
     gate.log.disconnected("c", START + MINUTE + 1)
     gate.drain()
-    assert client(server)[0] == 0
+    assert client(server)[:3] == (1, None, utc(START + MINUTE)), "it had gone to the other one when this one noticed"
+    gate.log.connected("c", START + MINUTE + 2)
+    gate.log.disconnected("c", START + MINUTE + 3)
+    gate.drain()
+    assert client(server)[:2] == (0, "barn")
 
 
 def test_without_a_stamp_the_specification_s_time_decides(gate: Rig, server: SqlServer) -> None:

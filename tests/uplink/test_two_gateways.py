@@ -209,9 +209,9 @@ def test_after_a_week_presence_retained_messages_and_positions_are_right(gateway
     publish(away, "state", b"a week old", 0.4, retain=True)
     publish(away, "gone", b"a week old", 0.4, retain=True)
     publish(away, "only there", b"kept", 0.4, retain=True)
-    away.log.disconnected("c", START + DAY // 2)
     theirs.append(publish(away, "a/b", b"3", 0.6))
     here.log.connected("c", START + 2 * DAY)
+    away.log.disconnected("c", START + 2 * DAY + 90_000)  # noticed late that it had gone
     ours = [publish(here, "a/b", b"%d" % number, 2 + number) for number in range(5)]
     for msgid in ours[:4]:
         position(here, msgid, 6.1)
