@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.catchup import Fetched
-from tidegate.store.entry import POSITION
+from tidegate.store.entry import KEPT_THERE, POSITION
 from tidegate.store.foreign import name_of
 from tidegate.store.history import (
     ACK_ADDRESSED,
@@ -86,11 +86,15 @@ class Offline:
         self._load_addressed(db)
 
     def _load_deliveries(self, db: sqlite3.Connection) -> None:
-        """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it."""
+        """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it.
+
+        What a far end had as retained message is not followed: it says nothing of how far the client has read.
+        """
         for clientid, seq, topic, state, at, run, flags, properties in db.execute(
             "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run, e.flags, e.properties FROM inflight i"
             " JOIN client c ON c.id = i.client JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic"
-            " ORDER BY i.client, i.seq"
+            " WHERE e.kind <> ? ORDER BY i.client, i.seq",
+            (KEPT_THERE,),
         ):
             session, raw = self._broker.sessions.get(clientid), topic.encode()
             if session is None:
