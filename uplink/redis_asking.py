@@ -20,7 +20,7 @@ from .asking import Fetch, Fetched, Found
 from .pools import Pool
 from .redis_answers import answers
 from .redis_channel import Channel
-from .redis_cluster import Slots, command
+from .redis_slots import Slots, command
 from .redis_stored import MOST, Standing, choose, message, standing_of, subscriptions
 from .redis_wire import Wire
 from .redis_wire import connect as connect_wire

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
@@ -48,3 +52,47 @@ def test_subscriptions_in_redis_reach_a_connected_device_and_one_that_returns_wh
             publisher.publish_and_wait("here/b", b"again")
             assert other.expect(Kind.PUBLISH).payload == b"again"
             assert made(gateway) == "[('here/a', 'redis.pool1'), ('here/b', 'redis.pool1')]"
+
+
+def put_message(far: Redis, msgid: str, topic: str, payload: str, qos: int = 1) -> None:
+    """As a business system would."""
+    fields: dict[Any, Any] = {
+        "id": msgid,
+        "from": "office",
+        "qos": qos,
+        "topic": topic,
+        "retain": "false",
+        "payload": payload,
+    }
+    far.hset(f"mqtt:msg:{msgid}", mapping=fields | {"ts": int(time.time())})
+    far.zadd(f"mqtt:msg:{topic}", {msgid: 1})
+
+
+def test_messages_and_retained_values_in_redis_reach_a_connected_device_and_one_that_comes_later(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        files = {"emqx_backend_redis.conf": RULES.format(port=server.port)}
+        with Gateway(tmp_path, toml=TOML, files=files) as gateway, server.client() as far:
+            put_message(far, "before", "far/orders", "first")
+            mapping: dict[Any, Any] = {
+                "id": "kept",
+                "from": "office",
+                "qos": 1,
+                "topic": "far/value",
+                "retain": "true",
+                "payload": "kept",
+            }
+            far.hset("mqtt:retain:far/value", mapping=mapping | {"ts": int(time.time())})
+            device = MqttClient(gateway.port, "device", clean=False)
+            device.subscribe(("far/orders", 1))
+            assert device.expect(Kind.PUBLISH).payload == b"first"
+            put_message(far, "then", "far/orders", "second")
+            assert device.expect(Kind.PUBLISH).payload == b"second"
+            device.subscribe(("far/value", 1))
+            found = device.expect(Kind.PUBLISH)
+            assert (found.payload, found.retain) == (b"kept", True)
+            device.disconnect()
+            put_message(far, "while-away", "far/orders", "third")
+            device = MqttClient(gateway.port, "device", clean=False)
+            unanswered = [device.expect(Kind.PUBLISH) for _ in range(3)]
+            assert sorted(bytes(packet.payload) for packet in unanswered) == [b"first", b"kept", b"second"]
+            assert device.expect(Kind.PUBLISH).payload == b"third"
