@@ -1,6 +1,7 @@
 """The commands `tidegate uplink`: what a person does at a far end by way of the gateway's own settings.
 
-Invariant: nothing is created at a far end before it was shown, and agreed to (`--yes` agrees beforehand).
+Invariant: nothing is created or changed at a far end before it was shown, and agreed to (`--yes` agrees beforehand); what
+exists is changed only with `--alter`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def uplink() -> None:
 @uplink.command()
 @CONFIG
 @DATA
-@click.option("--yes", is_flag=True, help="Create without asking.")
+@click.option("--yes", is_flag=True, help="Create (and with --alter change) without asking.")
+@click.option("--alter", is_flag=True, help="Change tables that exist too, where they lack something or are too narrow.")
 @click.argument("pool_name", metavar="BACKEND.POOL")
-def init(config_file: Path | None, data: Path | None, yes: bool, pool_name: str) -> None:
-    """Show which tables a database lacks (mysql.pool1, pgsql.pool1), ask, and create them."""
-    from tidegate.uplink import sql_schema
+def init(config_file: Path | None, data: Path | None, yes: bool, alter: bool, pool_name: str) -> None:
+    """Show which tables a database lacks (mysql.pool1, pgsql.pool1) and what in others should be changed, ask, and do it."""
     from tidegate.uplink.errors import Misconfigured, NotConnected, Rejected
 
     pool = _pool(config_file, data, pool_name)
@@ -34,23 +35,44 @@ def init(config_file: Path | None, data: Path | None, yes: bool, pool_name: str)
     try:
         session = backend.schema_session(pool)
         try:
-            steps = sql_schema.missing(pool.backend, session.existing())
-            if not steps:
-                click.echo(f"{pool_name} lacks nothing")
-                return
-            for step in steps:
-                click.echo(f"{step.statement};\n")
-            if not yes and not click.confirm(f"Create {', '.join(step.name for step in steps)} in {pool_name}?"):
-                raise Failure("nothing was created")
-            for step in steps:
-                session.run(step.statement)
-                click.echo(f"created {step.name}")
+            _init(session, pool, yes, alter)
         finally:
             session.close()
     except Misconfigured as error:
         raise Failure(f"{error}; {error.hint}") from None
     except (NotConnected, Rejected) as error:
         raise Failure(str(error)) from None
+
+
+def _init(session: Any, pool: Any, yes: bool, alter: bool) -> None:
+    from tidegate.uplink.sql_alter import alters
+    from tidegate.uplink.sql_schema import missing
+
+    steps = missing(pool.backend, session.existing())
+    changes = alters(pool.backend, session.columns(), session.indexes())
+    if not steps and not changes:
+        click.echo(f"{pool.full_name} lacks nothing")
+    if steps:
+        _do(session, pool, "create", [(step.name, step.statement) for step in steps], yes)
+    if changes and alter:
+        _do(session, pool, "change", [(change, change) for change in changes], yes)
+    elif changes:
+        click.echo("What exists is not changed without --alter, which would run:\n")
+        for change in changes:
+            click.echo(f"{change};")
+
+
+def _do(session: Any, pool: Any, verb: str, steps: list[tuple[str, str]], yes: bool) -> None:
+    """Show them, ask, and run them one by one. Raises Failure."""
+    for _, statement in steps:
+        click.echo(f"{statement};\n")
+    what = ", ".join(name for name, _ in steps) if verb == "create" else "this"
+    if not yes and not click.confirm(f"{verb.capitalize()} {what} in {pool.full_name}?"):
+        raise Failure(f"nothing was {verb}d")
+    session.take_time()
+    for name, statement in steps:
+        session.run(statement)
+        click.echo(f"{verb}d {name}")
 
 
 def _pool(config_file: Path | None, data: Path | None, name: str) -> Any:

@@ -29,22 +29,18 @@ def gateway_code(gateway: str) -> str:
 
 def message_id(at: int, code: str, epoch: int, seq: int) -> str:
     """The id of the entry `seq` (`at` in ms) of the gateway with this four-character code."""
-    # Three times as fast as three calls of `base62`: an outage's backlog asks for a million of them.
-    pairs, square = _PAIRS, _SQUARE
-    at, time_3 = divmod(at, square)
-    at, time_2 = divmod(at, square)
-    at, time_1 = divmod(at, square)
-    seq, seq_3 = divmod(seq, square)
-    seq, seq_2 = divmod(seq, square)
+    # An outage's backlog asks for a million of them, and of two that follow each other only the last digits differ.
+    time, time_end = divmod(at, _SQUARE)
+    number, number_end = divmod(seq, _SQUARE)
     return (
-        f"{ALPHABET[at % 62]}{pairs[time_1]}{pairs[time_2]}{pairs[time_3]}{code}{_epoch(epoch)}"
-        f"{pairs[seq % square]}{pairs[seq_2]}{pairs[seq_3]}"
+        f"{_digits(time, TIME_WIDTH - 2)}{_PAIRS[time_end]}{code}{_digits(epoch, EPOCH_WIDTH)}"
+        f"{_digits(number, SEQ_WIDTH - 2)}{_PAIRS[number_end]}"
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _epoch(number: int) -> str:
-    return base62(number, EPOCH_WIDTH)
+@functools.lru_cache(maxsize=256)
+def _digits(number: int, width: int) -> str:
+    return base62(number, width)
 
 
 class Origin(NamedTuple):

@@ -19,8 +19,19 @@ from pymysql.constants import CLIENT
 from .errors import Misconfigured, NotConnected
 from .mysql_errors import meaning
 from .pools import Pool
+from .sql_alter import Index
+from .sql_limits import Columns, gathered
 
 Connection: TypeAlias = "pymysql.Connection[Any]"
+COLUMNS = (
+    "SELECT table_name, column_name, data_type, character_maximum_length, coalesce(collation_name, '')"
+    " FROM information_schema.columns WHERE table_schema = database()"
+    " AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
+)
+_INDEXES = (
+    "SELECT table_name, max(non_unique), group_concat(column_name ORDER BY seq_in_index) FROM information_schema.statistics"
+    " WHERE table_schema = database() GROUP BY table_name, index_name"
+)
 _IDLE_IN_TRANSACTION = 3
 """So many times the pool's timeout: then MariaDB frees the locks of a session whose line was lost."""
 
@@ -107,12 +118,24 @@ class MySession:
 
     def ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
         with answers(self._pool), self._db.cursor() as cursor:
-            cursor.execute(sql, values)
+            cursor.execute(sql, values or None)
             return list(cursor.fetchall())
 
     def run(self, statement: str) -> None:
         with answers(self._pool), self._db.cursor() as cursor:
             cursor.execute(statement)
+
+    def take_time(self) -> None:
+        self._db._read_timeout = None  # type: ignore[attr-defined]
+
+    def columns(self) -> Columns:
+        return gathered(self.ask(COLUMNS))
+
+    def indexes(self) -> dict[str, list[Index]]:
+        found: dict[str, list[Index]] = {}
+        for table, not_unique, columns in self.ask(_INDEXES):
+            found.setdefault(table, []).append(Index(not not_unique, tuple(columns.split(","))))
+        return found
 
     def fileno(self) -> int:
         return fileno(self._db)

@@ -20,17 +20,30 @@ from psycopg.rows import TupleRow
 from .errors import Misconfigured, NotConnected, Rejected
 from .pgsql_errors import meaning, of_a_refused_connection
 from .pools import Pool
+from .sql_alter import Index
+from .sql_limits import Columns, gathered
 
 # What it warns of (a pipeline left because of an error) the worker says itself.
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 T = TypeVar("T")
+COLUMNS = (
+    "SELECT table_name, column_name, udt_name, character_maximum_length FROM information_schema.columns"
+    " WHERE table_schema = ANY (current_schemas(false)) AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
+)
+_INDEXES = (
+    "SELECT t.relname, i.indisunique, array_agg(a.attname::text ORDER BY k.n) FROM pg_index i"
+    " JOIN pg_class t ON t.oid = i.indrelid JOIN pg_namespace s ON s.oid = t.relnamespace CROSS JOIN LATERAL unnest(i.indkey)"
+    " WITH ORDINALITY k(number, n)"
+    " JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number"
+    " WHERE s.nspname = ANY (current_schemas(false)) AND i.indpred IS NULL GROUP BY i.indexrelid, t.relname, i.indisunique"
+)
 
 
 class _Connection(psycopg.Connection[TupleRow]):
     """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
 
-    answer_timeout = 10.0
+    answer_timeout: float | None = 10.0
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         try:
@@ -40,7 +53,7 @@ class _Connection(psycopg.Connection[TupleRow]):
                 reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
                 readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
                 if not readable and not writable:
-                    raise NotConnected(f"no answer within {self.answer_timeout:g} s")
+                    raise NotConnected(f"no answer within {self.answer_timeout or 0:g} s")
                 wanted = gen.send(bool(readable) * 1 | bool(writable) * 2)
         except StopIteration as end:
             value: T = end.value
@@ -51,7 +64,7 @@ class _Connection(psycopg.Connection[TupleRow]):
                 gen.close()
 
 
-def open_connection(pool: Pool) -> psycopg.Connection[TupleRow]:
+def open_connection(pool: Pool) -> _Connection:
     """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
     settings = pool.settings
     timeout = settings["timeout"]
@@ -114,11 +127,24 @@ class PgSession:
 
     def ask(self, sql: str, values: Sequence[object] = ()) -> Sequence[tuple[Any, ...]]:
         with answers(self._pool):
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, values or None).fetchall()
 
     def run(self, statement: str) -> None:
         with answers(self._pool):
             self._db.execute(statement)
+
+    def take_time(self) -> None:
+        self._db.answer_timeout = None
+        self.run("SET statement_timeout = 0")
+
+    def columns(self) -> Columns:
+        return gathered(self.ask(COLUMNS))
+
+    def indexes(self) -> dict[str, list[Index]]:
+        found: dict[str, list[Index]] = {}
+        for table, unique, columns in self.ask(_INDEXES):
+            found.setdefault(table, []).append(Index(unique, tuple(columns)))
+        return found
 
     def fileno(self) -> int:
         return self._db.fileno()

@@ -18,6 +18,7 @@ from .local import fetch_rule, filter_of
 from .vocabulary import READING
 
 if TYPE_CHECKING:
+    from .pools import Pool
     from .rule import Rule
 
 FETCH, RETAINED, LOOKUP = 1, 2, 4
@@ -52,6 +53,21 @@ def reading(rules: Iterable[Rule]) -> Reading | None:
         fetches=tuple(fetch_rule(rule) for rule in mine if rule.function.startswith("on_message_fetch")),
     )
     return Reading(local, tuple(filter_of(rule) for rule in mine if rule.function == "on_retain_lookup"))
+
+
+def too_few_connections(pool: Pool, rules: Iterable[Rule]) -> str:
+    """What is wrong with `pool_size` for these rules of the pool; empty if nothing. What writes in order is never shared: a
+    question that takes long would hold it up."""
+    uses = ["one writes"]
+    if reading(rules) is not None:
+        uses.append("one looks things up")
+        if pool.backend == "redis" and pool.settings["type"] != "cluster" and pool.settings["channel"]:
+            uses.append("one listens to the channel")
+    size = pool.settings["pool_size"]
+    if size >= len(uses):
+        return ""
+    less = "; or take out the rules that read back" if len(uses) > 1 else ""
+    return f"{size} is too small for these rules: {', '.join(uses)}: set {len(uses)} or more{less}"
 
 
 def wants_of(rule: Rule) -> list[Want]:

@@ -25,7 +25,7 @@ from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
 from .local import doubts
 from .pools import Pool, read_pools
-from .reading import wants_of
+from .reading import too_few_connections, wants_of
 from .sql_statement import Statement, compile_statement
 from .vocabulary import (
     ACTION_KEYS,
@@ -147,6 +147,10 @@ def load(path: Path, backend: str) -> RuleFile:
         raw.warnings += [Mistake(str(path), line, text) for line, text in doubts(rules)]
     if backend in BUILT and backend != "sqlite" and not raw.mistakes:
         _check_use(raw, str(path), backend, pools)
+        for pool in pools:
+            if text := too_few_connections(pool, [rule for rule in rules if rule.pool == pool.name]):
+                line = next((one.line for one in raw.settings if (one.pool, one.key) == (pool.name, "pool_size")), 0)
+                raw.mistakes.append(Mistake(str(path), line, f"{pool.name}.pool_size: {text}"))
     raw.tell_defects(str(path))
     events = frozenset(kind for event in raw.events for kind in _kinds_of(event))
     mistakes, warnings = (tuple(sorted(found, key=lambda m: m.line)) for found in (raw.mistakes, raw.warnings))

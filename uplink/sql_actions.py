@@ -44,11 +44,11 @@ def gap_action() -> Action:
 def _message(least_qos: int) -> Callable[[str], Action]:
     def make(node: str) -> Action:
         def store(entry: Entry) -> Sequence[Write]:
-            if entry.qos < least_qos or (entry.retain and not entry.payload):
+            # Taken apart at once, and made as Message(...) is, both in a third of the time.
+            _, _, when, _, client, topic, qos, retain, payload, _, _, _, msgid = entry
+            if qos < least_qos or (retain and not payload):
                 return _NOTHING
-            values = (entry.msgid, entry.topic, entry.clientid, node, entry.qos, int(entry.retain), entry.payload, entry.when)
-            # As Message(...), in a third of the time.
-            return (tuple.__new__(Message, values),)
+            return (tuple.__new__(Message, (msgid, topic, client, node, qos, int(retain), payload, when)),)
 
         return store
 

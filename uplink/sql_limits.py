@@ -8,8 +8,8 @@ Invariant: a row that fits everywhere gives an empty text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from .sql_rows import Drop, Message, Position, Presence, Retained, Row
 
@@ -25,6 +25,14 @@ class Column(NamedTuple):
 Columns = Mapping[str, Mapping[str, Column]]
 """Table -> column -> what it is."""
 NO_COLUMN = Column("", None)
+
+
+def gathered(rows: Iterable[tuple[Any, ...]]) -> dict[str, dict[str, Column]]:
+    """Rows (table, column, type, width and, where there is one, collation) as `Columns`."""
+    found: dict[str, dict[str, Column]] = {}
+    for table, name, *column in rows:
+        found.setdefault(table, {})[name] = Column(*column)
+    return found
 
 
 def misfit(row: Row, columns: Columns, alter: Callable[[str, str, int], str]) -> str:

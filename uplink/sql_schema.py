@@ -1,7 +1,7 @@
 """The shipped schema of a SQL far end, statement by statement, and what of it a database lacks; pure.
 
-`tidegate uplink init` shows and runs what `missing` returns; nothing is ever created in silence, and nothing that exists is
-changed.
+`tidegate uplink init` shows and runs what `missing` returns; nothing is ever created in silence. What exists is another matter
+(`sql_alter`).
 
 Invariant: every statement of a shipped file makes one table or index and names it.
 """
@@ -32,6 +32,10 @@ class Session(Protocol):
 
     def existing(self) -> Collection[str]:
         """Names of the tables and indexes there are."""
+        ...
+
+    def take_time(self) -> None:
+        """From now on a statement may take as long as it takes: a large table is not changed within the pool's timeout."""
         ...
 
     def run(self, statement: str) -> None: ...

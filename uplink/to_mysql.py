@@ -19,11 +19,11 @@ from pymysql.converters import escape_str
 from . import sql_actions, sql_positions
 from .backend import Batch, Mark, Shown
 from .errors import Rejected
-from .mysql_session import Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
+from .mysql_session import COLUMNS, Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
 from .pools import Pool
 from .sql_asking import MYSQL, SqlAsker
 from .sql_batch import arrange
-from .sql_limits import Column
+from .sql_limits import Column, gathered
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_positions import POSITION
 from .sql_rows import Message, Own, Row, utc
@@ -89,7 +89,8 @@ class MyLink(SqlLink):
     def __init__(self, db: Connection, pool: Pool) -> None:
         self._db = db
         self._cursor = db.cursor()
-        super().__init__(pool, _read_columns(self._cursor))
+        self._cursor.execute(COLUMNS)
+        super().__init__(pool, gathered(self._cursor.fetchall()))
         ((self._largest,),) = self._ask("SELECT @@max_allowed_packet")
         self.warning = "; ".join(filter(None, (self.warning, _collation_warning(self._columns))))
         self._sweep()
@@ -237,18 +238,6 @@ def _size(row: Row) -> int:
         return sum(len(value) for value in row.values if not isinstance(value, int))
     payload: bytes = getattr(row, "payload", b"")
     return len(payload)
-
-
-def _read_columns(cursor: Any) -> dict[str, dict[str, Column]]:
-    cursor.execute(
-        "SELECT table_name, column_name, data_type, character_maximum_length, coalesce(collation_name, '')"
-        " FROM information_schema.columns WHERE table_schema = database()"
-        " AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
-    )
-    found: dict[str, dict[str, Column]] = {}
-    for table, name, kind, width, collation in cursor.fetchall():
-        found.setdefault(table, {})[name] = Column(kind, width, collation)
-    return found
 
 
 def _collation_warning(columns: Mapping[str, Mapping[str, Column]]) -> str:

@@ -21,11 +21,11 @@ from psycopg.rows import TupleRow
 from . import sql_actions, sql_positions
 from .backend import Batch, Mark, Shown
 from .errors import Rejected
-from .pgsql_session import PgSession, answers, has_ended, open_connection
+from .pgsql_session import COLUMNS, PgSession, answers, has_ended, open_connection
 from .pools import Pool
 from .sql_asking import PGSQL, SqlAsker
 from .sql_batch import arrange
-from .sql_limits import NO_COLUMN, Column
+from .sql_limits import NO_COLUMN, gathered
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_positions import POSITION
 from .sql_rows import Message, Own, Retained, Row, utc
@@ -95,7 +95,7 @@ class PgLink(SqlLink):
 
     def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
         self._db = db
-        super().__init__(pool, _read_columns(db))
+        super().__init__(pool, gathered(db.execute(COLUMNS).fetchall()))
         self._base64 = pool.settings["binary_payload"] == "base64"
         self._takes_bytes: dict[str, tuple[bool, ...]] = {}
         self._takes_raw = {table for table, names in self._columns.items() if names.get("payload", NO_COLUMN).type == "bytea"}
@@ -275,13 +275,3 @@ class _OnPaper(PgLink):
         self._db = cast(Any, paper)
         self._base64 = pool.settings["binary_payload"] == "base64"
         self._takes_raw = set()
-
-
-def _read_columns(db: psycopg.Connection[TupleRow]) -> dict[str, dict[str, Column]]:
-    found: dict[str, dict[str, Column]] = {}
-    for table, name, kind, width in db.execute(
-        "SELECT table_name, column_name, udt_name, character_maximum_length FROM information_schema.columns"
-        " WHERE table_schema = ANY (current_schemas(false)) AND (table_name LIKE 'mqtt\\_%' OR table_name LIKE 'tidegate\\_%')"
-    ).fetchall():
-        found.setdefault(table, {})[name] = Column(kind, width)
-    return found

@@ -78,3 +78,36 @@ def test_a_driver_that_is_not_installed_is_a_mistake(tmp_path: Path, monkeypatch
     monkeypatch.setitem(DRIVERS, "pgsql", ("not_there", "postgresql"))
     (mistake,) = load_text(tmp_path, "pgsql", SERVER + RULE).mistakes
     assert mistake.text == "the driver not_there is not installed: pip install 'tidegate[postgresql]'"
+
+
+LOOKUP = '{kind}.hook.session.created.1 = {{"action": {{"function": "on_subscribe_lookup"}}, "pool": "pool1"}}'
+PUBLISH = '{kind}.hook.message.publish.1 = {{"action": {{"function": "on_message_publish"}}, "pool": "pool1"}}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "rules", "settings", "expected"),
+    [
+        ("pgsql", 1, (PUBLISH,), (), ""),
+        ("pgsql", 0, (PUBLISH,), (), "0 is too small for these rules: one writes: set 1 or more"),
+        (
+            "mysql",
+            1,
+            (PUBLISH, LOOKUP),
+            (),
+            "one looks things up: set 2 or more; or take out the rules that read back",
+        ),
+        ("mysql", 2, (PUBLISH, LOOKUP), (), ""),
+        ("redis", 2, (LOOKUP,), (), "one writes, one looks things up, one listens to the channel: set 3 or more"),
+        ("redis", 2, (LOOKUP,), ("channel =",), ""),
+        ("redis", 2, (LOOKUP,), ("type = cluster",), ""),
+        ("redis", 1, (PUBLISH,), (), ""),
+    ],
+)
+def test_a_pool_size_too_small_for_what_is_never_shared(
+    tmp_path: Path, kind: str, size: int, rules: tuple[str, ...], settings: tuple[str, ...], expected: str
+) -> None:
+    lines = [f"backend.{kind}.pool1.pool_size = {size}", *(f"backend.{kind}.pool1.{line}" for line in settings)]
+    lines += [f"backend.{rule.format(kind=kind)}" for rule in rules]
+    mistakes = load_text(tmp_path, kind, "\n".join(lines)).mistakes
+    assert [mistake.line for mistake in mistakes] == ([1] if expected else [])
+    assert expected in "".join(map(str, mistakes))
