@@ -327,7 +327,7 @@ class _Rescue:
             " (SELECT ifnull(max(at), 0) FROM entry)"
         )
         known += UNKNOWN_EPOCHS if "run" in self._from.lost else 0
-        epoch = next_epoch(known, self._now, time.monotonic_ns())
+        epoch = next_epoch(known, self._now, time.monotonic_ns(), this_boot())
         top, at = max(top, self._known_top(), *(last for _, last in lost), 0), max(at, alive)
         (run,) = self._one("SELECT 1 + max((SELECT ifnull(max(id), 0) FROM run), (SELECT ifnull(max(run), 0) FROM entry))")
         moved = db.execute("UPDATE entry SET run = ? WHERE run NOT IN (SELECT id FROM run)", (run,)).rowcount

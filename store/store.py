@@ -358,7 +358,7 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
     at = max(at, int(meta.get("at", 0)))
     next_seq = max(top or 0, int(meta.get("seq", 0))) + 1
     # After a clean stop too: an image of the card that was made then may be laid back after the far end has gone on.
-    epoch = 1 if last is None else next_epoch(last[1], mono + clock.offset, mono)
+    epoch = 1 if last is None else next_epoch(last[1], mono + clock.offset, mono, boot)
     # Later than all before: of an epoch an id holds only the last digits, which do not order it.
     after = max(at, last[3]) + 1 if last is not None else 0
     alive = last_known(db) - clock.offset if last is not None and last[4] == clock.boot else 0
@@ -378,14 +378,14 @@ def _begin_run(db: sqlite3.Connection, node: str, wall: int, mono: int, judge: J
     return Identity(gateway, node, epoch, run, next_seq, after, clean, clock)
 
 
-def next_epoch(last: int, wall: int, mono: int) -> int:
+def next_epoch(last: int, wall: int, mono: int, boot: str) -> int:
     """The epoch of a life that begins at `wall` (ms), after those through `last` that its log knows of.
 
     An older log that was laid back does not know all: what its lost lives wrote must be older than what it writes now, at the
     far end too. So an epoch is the time of its beginning. Where the clock is behind, it is 1 to EPOCH_STEP above the last,
     another step at each start, so that two lives which begin with the same log do not share one.
     """
-    digest = hashlib.sha256(f"{this_boot()} {wall} {mono}".encode()).digest()
+    digest = hashlib.sha256(f"{boot} {wall} {mono}".encode()).digest()
     return max(wall, last + 1 + int.from_bytes(digest[:4], "big") % EPOCH_STEP)
 
 

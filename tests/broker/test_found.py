@@ -176,6 +176,17 @@ def test_two_lives_of_one_log_have_different_epochs(path: Path) -> None:
     assert len(epochs) == 3
 
 
+def test_an_epoch_depends_on_the_boot_that_it_is_begun_in_and_on_no_other(tmp_path: Path) -> None:
+    """Where the clock is behind; a seed of the simulation names its boots, so it has the same epochs on every machine."""
+    epochs = []
+    for copy, boot in (("first.db", "one"), ("second.db", "one"), ("third.db", "another")):
+        Store.open(tmp_path / copy, "barn", "full", NOW, 1000, boot="before").close(NOW)
+        store = Store.open(tmp_path / copy, "barn", "full", 1000, 1000, boot=boot)
+        epochs.append(store.identity.epoch)
+        store.close(1000)
+    assert epochs[0] == epochs[1] != epochs[2]
+
+
 def test_a_delivery_whose_message_is_gone_is_released_before_its_packet_id_is_used_again(world: World) -> None:
     subscriber = world.device("s", clean=False)
     subscriber.subscribe("t", 2)

@@ -98,7 +98,7 @@ class OldEpoch(LyingDisk):
     """The epoch goes on, so the numbers of lost entries name new ones."""
 
     def begin_again(self) -> None:
-        with spoilt(store, "next_epoch", lambda last, wall, mono: last):
+        with spoilt(store, "next_epoch", lambda last, wall, mono, boot: last):
             super().begin_again()
 
 

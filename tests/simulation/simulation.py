@@ -49,7 +49,7 @@ class Box(World):
         mono: int,
         durability: str = "full",
         judge: Judge = believe,
-        boot: str = "",
+        boot: str = "the only one",
     ) -> None:
         super().__init__(path, None, durability, wall, mono, judge, boot)
         self.auto = False
