@@ -49,6 +49,8 @@ class Delivery(Outlet):
         self.session_of: Callable[[str], Session | None] = lambda clientid: None
         self._read = read
         self._walk = Walk(read, self)
+        self._fetching = 0
+        """Reads of retained messages under way."""
         self._tail: deque[Batch] = deque()
         self._recent: Piece | None = None
         """The last piece that was made of the tail."""
@@ -447,15 +449,17 @@ class Delivery(Outlet):
             return
         topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
         session.fetching = client
-        most = min(BYTES, self.queued.share)
+        self._fetching += 1
         self._read(
-            lambda reader: reader.fetch(seqs, most),
+            # Asked when its turn comes, and for all who ask: nobody's socket is known to be slow yet.
+            lambda reader: reader.fetch(seqs, min(BYTES, self.queued.share // max(1, self._fetching))),
             lambda got: self._have_retained(session, client, topic_filter, target, got),
         )
 
     def _have_retained(
         self, session: Session, client: Client, topic_filter: str, target: Target, got: Fetched | Exception
     ) -> None:
+        self._fetching -= 1
         if session.fetching is client:
             session.fetching = None
         if session.client is not client:

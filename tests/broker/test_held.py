@@ -132,3 +132,23 @@ def test_shares_leave_room_for_messages() -> None:
         retained, sessions = shares(budget)
         assert retained + sessions * 3 // 2 <= max(budget - (16 << 20), budget // 2) // 2
     assert shares(1 << 30, 5, 6) == (5, 6)
+
+
+def test_retained_messages_that_are_read_for_very_many_at_once_share_the_memory(make: Make) -> None:
+    limit, size, many = 4 << 20, 64 << 10, 60
+    world = make(Limits(max_queued_together=limit))
+    publisher = world.device("p")
+    for number in range(32):
+        publisher.publish(f"t/{number}", bytes(size), retain=True, packet_id=number + 1)
+    world.auto = False
+    devices = [world.device(f"d{number}") for number in range(many)]
+    world.settle()
+    for device in devices:
+        device.subscribe("t/#", 0)
+    while world.commits:
+        world.commit()
+    found = world.read_all()
+    assert len(found) == many
+    assert sum(len(message[3]) for got in found for message in got.messages) <= limit + many * size
+    world.settle()
+    assert {len(device.messages()) for device in devices} == {32}

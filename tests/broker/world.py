@@ -106,11 +106,21 @@ class World:
     def read(self) -> None:
         """Let one read of the log be answered."""
         job, done = self.reads.pop(0)
+        done(self._answer(job))
+
+    def read_all(self) -> list[Any]:
+        """Let the reader come through all that it was asked before the event loop handles anything; what it has found."""
+        asked, self.reads = self.reads, []
+        found = [self._answer(job) for job, _ in asked]
+        for (_, done), got in zip(asked, found, strict=True):
+            done(got)
+        return found
+
+    def _answer(self, job: Callable[[Any], Any]) -> Any:
         try:
-            got = job(self._catch_up)
+            return job(self._catch_up)
         except (sqlite3.Error, StoreError) as error:
-            got = error
-        done(got)
+            return error
 
     def commit(self) -> None:
         """Let one commit happen, or fail: with `fault`, or because it can never succeed."""

@@ -17,9 +17,8 @@ from tests.support.gateway import Gateway
 SLEEPERS = 150
 LIMIT = 4 << 20
 PAYLOAD = 4096
-BOUND = LIMIT + (40 << 20)
-"""Above what waits: the memory for recent messages (24 MiB), what is just being read for them, and what 150 connections cost.
-Unbounded it would be 150 MiB and more."""
+BOUND = LIMIT + (24 << 20)
+"""Above what waits: the memory for recent messages, and what 150 connections cost. Unbounded it would be 150 MiB and more."""
 
 
 def status(gateway: Gateway) -> Any:
