@@ -464,14 +464,14 @@ class Broker:
         waits = False
         flags = qos | (RETAIN if retain else 0)
         seq = 0
-        size = len(payload) + len(properties)
+        size = len(payload) + len(properties) if retain else 0
         kept = retain and payload and self.retained.takes(topic.text, size)
         if (topic.stored if qos else topic.stored_qos0) or (retain and (kept or topic.stored_retained)):
             seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
             waits = True
         if retain:
             if payload and not kept:
-                self._refuse_retained(topic, size)
+                self.refuse_retained(topic, size)
             waits |= self._set_retained(topic, seq, size if kept else 0)
         if not (qos and seq) and topic.targets:
             self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
@@ -481,7 +481,7 @@ class Broker:
         """This entry, which a far end had, is the retained message of its topic now."""
         self._set_retained(topic, seq, size)
 
-    def _refuse_retained(self, topic: Topic, size: int) -> None:
+    def refuse_retained(self, topic: Topic, size: int) -> None:
         """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""
         self.retained.refused += 1
         text = "max_retained_bytes is used up: a message was delivered and is not kept as the retained one of its topic"

@@ -185,7 +185,7 @@ class Inbox:
             return  # another one came meanwhile, and is newer
         known = pack(Known(answer.msgid, answer.sender, at))
         if not broker.retained.takes(topic.text, size := len(answer.payload) + len(known)):
-            broker.retained.refused += 1
+            broker.refuse_retained(topic, size)
             return
         flags = answer.qos | RETAIN | FOREIGN
         seq = broker.log.append(KEPT_THERE, Name(answer.sender), topic, flags, answer.payload, known)

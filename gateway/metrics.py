@@ -165,6 +165,14 @@ METRICS = (
         "tidegate_publishes_not_retained_total", "counter", "Publishes delivered and, for lack of room, not kept as retained.",
         _value("messages", "not_retained"),
     ),
+    Metric(
+        "tidegate_answers_refused_total", "counter", "What far ends had for clients and means nothing here.",
+        _value("answers", "refused"),
+    ),
+    Metric(
+        "tidegate_answers_too_late_total", "counter", "What far ends had for clients whose session or subscription is gone.",
+        _value("answers", "too_late"),
+    ),
     Metric("tidegate_lost_total", "counter", "Entries that the disk budget took from those who waited for them.", _lost),
     Metric("tidegate_sessions_messages", "gauge", "What became of the messages found for sessions.", _session_parts),
     Metric("tidegate_sessions_dropped_total", "counter", "Messages that sessions lost.", _by("reason", "sessions", "dropped")),

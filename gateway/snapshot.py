@@ -72,6 +72,10 @@ class Snapshot:
                 "refused": broker.pressure.refused,
                 "not_retained": broker.retained.refused,
             },
+            "answers": {
+                "refused": broker.counters["answers_refused"],
+                "too_late": broker.counters["answers_too_late"],
+            },
             "store": {
                 "state": store.gone or broker.store_fault or store.checkpoint_fault or "ok",
                 "durability": config.durability,

@@ -103,8 +103,10 @@ class LogReader:
         size = 0
         boot = self.run().boot if self._waits else ""
         runs, clients, topics = self._runs, self._clients, self._topics
+        # SQLite reads no payload that is not asked for.
+        payload_of = "payload" if kinds is None else f"CASE WHEN kind IN ({','.join(map(str, kinds))}) THEN payload END"
         cursor = self._db.execute(
-            "SELECT seq, at, mono, run, kind, client, topic, flags, payload, properties FROM entry"
+            f"SELECT seq, at, mono, run, kind, client, topic, flags, {payload_of}, properties FROM entry"
             " WHERE seq > ? ORDER BY seq LIMIT ?",
             (after, limit),
         )

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
 from tidegate.store.inbox import Answer
-from tidegate.store.report import INFO, WARNING, Level, Say
+from tidegate.store.report import INFO, WARNING, Say
 from tidegate.store.schema import StoreError
 
 from .asking import Asker, Fetch
@@ -25,6 +25,7 @@ from .channel import NotUnderstood, understand
 from .crowd import Crowd, Question
 from .errors import Misconfigured, NotConnected, Rejected
 from .lane_book import LaneStanding
+from .rarely import Rarely
 from .reading import FETCH, KINDS, LOOKUP, RETAINED, Reading
 from .told import Told
 from .worker import FIRST_BACK_OFF, GO_ON, MAX_BACK_OFF, MISCONFIGURED_WAIT, SAVE_EVERY, Clock, Wait
@@ -37,7 +38,6 @@ QUESTIONS, ANSWERS, ANSWER_BYTES = 100, 1_000, 1 << 20
 """Of one transaction, about: questions that are answered in it, and their answers."""
 INBOX_ANSWERS, INBOX_BYTES = 20_000, 32 << 20
 """Above these nothing is asked until the broker has taken some."""
-_SAY_AGAIN = 30.0
 
 
 class Log(Protocol):
@@ -104,7 +104,7 @@ class AskingLane:
         self._back_off = FIRST_BACK_OFF
         self._identity = book.identity()
         self._told = Told(lane.pool, lane.code)
-        self._said: dict[str, tuple[float, int]] = {}
+        self._say_rarely = Rarely(say, clock.monotonic)
         self._told_lost = False
         self._lookups: deque[str] = deque()
         """Of the round that is under way: whose subscriptions are looked up again."""
@@ -312,7 +312,7 @@ class AskingLane:
                 answers, then, skipped = self._stored(asker, ask)
                 remember.append(then)
             if question.due & RETAINED:
-                answers += self._told.retained(client, text, asker.retained(text))[0]
+                answers += self._told.retained(client, text, asker.retained(text))
         except Rejected as error:
             self._refused("the far end refuses a question", reason=error, filter=text)
         return answers, remember, skipped
@@ -422,14 +422,3 @@ class AskingLane:
             self._asker = None
         self._lookups.clear()
         self._again.clear()
-
-    def _say_rarely(self, event: str, text: str, level: Level = WARNING, **fields: object) -> bool:
-        """The same trouble at most twice a minute, with the count of what was held back; whether it was said."""
-        now = self._clock.monotonic()
-        before, held = self._said.get(event, (float("-inf"), 0))
-        if now - before < _SAY_AGAIN:
-            self._said[event] = before, held + 1
-            return False
-        self._said[event] = now, 0
-        self._say(event, text, level, None, **(fields | {"repeated": held} if held else fields))
-        return True

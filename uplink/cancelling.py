@@ -46,7 +46,7 @@ class Cancelling:
         acked = {entry.payload.decode(errors="replace") for entry in entries if entry.kind == ACKED}
         gone = [entry for entry in entries if entry.kind == PUBLISH and (entry.seq in taken or entry.msgid in acked)]
         self._left_out |= dict.fromkeys(entry.msgid for entry in gone)
-        for msgid in list(self._left_out)[: max(0, len(self._left_out) - MOST)]:
-            del self._left_out[msgid]
+        while len(self._left_out) > MOST:
+            del self._left_out[next(iter(self._left_out))]
         answered = [e for e in entries if whole and e.kind == ACKED and e.payload.decode(errors="replace") in self._left_out]
         return {entry.seq for entry in (*gone, *answered)}

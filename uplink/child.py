@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import gc
 import importlib
 import os
 import random
@@ -48,6 +49,8 @@ LOCK_WAIT = 5.0
 STOP_WAIT = 2.0
 FIRST_PAUSE, MAX_PAUSE = 0.2, 30.0
 """Seconds between looks at an `uplink.db` that cannot be used."""
+GC_THRESHOLD = 50_000
+"""A batch is thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 EXIT_FAILED, EXIT_LOCKED = 1, 3
 
 
@@ -67,6 +70,7 @@ class GatewayClock:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until the pipe ends or SIGTERM comes. Exit codes: 0 stopped, 1 failed, 3 another one runs."""
     options = _options(arguments)
+    gc.set_threshold(GC_THRESHOLD)
     report = Report(options.log_format, options.log_level)
     lock = _lock(options.data / "uplink.lock")
     try:

@@ -91,9 +91,9 @@ class Told:
 
         return answers, remember
 
-    def retained(self, client: str, topic_filter: str, found: Iterable[Found]) -> News:
-        """Retained messages; a subscription asks once."""
-        return [self._message(RETAINED, client, topic_filter, one, queue=False) for one in found], lambda: None
+    def retained(self, client: str, topic_filter: str, found: Iterable[Found]) -> list[Answer]:
+        """Retained messages; a subscription asks once, so nothing is remembered."""
+        return [self._message(RETAINED, client, topic_filter, one, queue=False) for one in found]
 
     def _message(self, kind: int, client: str, topic_filter: str, found: Found, queue: bool) -> Answer:
         return Answer(

@@ -61,7 +61,6 @@ on_client_connected on_client_disconnected on_message_publish on_message_store o
 """
 LOGGED_FOR_SQLITE = frozenset(_STORING.split())
 """Functions of sqlite for which something is logged; the others read the log (`uplink.local`)."""
-WRITING = LOGGED_FOR_SQLITE | POSITIONS | {"on_message_acked_for_queue", "on_acked_delete"}
 READING = frozenset(name for name in FUNCTIONS if name.endswith("_lookup") or name.startswith("on_message_fetch"))
 """Functions that ask a far end (`asking_lane`); they write nothing there."""
 

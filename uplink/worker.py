@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
-from tidegate.store.report import INFO, WARNING, Level, Say
+from tidegate.store.report import INFO, WARNING, Say
 from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
@@ -24,6 +24,7 @@ from .cancelling import Cancelling
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
+from .rarely import Rarely
 from .retry import Due, send_again, settle_again
 
 FIRST_BATCH = 100
@@ -33,7 +34,6 @@ FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
 MISCONFIGURED_WAIT = 60.0
 CHANGED_RULE = "a rule that was changed since"
 SAVE_EVERY = 1.0
-_SAY_AGAIN = 30.0
 _FIRST_RATE, _RATE_OVER = 0.2, 5.0
 
 
@@ -113,7 +113,7 @@ class Worker:
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
-        self._said: dict[str, tuple[float, int]] = {}
+        self._say_rarely = Rarely(say, clock.monotonic)
         self._told_lost = False
         self._retry_after = float("-inf")
         self._rate_since = clock.monotonic()
@@ -472,14 +472,3 @@ class Worker:
             return
         self._moved = {}
         self._saved = self._standing
-
-    def _say_rarely(self, event: str, text: str, level: Level = WARNING, **fields: object) -> bool:
-        """The same trouble at most twice a minute, with the count of what was held back; whether it was said."""
-        now = self._clock.monotonic()
-        before, held = self._said.get(event, (float("-inf"), 0))
-        if now - before < _SAY_AGAIN:
-            self._said[event] = before, held + 1
-            return False
-        self._said[event] = now, 0
-        self._say(event, text, level, **(fields | {"repeated": held} if held else fields))
-        return True

@@ -14,7 +14,6 @@ from tests.support.sql_servers import MariaDb, Postgres, SqlServer
 from .logfile import GATEWAY, START
 from .rig import Rig
 from .sql_rig import (
-    SERVERS,
     assert_holds_everything,
     function_rule,
     mark,
@@ -32,23 +31,10 @@ MINUTE = 60_000
 DROPPED = '{"first_seq": 7, "last_seq": 9, "topic": "t", "reason": "disk_budget", "count": 3}'
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    with SERVERS[request.param]() as server:
-        yield server
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[SqlServer]:
     with Postgres() as server:
         yield server
-
-
-@pytest.fixture
-def server(running: SqlServer) -> SqlServer:
-    running.recreate()
-    tables(running)
-    return running
 
 
 @pytest.fixture

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tidegate.uplink.rule import SHIPPED
 from tidegate.uplink.sql_alter import alters
 
 from tests.support.sql_servers import SqlServer
 
 from .rig import Rig
-from .sql_rig import SERVERS, assert_holds_everything, rig, tables
+from .sql_rig import assert_holds_everything, rig
 from .test_sql_asking import pool_of
 from .test_sql_gateway import gateway, tidegate
 
@@ -47,19 +45,6 @@ NEEDED = {
         "ALTER TABLE mqtt_acked ALTER COLUMN mid TYPE bigint",
     ],
 }
-
-
-@pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    with SERVERS[request.param]() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SqlServer) -> SqlServer:
-    running.recreate()
-    tables(running)
-    return running
 
 
 def session_of(folder: Path, server: SqlServer) -> Any:

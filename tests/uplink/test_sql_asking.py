@@ -20,7 +20,7 @@ from tests.support.sql_servers import MariaDb, Postgres, SqlServer
 from tests.support.waiting import wait_until
 
 from .logfile import START
-from .sql_rig import SERVERS, settings, tables, utc
+from .sql_rig import settings, tables, utc
 
 NARROW = {
     "pgsql": ("ALTER TABLE mqtt_acked ALTER topic TYPE varchar(64), ALTER mid TYPE integer", "DROP TABLE tidegate_position"),
@@ -30,19 +30,6 @@ NARROW = {
     ),
 }
 """As the specification has it, and no table of ours to read."""
-
-
-@pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    with SERVERS[request.param]() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SqlServer) -> SqlServer:
-    running.recreate()
-    tables(running)
-    return running
 
 
 @pytest.fixture

@@ -25,19 +25,6 @@ CUTS = int(os.environ.get("TIDEGATE_CUTS", "6"))
 """The whole campaign: TIDEGATE_CUTS=50."""
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    with SERVERS[request.param]() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SqlServer) -> SqlServer:
-    running.recreate()
-    tables(running)
-    return running
-
-
 @pytest.fixture
 def proxy(server: SqlServer) -> Iterator[Proxy]:
     with Proxy(server.port) as proxy:

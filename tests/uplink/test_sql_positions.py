@@ -13,24 +13,11 @@ from tests.support.sql_servers import SqlServer
 
 from .logfile import GATEWAY, START
 from .rig import Rig
-from .sql_rig import SERVERS, function_rule, mark, messages, rules, settings, tables, utc
+from .sql_rig import function_rule, mark, messages, rules, settings, utc
 
 OTHER = "1111111111111111"
 CODE, OTHERS = gateway_code(GATEWAY), gateway_code(OTHER)
 MINUTE = 60_000
-
-
-@pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
-    with SERVERS[request.param]() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SqlServer) -> SqlServer:
-    running.recreate()
-    tables(running)
-    return running
 
 
 @pytest.fixture
