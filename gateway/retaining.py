@@ -1,0 +1,129 @@
+"""Retained messages for new subscriptions: only their numbers wait, and they are read from the log when the client takes them.
+
+What is read shares the memory with what waits for slow clients (`queued`): nobody's socket is known to be slow before something
+was written to it, so all who are read for at once have one share together.
+
+Invariant: of a subscription each retained message leaves once, in order of seq, however often it was read.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from tidegate.store.catchup import BYTES, Fetched
+from tidegate.store.entry import FOREIGN, QOS_MASK
+from tidegate.store.log import Log
+from tidegate.store.report import ERROR, Say
+
+from .outlet import TURN_BYTES, Outlet
+from .queued import Queued
+from .routing import Router, Target
+from .session import Client, Session
+from .walk import ReadLog
+
+
+class Retaining(Outlet):
+    """See the module."""
+
+    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
+        super().__init__(log, router, max_queued_bytes, queued, message_id)
+        self.report: Say = lambda *_, **fields: None
+        self._read = read
+        self._fetching = 0
+        """Reads of retained messages under way."""
+
+    @abstractmethod
+    def pump(self, session: Session, its_turn: bool = False) -> None:
+        """Send what waits, as much as window and socket take."""
+
+    def queue_retained(self, client: Client, topic_filter: str, target: Target, seqs: list[int]) -> None:
+        """Retained messages for a new subscription; only numbers wait, and an earlier queue of the filter is replaced."""
+        target.session.retained_due.pop(topic_filter, None)
+        target.session.retained_due[topic_filter] = (target, sorted(seqs))
+        self._fetch_retained(target.session, client)
+
+    def add_retained(self, client: Client, topic_filter: str, target: Target, seq: int) -> None:
+        """One more for a subscription that is there."""
+        _, seqs = target.session.retained_due.get(topic_filter, (target, []))
+        self.queue_retained(client, topic_filter, target, [*seqs, seq])
+
+    def _fetch_retained(self, session: Session, client: Client) -> None:
+        if session.retained or session.fetching is client or client.blocked or not session.retained_due:
+            return
+        topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
+        session.fetching = client
+        self._fetching += 1
+        self._read(
+            # Asked when its turn comes, and for all who ask: nobody's socket is known to be slow yet.
+            lambda reader: reader.fetch(seqs, min(BYTES, self.queued.share // max(1, self._fetching))),
+            lambda got: self._have_retained(session, client, topic_filter, target, got),
+        )
+
+    def _have_retained(
+        self, session: Session, client: Client, topic_filter: str, target: Target, got: Fetched | Exception
+    ) -> None:
+        self._fetching -= 1
+        if session.fetching is client:
+            session.fetching = None
+        if session.client is not client:
+            return
+        if isinstance(got, Exception):
+            self.read_failed(session, got)
+            return
+        due = session.retained_due.get(topic_filter)
+        if due is not None and due[0] is target:
+            left = [seq for seq in due[1] if seq > got.through]
+            session.retained_due[topic_filter] = (target, left)
+            if not left:
+                del session.retained_due[topic_filter]
+            session.retained.extend((topic_filter, target, message) for message in got.messages)
+        self.pump(session)
+
+    def _send_waiting_retained(self, session: Session, client: Client) -> None:
+        taken = 0
+        while taken < len(session.retained) and client.out_size <= TURN_BYTES and not client.blocked:
+            _, target, message = session.retained[taken]
+            qos = min(target.qos, message[2] & QOS_MASK)
+            if qos and session.room() <= 0:
+                break
+            taken += 1
+            forwarded = b"" if message[2] & FOREIGN else message[4]
+            if b"\x02" in forwarded and self._expired(forwarded, *message[6:]):
+                continue
+            v5 = client.version == 5
+            properties = self._properties(forwarded, target.identifiers, *message[6:]) if v5 else b""
+            topic = self._router.topics[message[1]]
+            parts = self._variant(topic, qos << 2 | 32 | v5, message[3], properties)
+            if not self._too_large(client, *parts):
+                if qos and session.progress is not None and session.progress.skips(message[0]):
+                    session.progress.under_way(message[0])
+                self._send_stored(session, client, message[0], qos, parts, retain=True)
+                if qos and self._router.watches(topic) and topic.acks and not message[2] & FOREIGN:
+                    self._follow(session, topic, message[0], message[6], message[8])
+        del session.retained[:taken]
+        if client.blocked and session.retained:
+            self._put_retained_back(session)
+        if len(session.retaining) > 2 * session.window:
+            session.retaining = {
+                packet_id: seq
+                for packet_id, seq in session.retaining.items()
+                if packet_id in session.inflight or packet_id in session.releasing
+            }
+
+    @staticmethod
+    def _put_retained_back(session: Session) -> None:
+        """They are read again when the client reads; until then only their numbers wait."""
+        topic_filter, target, _ = session.retained[0]
+        seqs = [message[0] for _, _, message in session.retained]
+        session.retained.clear()
+        due = session.retained_due.get(topic_filter)
+        if due is None or due[0] is target:
+            session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
+
+    def read_failed(self, session: Session, error: Exception) -> None:
+        """Without its log a session cannot be served; it asks again when it connects again."""
+        text = "the log cannot be read for a session; it is disconnected"
+        self.report("log_unreadable", text, ERROR, client=session.name.text, reason=error)
+        if session.client is not None:
+            session.client.link.close()
