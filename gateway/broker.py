@@ -258,8 +258,12 @@ class Broker:
         batch.together.append(range(first, len(batch.changes)))
         batch.size += plan.cost
         self.gaps.add(plan.lost)
-        for session in charge(self.router, plan.lost):
+        charged = charge(self.router, plan)
+        for session in charged:
             self.sessions.store_account(session)
+        if charged:
+            gone = {seq for taken in plan.messages for seq in taken.seqs}
+            self.when_durable(self.delivery.give_up(gone, charged))
         self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
