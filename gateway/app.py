@@ -147,6 +147,7 @@ class App:
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
                 max_queued_together=config.max_queued_together,
+                max_unfinished_together=config.max_unfinished_together,
                 max_connections=config.max_connections,
                 max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,

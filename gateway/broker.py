@@ -49,6 +49,7 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .mqtt.unfinished import Unfinished
 from .offline import Offline
 from .pressure import Pressure
 from .queued import Queued
@@ -108,6 +109,7 @@ class Broker:
         self.addresses: Counter[str] = Counter()
         """Connections of each address."""
         self.retained = Retained(limits.max_retained_bytes)
+        self.unfinished = Unfinished(max(limits.max_unfinished_together, limits.max_packet_size))
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
         self.received = self.stored = 0
@@ -158,7 +160,9 @@ class Broker:
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
         """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
-        connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
+        connection: Connection[Topic] = Connection(
+            self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES, unfinished=self.unfinished
+        )
         client = Client(link, connection, peer, listener, self.now)
         client.deadline = self.now + self._limits.connect_timeout
         address = peer.rpartition(":")[0]
@@ -187,6 +191,8 @@ class Broker:
 
     def turn_over(self) -> None:
         """All sockets that had something to say have said it: answer, and hand on to the disk what they brought."""
+        while (connection := self.unfinished.worst()) is not None:
+            self.connecting.drop_unfinished(connection)
         if self.delivery.dirty:
             self.delivery.flush()
         if not self._committing:

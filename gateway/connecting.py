@@ -38,6 +38,7 @@ class Limits:
     max_inflight: int = 1000
     max_queued_bytes: int = 1 << 20
     max_queued_together: int = 64 << 20
+    max_unfinished_together: int = 64 << 20
     max_connections: int = 10_000
     max_connections_per_address: int = 0
     max_keep_alive: int = 65_535
@@ -70,6 +71,7 @@ class Broker(Protocol):
     subscribing: Subscribing
     clients: dict[Client, None]
     addresses: Counter[str]
+    counters: Counter[str]
     pressure: Pressure
     now: float
 
@@ -195,6 +197,17 @@ class Connecting:
         client_id = client.session.name.text if client.session is not None else ""
         self.refusals.note(self._broker.log.at, client.peer, client_id, client.username, f"cannot be stored: {why}")
 
+    def drop_unfinished(self, connection: object) -> None:
+        """It has held an incomplete packet for the longest time, and too much of them is there."""
+        broker = self._broker
+        client = next(client for client in broker.clients if client.connection is connection)
+        broker.counters["unfinished_dropped"] += 1
+        name = client.session.name.text if client.session is not None else ""
+        text = "max_unfinished_together is used up: a client that does not send the rest of its packet is disconnected"
+        self.refusals.note(broker.log.now, client.peer, name, client.username, "a packet that it did not finish")
+        broker.report("unfinished_dropped", text, WARNING, peer=client.peer, client=name)
+        self.drop(client, ReasonCode.QUOTA_EXCEEDED)
+
     def _expiry(self, packet: Connect) -> int:
         """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""
         if packet.version == 5:
@@ -290,6 +303,7 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
+        client.connection.end()
         if client in broker.clients:
             del broker.clients[client]
             address = client.peer.rpartition(":")[0]

@@ -152,6 +152,11 @@ METRICS = (
         _value("clients", "slow_readers"),
     ),
     Metric("tidegate_queued_bytes", "gauge", "Bytes that wait for slow clients.", _value("clients", "queued_bytes")),
+    Metric(
+        "tidegate_unfinished_disconnected_total", "counter", "Connections ended because they did not finish a packet.",
+        _value("clients", "unfinished_packets"),
+    ),
+    Metric("tidegate_unfinished_bytes", "gauge", "Bytes of incomplete packets.", _value("clients", "unfinished_bytes")),
     Metric("tidegate_messages_received_total", "counter", "PUBLISH packets received.", _value("messages", "received")),
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),

@@ -64,6 +64,8 @@ class Snapshot:
                 "protocol_errors": broker.counters["protocol_errors"],
                 "slow_readers": broker.counters["slow_readers"],
                 "queued_bytes": delivery.queued.bytes,
+                "unfinished_packets": broker.counters["unfinished_dropped"],
+                "unfinished_bytes": broker.unfinished.bytes,
             },
             "messages": {
                 "received": broker.received,
