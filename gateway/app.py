@@ -148,6 +148,7 @@ class App:
                 max_queued_bytes=config.max_queued_bytes,
                 max_queued_together=config.max_queued_together,
                 max_unfinished_together=config.max_unfinished_together,
+                max_wills_together=config.max_wills_together,
                 max_connections=config.max_connections,
                 max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,

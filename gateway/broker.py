@@ -233,7 +233,7 @@ class Broker:
                     self.connecting.drop(client, None)
             elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
                 self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
-        self.connecting.publish_due_wills()
+        self.connecting.wills.publish_due()
         for session in self.sessions.expired(now):
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
@@ -248,7 +248,7 @@ class Broker:
         """A clean stop: say good-bye, write down where every session stands. What is left to commit stays in the log."""
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
-        self.connecting.publish_due_wills(at_stop=True)
+        self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
         self.sessions.fold_for_stop(self.delivery.live)
         self._begin_commit()

@@ -116,6 +116,7 @@ class Config:
     max_queued_bytes: int
     max_queued_together: int
     max_unfinished_together: int
+    max_wills_together: int
     max_connections: int
     max_connections_per_address: int
     max_keep_alive: int
@@ -191,6 +192,7 @@ class _Loader:
             max_queued_bytes=values["limits.max_queued_bytes"],
             max_queued_together=values["limits.max_queued_together"],
             max_unfinished_together=values["limits.max_unfinished_together"],
+            max_wills_together=values["limits.max_wills_together"],
             max_connections=values["limits.max_connections"],
             max_connections_per_address=values["limits.max_connections_per_address"],
             max_keep_alive=values["limits.max_keep_alive"],

@@ -19,8 +19,8 @@ from tidegate.store.report import WARNING, Say
 
 from .delivery import Delivery
 from .made import MadeSubscriptions
-from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
-from .mqtt.properties import Properties, Property, encode_block
+from .mqtt.packets import ConnAck, Connect, Disconnect, encode
+from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
 from .pressure import Pressure
 from .refusals import Refusals
@@ -28,6 +28,7 @@ from .routing import Router, Topic
 from .session import NEVER, Client, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
+from .wills import Wills
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Limits:
     max_queued_bytes: int = 1 << 20
     max_queued_together: int = 64 << 20
     max_unfinished_together: int = 64 << 20
+    max_wills_together: int = 16 << 20
     max_connections: int = 10_000
     max_connections_per_address: int = 0
     max_keep_alive: int = 65_535
@@ -103,8 +105,7 @@ class Connecting:
         self._limits = limits
         self._durability = durability
         self._new_client_id = new_client_id
-        self._wills: dict[Session, tuple[float, Will]] = {}
-        """Delayed ones, and when they are due."""
+        self.wills = Wills(broker, limits.max_wills_together)
 
     # -- in --------------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class Connecting:
         if before is not None and before.client is not None:
             self.drop(before.client, ReasonCode.SESSION_TAKEN_OVER)
             before = broker.sessions.get(clientid)
-        self._settle_will(before, ends=packet.clean_start)
+        self.wills.settle(before, publish=packet.clean_start)
         durable = False
         if before is not None and packet.clean_start:
             durable = before.persistent
@@ -167,6 +168,10 @@ class Connecting:
         if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
             text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
             self._broker.report("sessions_full", text, WARNING)
+            return ReasonCode.QUOTA_EXCEEDED
+        if packet.will is not None and not self.wills.takes(packet.will, self._broker.sessions.get(packet.client_id)):
+            text = "max_wills_together is used up: a CONNECT with a will is refused; let wills be smaller, or raise it"
+            self._broker.report("wills_full", text, WARNING, client=packet.client_id, size=len(packet.will.payload))
             return ReasonCode.QUOTA_EXCEEDED
         return None
 
@@ -222,9 +227,8 @@ class Connecting:
         client.keep_alive = min(packet.keep_alive or self._limits.max_keep_alive, self._limits.max_keep_alive)
         if not packet.keep_alive and self._limits.max_keep_alive == 65_535:
             client.keep_alive = 0
-        client.will = packet.will
         if packet.will is not None:
-            client.will_delay = int(packet.will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
+            self.wills.keep(client, packet.will)
         receive_maximum = int(packet.properties.get(Property.RECEIVE_MAXIMUM, 65_535))
         session.window = min(receive_maximum, self._limits.max_inflight)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
@@ -317,17 +321,11 @@ class Connecting:
         if broker.router.wanted(DISCONNECTED):
             broker.log.append(DISCONNECTED, session.name)
             broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.now, session.name)
-        will = client.will if with_will else None
         if session.expiry:
             broker.sessions.sleep(session, broker.delivery.live, broker.now)
         else:
             broker.sessions.drop(session)
-        if will is None:
-            return
-        if client.will_delay and session.expiry:
-            self._wills[session] = broker.now + min(client.will_delay, session.expiry), will
-        else:
-            self._publish_will(session, will)
+        self.wills.ended(client, session, with_will)
 
     def _close(self, client: Client) -> None:
         """Send what is there, then close the socket."""
@@ -335,24 +333,3 @@ class Connecting:
         self._broker.delivery.flush_one(client)
         client.closing = True
         client.link.close()
-
-    # -- wills -----------------------------------------------------------------------------------------------------
-
-    def publish_due_wills(self, at_stop: bool = False) -> None:
-        """Wills whose delay is over (3.1.3.2.2); a stop does not wait for any."""
-        for session in [session for session, (due, _) in self._wills.items() if at_stop or due <= self._broker.now]:
-            self._publish_will(session, self._wills.pop(session)[1])
-
-    def _settle_will(self, session: Session | None, ends: bool) -> None:
-        """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9], unless the session ends now (3.1.3.2.2)."""
-        if session is not None and session in self._wills:
-            _, will = self._wills.pop(session)
-            if ends:
-                self._publish_will(session, will)
-
-    def _publish_will(self, session: Session, will: Will) -> None:
-        kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
-        topic = self._broker.router.topics[will.topic.encode()]
-        if topic.reserved:
-            return
-        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))

@@ -157,6 +157,7 @@ METRICS = (
         _value("clients", "unfinished_packets"),
     ),
     Metric("tidegate_unfinished_bytes", "gauge", "Bytes of incomplete packets.", _value("clients", "unfinished_bytes")),
+    Metric("tidegate_will_bytes", "gauge", "Bytes of the wills of all clients.", _value("clients", "will_bytes")),
     Metric("tidegate_messages_received_total", "counter", "PUBLISH packets received.", _value("messages", "received")),
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),

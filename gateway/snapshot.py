@@ -66,6 +66,7 @@ class Snapshot:
                 "queued_bytes": delivery.queued.bytes,
                 "unfinished_packets": broker.counters["unfinished_dropped"],
                 "unfinished_bytes": broker.unfinished.bytes,
+                "will_bytes": broker.connecting.wills.bytes,
             },
             "messages": {
                 "received": broker.received,
