@@ -135,7 +135,7 @@ class App:
             run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
         }
         self.access = Access(config.password_file)
-        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes)
+        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes, config.max_exchange_bytes)
         self.broker = Broker(
             log,
             self._commit,
@@ -159,6 +159,7 @@ class App:
                 max_subscriptions=config.max_subscriptions or 1 << 62,
                 max_retained_bytes=held.retained,
                 max_session_bytes=held.sessions,
+                max_exchange_bytes=held.exchanges,
             ),
             config.durability,
             config.commit_delay,

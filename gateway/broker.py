@@ -54,6 +54,7 @@ from .offline import Offline
 from .pressure import Pressure
 from .queued import Queued
 from .routing import Router, Topic
+from .rows import Rows
 from .session import Client, Link, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
@@ -129,6 +130,8 @@ class Broker:
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         self.pressure = Pressure(self)
+        self.rows = Rows(self, limits.max_exchange_bytes)
+        self.delivery.added_delivery = self.rows.add_exchange
         self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
         self.subscribing = subscribing
@@ -153,6 +156,7 @@ class Broker:
         self.made.load(db)
         self.offline.load(db)
         self.gaps.load(db)
+        self.rows.load(db)
         for row in db.execute(RETAINED):
             self.retained.put(*row)
 
@@ -240,6 +244,7 @@ class Broker:
         self.sessions.fold(self.delivery.live)
         self._absence.tick()
         self.offline.tick()
+        self.rows.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -451,9 +456,13 @@ class Broker:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
                     self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
                     return
+                if self.rows.stalls(session):
+                    self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
+                    return
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
+                    self.rows.add_exchange()
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:

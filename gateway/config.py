@@ -127,6 +127,7 @@ class Config:
     max_subscriptions: int
     max_retained_bytes: int
     max_session_bytes: int
+    max_exchange_bytes: int
     sys_interval: int
     clock_trust: str
     clock_wait: float
@@ -203,6 +204,7 @@ class _Loader:
             max_subscriptions=values["limits.max_subscriptions"],
             max_retained_bytes=values["limits.max_retained_bytes"],
             max_session_bytes=values["limits.max_session_bytes"],
+            max_exchange_bytes=values["limits.max_exchange_bytes"],
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],

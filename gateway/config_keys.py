@@ -143,6 +143,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_subscriptions": Key(number(0, 1 << 50), 10_000),
         "max_retained_bytes": Key(_size(0, 1 << 50), "0"),
         "max_session_bytes": Key(_size(0, 1 << 50), "0"),
+        "max_exchange_bytes": Key(_size(0, 1 << 50), "0"),
     },
     "clock": {
         "trust": Key(choice("auto", "always", "never"), "auto"),

@@ -25,6 +25,7 @@ from .mqtt.reasons import ReasonCode
 from .pressure import Pressure
 from .refusals import Refusals
 from .routing import Router, Topic
+from .rows import Rows
 from .session import NEVER, Client, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
@@ -52,6 +53,7 @@ class Limits:
     max_subscriptions: int = 1 << 62
     max_retained_bytes: int = 1 << 62
     max_session_bytes: int = 1 << 62
+    max_exchange_bytes: int = 1 << 62
     """Of all together, on disk (`held`)."""
     connect_timeout: float = 10.0
 
@@ -75,6 +77,7 @@ class Broker(Protocol):
     addresses: Counter[str]
     counters: Counter[str]
     pressure: Pressure
+    rows: Rows
     now: float
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
@@ -230,7 +233,8 @@ class Connecting:
         if packet.will is not None:
             self.wills.keep(client, packet.will)
         receive_maximum = int(packet.properties.get(Property.RECEIVE_MAXIMUM, 65_535))
-        session.window = min(receive_maximum, self._limits.max_inflight)
+        client.window = min(receive_maximum, self._limits.max_inflight)
+        self._broker.rows.settle(session)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
         if session.subscriptions:
             self._broker.router.presence_changed(session)

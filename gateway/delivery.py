@@ -188,7 +188,7 @@ class Delivery(Retaining):
     def _resend_on(self, session: Session, client: Client) -> None:
         """Ask for the next of what is to be sent again, within the client's receive maximum [MQTT-3.3.4-9]."""
         outstanding = len(session.inflight) + len(session.releasing) - len(session.resend)
-        count = min(session.window - outstanding, RESEND_AT_ONCE)
+        count = min(client.window - outstanding, RESEND_AT_ONCE)
         if count <= 0:
             return
         seqs = [seq for seq, _, _ in session.resend[:count]]

@@ -189,6 +189,13 @@ METRICS = (
     Metric("tidegate_store_budget_bytes", "gauge", "Bytes that the log may take.", _value("store", "disk_budget")),
     Metric("tidegate_store_retained_bytes", "gauge", "Of them retained messages, at most.", _value("store", "retained_bytes")),
     Metric("tidegate_store_session_bytes", "gauge", "Of them sessions, at most.", _value("store", "session_bytes")),
+    Metric("tidegate_store_exchanges", "gauge", "QoS 2 exchanges under way, at most.", _value("store", "exchanges")),
+    Metric("tidegate_store_exchanges_full", "gauge", "1 while new ones are refused.", _value("store", "exchanges_full")),
+    Metric("tidegate_store_positions", "gauge", "Positions of clients, at most.", _value("store", "positions")),
+    Metric(
+        "tidegate_positions_forgotten_total", "counter", "Positions that went because there were too many.",
+        _value("store", "positions_forgotten"),
+    ),
     Metric("tidegate_store_free_floor_bytes", "gauge", "Bytes left free for others.", _value("store", "free_floor")),
     Metric("tidegate_store_refusing_below", "gauge", "Priority below which reject_new refuses now.", _refusing),
     Metric("tidegate_store_last_seq", "gauge", "Number of the last entry.", _value("store", "last_seq")),

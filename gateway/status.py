@@ -36,6 +36,10 @@ def render(status: dict[str, Any]) -> str:
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
+    if store.get("exchanges_full"):
+        lines.append(
+            f"refusing    new exchanges of QoS 2, max_exchange_bytes is used up: {messages['refused']} publishes so far"
+        )
     if not_kept := messages.get("not_retained"):
         lines.append(f"not kept    {not_kept} retained messages, which were delivered: max_retained_bytes is used up")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
