@@ -32,7 +32,7 @@ def rows(world: World, table: str = "received") -> int:
     return int(count)
 
 
-def begin(device: Device, first: int, count: int) -> list[int]:
+def begin(device: Device, first: int, count: int) -> list[ReasonCode]:
     """Publish with QoS 2 and end nothing; the reasons of the PUBRECs that came."""
     for number in range(first, first + count):
         device.publish("t", b"%d" % number, 2, packet_id=number)
