@@ -11,12 +11,12 @@ Invariant: of what was found, everything is delivered, in flight, expired or dro
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from tidegate.store.entry import KIND_NAMES, PUBLISH
-from tidegate.store.thinning import Lost
+from tidegate.store.thinning import Plan, Taken
 
 from .routing import Router
 from .session import Session
@@ -25,23 +25,29 @@ SHOWN = 20
 """Sessions that `status` names."""
 
 
-def charge(router: Router, found: Iterable[Lost]) -> set[Session]:
-    """Of what the disk budget takes, each session's part: what lies before it. Who lost something.
-
-    A session that stands within what is taken is charged in proportion.
-    """
+def charge(router: Router, plan: Plan) -> set[Session]:
+    """Of what the disk budget takes, each session's part: what it was to get and has not come to. Who lost something."""
     charged: set[Session] = set()
-    for lost in found:
-        if lost.event != KIND_NAMES[PUBLISH]:
-            continue
-        for session in router.sleepers(lost.topic):
-            span = lost.last_seq - lost.first_seq + 1
-            count = lost.count * min(span, lost.last_seq - session.next_seq + 1) // span
-            if count > 0:
+    for taken in plan.messages:
+        for session in router.waiting(taken.topic):
+            count = _missed(router, session, taken)
+            if count:
                 session.taken += count
-                session.dropped[lost.reason] += count
+                session.dropped[plan.lost[0].reason] += count
                 charged.add(session)
     return charged
+
+
+def _missed(router: Router, session: Session, taken: Taken) -> int:
+    """How many of these messages the session would have got."""
+    topic = router.topics[taken.topic.encode()]
+    target, its_own = router.match(session, topic), session.name.text == taken.client
+    if target is None or not target.qos or (its_own is not taken.addressed and (taken.addressed or target.no_local)):
+        return 0
+    ahead = taken.seqs[bisect_left(taken.seqs, session.unread()) :]
+    if ahead and ahead[0] <= target.since:
+        ahead = [seq for seq in ahead if (found := router.match(session, topic, seq)) is not None and found.qos]
+    return len(ahead) if not session.handled else sum(seq not in session.handled for seq in ahead)
 
 
 def mismatch(session: Session) -> int:

@@ -49,10 +49,12 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .mqtt.unfinished import Unfinished
 from .offline import Offline
 from .pressure import Pressure
 from .queued import Queued
 from .routing import Router, Topic
+from .rows import Rows
 from .session import Client, Link, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
@@ -108,6 +110,7 @@ class Broker:
         self.addresses: Counter[str] = Counter()
         """Connections of each address."""
         self.retained = Retained(limits.max_retained_bytes)
+        self.unfinished = Unfinished(max(limits.max_unfinished_together, limits.max_packet_size))
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
         self.received = self.stored = 0
@@ -127,6 +130,8 @@ class Broker:
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         self.pressure = Pressure(self)
+        self.rows = Rows(self, limits.max_exchange_bytes)
+        self.delivery.added_delivery = self.rows.add_exchange
         self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
         self.subscribing = subscribing
@@ -151,6 +156,7 @@ class Broker:
         self.made.load(db)
         self.offline.load(db)
         self.gaps.load(db)
+        self.rows.load(db)
         for row in db.execute(RETAINED):
             self.retained.put(*row)
 
@@ -158,7 +164,9 @@ class Broker:
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
         """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
-        connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
+        connection: Connection[Topic] = Connection(
+            self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES, unfinished=self.unfinished
+        )
         client = Client(link, connection, peer, listener, self.now)
         client.deadline = self.now + self._limits.connect_timeout
         address = peer.rpartition(":")[0]
@@ -187,6 +195,8 @@ class Broker:
 
     def turn_over(self) -> None:
         """All sockets that had something to say have said it: answer, and hand on to the disk what they brought."""
+        while (connection := self.unfinished.worst()) is not None:
+            self.connecting.drop_unfinished(connection)
         if self.delivery.dirty:
             self.delivery.flush()
         if not self._committing:
@@ -227,13 +237,14 @@ class Broker:
                     self.connecting.drop(client, None)
             elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
                 self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
-        self.connecting.publish_due_wills()
+        self.connecting.wills.publish_due()
         for session in self.sessions.expired(now):
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
         self._absence.tick()
         self.offline.tick()
+        self.rows.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -242,7 +253,7 @@ class Broker:
         """A clean stop: say good-bye, write down where every session stands. What is left to commit stays in the log."""
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
-        self.connecting.publish_due_wills(at_stop=True)
+        self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
         self.sessions.fold_for_stop(self.delivery.live)
         self._begin_commit()
@@ -258,8 +269,12 @@ class Broker:
         batch.together.append(range(first, len(batch.changes)))
         batch.size += plan.cost
         self.gaps.add(plan.lost)
-        for session in charge(self.router, plan.lost):
+        charged = charge(self.router, plan)
+        for session in charged:
             self.sessions.store_account(session)
+        if charged:
+            gone = {seq for taken in plan.messages for seq in taken.seqs}
+            self.when_durable(self.delivery.give_up(gone, charged))
         self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
@@ -441,9 +456,13 @@ class Broker:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
                     self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
                     return
+                if self.rows.stalls(session):
+                    self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
+                    return
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
+                    self.rows.add_exchange()
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:

@@ -12,7 +12,7 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
@@ -101,6 +101,14 @@ class Delivery(Retaining):
         self._tail_bytes = 0
         self._recent = None
 
+    def give_up(self, gone: set[int], sessions: Iterable[Session]) -> Callable[[], None]:
+        """The log lets these go: what holds them in memory lets them go too. To be called when that is durable."""
+        last = max(gone)
+        while self._tail and self._tail[0].first_seq <= last:
+            self._tail_bytes -= self._tail.popleft().size
+        self._recent = None
+        return self._walk.give_up(gone, sessions)
+
     def fan_out(
         self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, mono: int, run: int
     ) -> None:
@@ -180,7 +188,7 @@ class Delivery(Retaining):
     def _resend_on(self, session: Session, client: Client) -> None:
         """Ask for the next of what is to be sent again, within the client's receive maximum [MQTT-3.3.4-9]."""
         outstanding = len(session.inflight) + len(session.releasing) - len(session.resend)
-        count = min(session.window - outstanding, RESEND_AT_ONCE)
+        count = min(client.window - outstanding, RESEND_AT_ONCE)
         if count <= 0:
             return
         seqs = [seq for seq, _, _ in session.resend[:count]]
@@ -371,6 +379,7 @@ class Delivery(Retaining):
     def _keep(self, session: Session, piece: Piece, limit: int) -> None:
         leaves_now = min(TURN_BYTES, session.room() * (max(0, piece.plain) + MESSAGE))
         messages, through = piece.take(session.next_seq, wanted(session), max(limit, leaves_now))
+        messages = self._walk.left(messages)
         if messages:
             session.plain = piece.plain if not session.backlog or session.plain == piece.plain else -1
             session.backlog.extend(messages)

@@ -267,6 +267,7 @@ class Offline:
         for raw, reached in progress.positions(session.unread()):
             if self._has_position(session, topics[raw]):
                 log.change(SET_POSITION, self._name(session), topics[raw], reached[-1], log.now)
+                self._broker.rows.add_position()
             names = progress.names_of(reached)
             if self._is_told(session, topics[raw], leaving):
                 for name in names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.entry import DELIVERED
@@ -43,6 +43,8 @@ class Outlet:
         self._max_queued = max_queued_bytes
         self.queued = queued
         self._message_id = message_id
+        self.added_delivery: Callable[[], None] = lambda: None
+        """A delivery of QoS 2 gets a row in the store."""
 
     def send(self, client: Client, data: bytes) -> None:
         """Add bytes to what the client gets at the end of this turn."""
@@ -138,6 +140,7 @@ class Outlet:
             self.send(client, packet)
             return
         self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
+        self.added_delivery()
         self._log.batch.after.append((self.send_if_connected, session, client, packet))
 
     def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:

@@ -250,10 +250,9 @@ class Router:
             policy = self.policies.of(topic.text)
             topic.refused = policy.rejects and policy.priority < self.level
 
-    def sleepers(self, topic: str) -> set[Session]:
-        """Persistent sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
-        found = self._tree.find(topic)
-        return {session for session, one in found if one.qos and session.persistent and (session.behind or not session.client)}
+    def waiting(self, topic: str) -> set[Session]:
+        """Sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
+        return {session for session, one in self._tree.find(topic) if one.qos and session.behind}
 
     def fresh(self, topic: Topic) -> Topic:
         """The topic with a route that is true now."""

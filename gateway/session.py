@@ -83,6 +83,7 @@ class Client:
         "version",
         "will",
         "will_delay",
+        "window",
     )
 
     def __init__(self, link: Link, connection: Connection[Any], peer: str, listener: Any, now: float) -> None:
@@ -108,6 +109,8 @@ class Client:
         """Events that wait for the CONNACK to leave first."""
         self.closing = False
         self.maximum_packet_size = 0
+        self.window = 0
+        """How many messages of QoS 1 and 2 it takes at a time."""
 
 
 class Session:
@@ -168,6 +171,7 @@ class Session:
         self.received: dict[int, None] = {}
         """Packet ids of QoS 2 messages that came in and were not released yet (4.3.3 method B)."""
         self.window = 0
+        """That of its client; 0 if it may begin nothing new (`rows`)."""
         self.next_id = 1
         self.behind = False
         self.next_seq = next_seq

@@ -32,13 +32,14 @@ def render(status: dict[str, Any]) -> str:
         remote = [name for name in status["backends"] if name != "sqlite"]
         lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")
     refused = dict(clients["refused"])
-    if clients["protocol_errors"]:
-        refused["protocol_errors"] = clients["protocol_errors"]
-    if clients.get("slow_readers"):
-        refused["slow_readers"] = clients["slow_readers"]
+    refused |= {name: clients[name] for name in ("protocol_errors", "slow_readers", "unfinished_packets") if clients.get(name)}
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
+    if store.get("exchanges_full"):
+        lines.append(
+            f"refusing    new exchanges of QoS 2, max_exchange_bytes is used up: {messages['refused']} publishes so far"
+        )
     if not_kept := messages.get("not_retained"):
         lines.append(f"not kept    {not_kept} retained messages, which were delivered: max_retained_bytes is used up")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):

@@ -73,6 +73,8 @@ class Subscribing:
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
         new = broker.sessions.subscribe(session, wanted.filter, subscription)
+        if wanted.qos == 2:
+            broker.rows.settle(session)
         if new and wanted.qos:
             broker.offline.subscribed(session, wanted.filter, since)
         if broker.router.wanted(SUBSCRIBED, wanted.filter):

@@ -57,6 +57,8 @@ class Walk:
         self._under_way = False
         self._lowest = False
         self._last: Piece | None = None
+        self._gone: set[int] = set()
+        """What the log lets go, and what was read before may still hold."""
 
     @property
     def limit(self) -> int:
@@ -85,6 +87,26 @@ class Walk:
         """Called each second: forget who went away."""
         for session in [session for session in self._walkers if session.client is None]:
             del self._walkers[session]
+
+    def left(self, messages: list[Stored]) -> list[Stored]:
+        """Those of the messages that the log is not letting go."""
+        return [message for message in messages if message[0] not in self._gone] if self._gone else messages
+
+    def give_up(self, gone: set[int], sessions: Iterable[Session]) -> Callable[[], None]:
+        """What the log lets go is counted as dropped for these sessions, and they must not get it from memory after that.
+
+        To be called when it is on disk no more: once the reader has let go of its pieces and every answer from before has
+        come, nobody can come upon it.
+        """
+        self._gone |= gone
+        for session in sessions:
+            session.backlog = self.left(session.backlog)
+
+        def rested(_: Any) -> None:
+            self._last = None
+            self._read(lambda reader: None, lambda _: self._gone.difference_update(gone))
+
+        return lambda: self._read(lambda reader: reader.rest(), rested)
 
     def _go_on(self) -> None:
         self._lowest = not self._lowest

@@ -22,6 +22,7 @@ from .errors import MqttError, ProtocolError, malformed, protocol_error
 from .packet_types import PACKET_NAMES, Auth, ConnAck, Connect, Disconnect, Packet, PubComp, PubRec, PubRel
 from .properties import Property, decode_block, encode_block
 from .reasons import NOT_FROM_CLIENT, NOT_FROM_SERVER, ReasonCode
+from .unfinished import Unfinished
 from .wire import read_varint
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class Connection(Generic[T]):
         "_side",
         "_topic_alias_maximum",
         "_topics",
+        "_unfinished",
         "version",
     )
 
@@ -128,8 +130,10 @@ class Connection(Generic[T]):
         topic_alias_maximum: int = 0,
         side: Side = SERVER,
         version: int = 0,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.version = version
+        self._unfinished = unfinished or Unfinished()
         self._topics = topics
         self._max_packet_size = max_packet_size
         # Below these bounds of the length's first and second byte no packet can be too large, nor its length malformed.
@@ -154,6 +158,7 @@ class Connection(Generic[T]):
         if self._needed:
             if len(self._buffer) + len(data) < self._needed:
                 self._buffer += data
+                self._unfinished.hold(self, len(self._buffer))
                 return []
             data = b"".join((self._buffer, data))
             self._needed = 0
@@ -166,9 +171,19 @@ class Connection(Generic[T]):
             rest = len(data)
         if self._needed:
             self._buffer = bytearray(data[rest:])
+            self._unfinished.hold(self, len(self._buffer))
         elif self._buffer:
-            self._buffer = bytearray()
+            self._let_go()
         return events
+
+    def end(self) -> None:
+        """The connection is over: nothing more is read, and what waits for its rest does so no more."""
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._buffer = bytearray()
+        self._unfinished.hold(self, 0)
 
     def refusal(self, error: MqttError) -> bytes:
         """The last bytes for a peer whose `Fault` this is: CONNACK for a bad CONNECT, DISCONNECT in 5.0, or none."""

@@ -136,6 +136,73 @@ def test_what_the_budget_takes_from_a_sleeper_is_dropped_and_kept_over_a_crash(p
     box.kill()
 
 
+def read_to_the_end(box: Box, device: Any) -> int:
+    got = 0
+    while messages := device.ack_all():
+        got += len(messages)
+        box.settle()
+    return got
+
+
+def crowd(box: Box, device: Any, count: int, topic: str = "low/a", qos: int = 1) -> None:
+    """Fill the budget while a reader that takes few at a time falls behind."""
+    for number in range(count):
+        device.publish(topic, b"%d".ljust(200) % number, qos, packet_id=number % 60_000 + 1)
+
+
+def test_what_the_budget_takes_is_not_delivered_from_memory_as_well(path: Path) -> None:
+    box = Box(path)
+    reader = box.device("s", 5, clean=False, properties={Property.SESSION_EXPIRY_INTERVAL: 3600, Property.RECEIVE_MAXIMUM: 10})
+    reader.subscribe("low/#", 1)
+    crowd(box, box.device("p"), 3_000)
+    assert (before := account(box))["in_flight"] == 10 and before["waiting"] == 2_990
+    box.tick()
+    lost = account(box)["dropped"]["disk_budget"]
+    assert 0 < lost <= box.broker.gaps.open
+    assert read_to_the_end(box, reader) == 3_000 - lost
+    assert account(box)["wanted"] == 3_000
+    box.kill()
+
+
+def test_what_was_being_read_when_the_budget_took_it_is_counted_once(path: Path) -> None:
+    box = Box(path)
+    box.device("s", clean=False).subscribe("low/#", 1)
+    box.device("s", clean=False).disconnect()
+    crowd(box, box.device("p"), 3_000)
+    box.broker.delivery.forget_tail()
+    box.auto = False
+    reader = box.device("s", clean=False)
+    while not box.reads:
+        box.commit()
+    box.trimming.start()
+    read = box.read_all()
+    assert read[0].messages[0][0] < 100, "the piece was read before the removal is on disk"
+    box.auto = True
+    box.settle()
+    box.tick()
+    lost = account(box)["dropped"]["disk_budget"]
+    assert read_to_the_end(box, reader) == 3_000 - lost
+    assert account(box)["wanted"] == 3_000
+    box.kill()
+
+
+def test_a_session_that_stands_within_what_is_taken_is_charged_with_what_lies_before_it(path: Path) -> None:
+    box = Box(path)
+    sleeper = box.device("s", clean=False)
+    sleeper.subscribe("low/#", 1)
+    publisher = box.device("p")
+    crowd(box, publisher, 300)
+    sleeper.ack_all()
+    sleeper.disconnect()
+    crowd(box, publisher, 100, "low/a", 0)
+    crowd(box, publisher, 200)
+    crowd(box, publisher, 3_000, "high/a")
+    box.tick()
+    assert account(box)["delivered"] == 300
+    assert account(box)["dropped"] == {"disk_budget": 200}, "neither what it has had nor what has QoS 0"
+    box.kill()
+
+
 def test_a_message_that_is_nowhere_is_a_mismatch(world: World) -> None:
     device = world.device("s", clean=False)
     device.subscribe("t", 1)

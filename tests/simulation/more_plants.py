@@ -121,7 +121,7 @@ class WillAfterDisconnect(Simulation):
 
 
 def _never_settled(box: Box) -> None:
-    box.broker.connecting._settle_will = lambda session, ends: None  # type: ignore[method-assign]
+    box.broker.connecting.wills.settle = lambda session, publish: None  # type: ignore[method-assign]
 
 
 class WillOfWhoIsBack(Simulation):
