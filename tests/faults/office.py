@@ -149,7 +149,7 @@ def _messages(log: sqlite3.Connection, device: Device, told: set[str]) -> Iterat
 
 
 def _kept(log: sqlite3.Connection, uplink: sqlite3.Connection, device: Device) -> Iterator[str]:
-    """Every retained value that the device asked for is here, on its way, or still to be asked for: everything without a lane."""
+    """Every retained value that the device asked for is here, on its way, or still to be asked for."""
     here = {topic for (topic,) in log.execute("SELECT t.name FROM retained r JOIN topic t ON t.id = r.topic")}
     ((identity,),) = uplink.execute("SELECT value FROM meta WHERE key = 'identity'")
     found = log.execute("SELECT seq FROM cursor WHERE name = ?", (cursor_name(identity),)).fetchone()
