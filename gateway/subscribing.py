@@ -133,8 +133,9 @@ class Subscribing:
         gone = broker.sessions.unsubscribe(session, text)
         if gone:
             broker.offline.unsubscribed(session, text)
-        if gone and broker.router.wanted(UNSUBSCRIBED, text):
-            broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text))
+            wanted = broker.router.wanted(UNSUBSCRIBED, text)
+            seq = broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text)) if wanted else 0
+            broker.offline.forget_positions(session, text, seq)
         return gone
 
 

@@ -75,6 +75,11 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(have)
 
 
+def is_wild(topic_filter: str) -> bool:
+    """Whether it can match more than one topic."""
+    return not {"+", "#"}.isdisjoint(topic_filter.split("/"))
+
+
 def without_share(topic_filter: str) -> str:
     """The filter of a shared subscription without `$share/NAME/`; any other as it is."""
     return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
