@@ -128,9 +128,12 @@ class AskingLane:
                 self._connect()
                 return GO_ON
             self._hear(self._asker)
-            if not self._has_room():
+            has_room = self._has_room()
+            asked = has_room and self._ask(self._asker)
+            self._well()  # not before: of a cluster some answer although what is asked cannot be answered
+            if not has_room:
                 return Wait(None, True)
-            return GO_ON if self._ask(self._asker) else self._rest()
+            return GO_ON if asked else self._rest()
         except NotConnected as error:
             return self._lost(str(error))
         except Misconfigured as error:
@@ -203,7 +206,6 @@ class AskingLane:
         self._asker = self._connect_to()
         self._told.interrupted()
         self._next_round = self._clock.monotonic()
-        self._well()
 
     def _well(self) -> None:
         if self._standing.state == "connected":
