@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
+from psycopg.waiting import Wait
 
+from .backend import Meanwhile, nothing
 from .errors import Misconfigured, NotConnected, Rejected
 from .pgsql_errors import meaning, of_a_refused_connection
 from .pools import Pool
@@ -40,15 +42,20 @@ _INDEXES = (
 )
 
 
-class _Connection(psycopg.Connection[TupleRow]):
+class Connection(psycopg.Connection[TupleRow]):
     """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
 
     answer_timeout: float | None = 10.0
+    meanwhile: Meanwhile = staticmethod(nothing)
+    """What is done once, as soon as there is an answer to wait for."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         try:
             wanted = next(gen)
             while True:
+                if wanted == Wait.R:
+                    meanwhile, self.meanwhile = self.meanwhile, nothing
+                    meanwhile()
                 socket = self.pgconn.socket
                 reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
                 readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
@@ -64,12 +71,12 @@ class _Connection(psycopg.Connection[TupleRow]):
                 gen.close()
 
 
-def open_connection(pool: Pool) -> _Connection:
+def open_connection(pool: Pool) -> Connection:
     """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
     settings = pool.settings
     timeout = settings["timeout"]
     try:
-        db = _Connection.connect(
+        db = Connection.connect(
             host=",".join(host for host, _ in settings["server"]),
             port=",".join(str(port) for _, port in settings["server"]),
             user=settings["username"],

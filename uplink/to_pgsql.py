@@ -16,12 +16,11 @@ from typing import Any, cast
 
 import psycopg
 from psycopg.pq import ExecStatus
-from psycopg.rows import TupleRow
 
 from . import sql_actions, sql_positions
-from .backend import Batch, Mark, Shown
+from .backend import Batch, Mark, Meanwhile, Shown, nothing
 from .errors import Rejected
-from .pgsql_session import COLUMNS, PgSession, answers, has_ended, open_connection
+from .pgsql_session import COLUMNS, Connection, PgSession, answers, has_ended, open_connection
 from .pools import Pool
 from .sql_asking import PGSQL, SqlAsker
 from .sql_batch import arrange
@@ -93,7 +92,7 @@ class PgLink(SqlLink):
         positions=sql_positions.PGSQL,
     )
 
-    def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
+    def __init__(self, db: Connection, pool: Pool) -> None:
         self._db = db
         super().__init__(pool, gathered(db.execute(COLUMNS).fetchall()))
         self._base64 = pool.settings["binary_payload"] == "base64"
@@ -118,10 +117,10 @@ class PgLink(SqlLink):
         with answers(self._pool):
             self._db.cursor().executemany(sql, rows)
 
-    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+    def _apply(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> bool:
         with answers(self._pool):
             try:
-                self._run(batch, rows)
+                self._run(batch, rows, meanwhile)
             except (psycopg.Error, Rejected):
                 self._db.execute("ROLLBACK")
                 marks = self.marks(batch.gateway)
@@ -130,7 +129,7 @@ class PgLink(SqlLink):
                 raise
         return True
 
-    def _run(self, batch: Batch, rows: Sequence[Row]) -> None:
+    def _run(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> None:
         groups = arrange(rows)
         copies = any(len(group.messages) >= COPY_FROM for group in groups)
         with self._db.pipeline():
@@ -143,7 +142,7 @@ class PgLink(SqlLink):
                 self._db.execute("COMMIT")
         if copies:
             for group in groups:
-                self._copy(group.messages)
+                self._copy(group.messages, meanwhile if group is groups[-1] else nothing)
                 if len(rows) > len(group.messages):
                     with self._db.pipeline():
                         self._rest(group)
@@ -179,7 +178,7 @@ class PgLink(SqlLink):
             self._db.execute("ROLLBACK")
         return bad
 
-    def _copy(self, messages: Sequence[Message]) -> None:
+    def _copy(self, messages: Sequence[Message], meanwhile: Meanwhile) -> None:
         if not messages:
             return
         columns = self._columns.get("mqtt_msg", {})
@@ -193,6 +192,7 @@ class PgLink(SqlLink):
             write_row = copy.write_row
             for msgid, topic, sender, _, qos, retain, payload, when in messages:
                 write_row((msgid, topic, sender, qos, retain, payload_of(payload), utc(when // 1000)))
+            self._db.meanwhile = meanwhile
 
     def _insert(self, messages: Sequence[Message]) -> None:
         self._db.cursor().executemany(
