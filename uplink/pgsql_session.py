@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
-from psycopg.waiting import Wait
 
-from .backend import Meanwhile, nothing
 from .errors import Misconfigured, NotConnected, Rejected
 from .pgsql_errors import meaning, of_a_refused_connection
 from .pools import Pool
@@ -46,16 +44,11 @@ class Connection(psycopg.Connection[TupleRow]):
     """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
 
     answer_timeout: float | None = 10.0
-    meanwhile: Meanwhile = staticmethod(nothing)
-    """What is done once, as soon as there is an answer to wait for."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         try:
             wanted = next(gen)
             while True:
-                if wanted == Wait.R:
-                    meanwhile, self.meanwhile = self.meanwhile, nothing
-                    meanwhile()
                 socket = self.pgconn.socket
                 reads, writes = [socket] if wanted & 1 else [], [socket] if wanted & 2 else []
                 readable, writable, _ = select.select(reads, writes, [], self.answer_timeout)
