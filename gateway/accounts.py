@@ -39,14 +39,14 @@ def charge(router: Router, found: Iterable[Lost]) -> set[Session]:
             count = lost.count * min(span, lost.last_seq - session.next_seq + 1) // span
             if count > 0:
                 session.taken += count
-                session.dropped[lost.reason] += count
+                session.drop(lost.reason, count)
                 charged.add(session)
     return charged
 
 
 def mismatch(session: Session) -> int:
     """What of what was found is nowhere; 0 is right."""
-    done = session.delivered + session.expired + session.dropped.total()
+    done = session.delivered + session.expired + sum(session.dropped.values())
     return session.taken - done - len(session.inflight) - len(session.releasing)
 
 

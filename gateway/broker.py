@@ -17,6 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import RETAINED
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.few import NO_DICT
 from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
@@ -441,6 +442,8 @@ class Broker:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
                     self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
                     return
+                if session.received is NO_DICT:
+                    session.received = {}
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
 from tidegate.store.entry import ADDRESSED, FOREIGN, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
@@ -174,7 +175,7 @@ class Delivery(Retaining):
             else:
                 again.append((seq, packet_id, 2))
         session.behind = True
-        session.resend = sorted(again)
+        session.resend = sorted(again) or NO_LIST
         self.pump(session)
 
     def _resend_on(self, session: Session, client: Client) -> None:
@@ -265,11 +266,16 @@ class Delivery(Retaining):
         if session.plain >= 0 and self._send_alike(session, client):
             self._prefetch(session, client)
             return
-        backlog, inflight, out, v5 = session.backlog, session.inflight, client.out, client.version == 5
+        backlog, v5 = session.backlog, client.version == 5
+        if session.inflight is NO_DICT:
+            session.inflight = {}
+        inflight = session.inflight
         room, size, sent, packet_id = session.room(), client.out_size, 0, session.next_id
         plans: dict[tuple[bytes, int, int], bytes | None] = {}
-        if not out:
+        if client.out is NO_LIST:
             self.dirty.append(client)
+            client.out = []
+        out = client.out
         taken = 0
         while taken < len(backlog) and room > 0 and size <= TURN_BYTES:
             message = backlog[taken]
@@ -292,6 +298,7 @@ class Delivery(Retaining):
             room -= 1
             sent += 1
         del backlog[:taken]
+        session.backlog = backlog or NO_LIST
         session.next_id, client.out_size = packet_id, size
         session.dirty = True
         session.taken += sent
@@ -320,8 +327,13 @@ class Delivery(Retaining):
             packets = [heads[m[1]] + PACKET_ID[n] + b"\0" + m[3] for m, n in zip(messages, packet_ids, strict=True)]
         else:
             packets = [heads[m[1]] + PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
-        inflight.update(zip(packet_ids, [message[0] for message in messages], strict=True))
+        seqs = [message[0] for message in messages]
+        if inflight is NO_DICT:
+            session.inflight = dict(zip(packet_ids, seqs, strict=True))
+        else:
+            inflight.update(zip(packet_ids, seqs, strict=True))
         del backlog[:count]
+        session.backlog = backlog or NO_LIST
         session.next_id = (first + count - 1) % 65_535 + 1
         session.dirty = True
         session.taken += count
@@ -373,6 +385,8 @@ class Delivery(Retaining):
         messages, through = piece.take(session.next_seq, wanted(session), max(limit, leaves_now))
         if messages:
             session.plain = piece.plain if not session.backlog or session.plain == piece.plain else -1
+            if session.backlog is NO_LIST:
+                session.backlog = []
             session.backlog.extend(messages)
         session.next_seq = through + 1
 

@@ -140,10 +140,10 @@ class Connection(Generic[T]):
         self._established = False
         self._closed = False
         self._publish = _CLOSED
-        self._buffer = bytearray()
+        self._buffer: bytearray | bytes = b""
         self._needed = 0
-        self._aliases: dict[int, bytes] = {}
-        self._seen: dict[bytes, None] = {}
+        self._aliases: dict[int, bytes] | None = None
+        self._seen: dict[bytes, None] | None = None
         """Property blocks that were checked and are forwarded as they are: devices repeat themselves."""
         self._offered = 0
 
@@ -167,7 +167,7 @@ class Connection(Generic[T]):
         if self._needed:
             self._buffer = bytearray(data[rest:])
         elif self._buffer:
-            self._buffer = bytearray()
+            self._buffer = b""
         return events
 
     def refusal(self, error: MqttError) -> bytes:
@@ -250,7 +250,7 @@ class Connection(Generic[T]):
             if after > end:
                 raise malformed(f"properties of {size} bytes end after {end - pos}")
             block = data[pos:after]
-            if topic and block in self._seen:
+            if topic and self._seen is not None and block in self._seen:
                 return topic, block, after
             return *self._check_properties(topic, block), after
         except MqttError as error:
@@ -266,8 +266,8 @@ class Connection(Generic[T]):
         if not topic:
             raise protocol_error("neither topic name nor topic alias")  # 3.3.2.1
         if len(block) <= SEEN_PROPERTIES_BYTES:
-            if len(self._seen) >= MAX_SEEN_PROPERTIES:
-                self._seen.clear()
+            if self._seen is None or len(self._seen) >= MAX_SEEN_PROPERTIES:
+                self._seen = {}
             self._seen[block] = None
         return topic, block
 
@@ -277,9 +277,10 @@ class Connection(Generic[T]):
             raise ProtocolError(ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} above {self._topic_alias_maximum}")
         if topic:
             _ = self._topics[topic]  # what is no topic name must not become an alias
+            self._aliases = self._aliases or {}
             self._aliases[alias] = topic
             return topic
-        known = self._aliases.get(alias)
+        known = self._aliases.get(alias) if self._aliases is not None else None
         if known is None:
             raise protocol_error(f"topic alias {alias} was never set")
         return known

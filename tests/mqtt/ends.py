@@ -51,7 +51,7 @@ def receiver_of(packet: Packet, version: int) -> Connection[str]:
     side = SERVER if to_server else CLIENT
     end = fresh(side, version) if isinstance(packet, Connect | ConnAck) else opened(side, version)
     # What an earlier PUBLISH would have set.
-    end._aliases[3] = b"known/topic"
+    end._aliases = {3: b"known/topic"}
     return end
 
 
