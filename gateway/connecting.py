@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
@@ -53,6 +53,13 @@ class Limits:
     connect_timeout: float = 10.0
 
 
+class Stranger(NamedTuple):
+    """A connection before its CONNECT: where it came in, and when that must have come."""
+
+    listener: Any
+    deadline: float
+
+
 class Access(Protocol):
     """Who may connect; the only one that may refuse (`gateway.access`)."""
 
@@ -69,6 +76,7 @@ class Broker(Protocol):
     made: MadeSubscriptions
     subscribing: Subscribing
     clients: dict[Client, None]
+    strangers: dict[Client, Stranger]
     addresses: Counter[str]
     pressure: Pressure
     now: float
@@ -108,7 +116,7 @@ class Connecting:
 
     def on_connect(self, client: Client, packet: Connect) -> None:
         client.version = 5 if packet.version == 5 else 4
-        refusal = self._refusal(client, packet)
+        refusal = self._refusal(packet, self._broker.strangers.pop(client).listener)
         if refusal is not None:
             self._refuse(client, packet, refusal)
             return
@@ -150,7 +158,7 @@ class Connecting:
             self._connected(client, session, answer)
         broker.subscribing.bring(session, made)
 
-    def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
+    def _refusal(self, packet: Connect, listener: Any) -> ReasonCode | None:
         if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
         longest = self._limits.max_keep_alive
@@ -160,7 +168,7 @@ class Connecting:
             return ReasonCode.BAD_AUTHENTICATION_METHOD
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
-        if not self._access.authenticate(packet.username, packet.password, client.listener):
+        if not self._access.authenticate(packet.username, packet.password, listener):
             return ReasonCode.NOT_AUTHORIZED
         if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
             text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
@@ -210,8 +218,6 @@ class Connecting:
         if not packet.keep_alive and self._limits.max_keep_alive == 65_535:
             client.keep_alive = 0
         client.will = packet.will
-        if packet.will is not None:
-            client.will_delay = int(packet.will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
         receive_maximum = int(packet.properties.get(Property.RECEIVE_MAXIMUM, 65_535))
         session.window = min(receive_maximum, self._limits.max_inflight)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
@@ -290,6 +296,7 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
+        broker.strangers.pop(client, None)
         if client in broker.clients:
             del broker.clients[client]
             address = client.peer.rpartition(":")[0]
@@ -310,8 +317,9 @@ class Connecting:
             broker.sessions.drop(session)
         if will is None:
             return
-        if client.will_delay and session.expiry:
-            self._wills[session] = broker.now + min(client.will_delay, session.expiry), will
+        delay = min(int(will.properties.get(Property.WILL_DELAY_INTERVAL, 0)), session.expiry)
+        if delay:
+            self._wills[session] = broker.now + delay, will
         else:
             self._publish_will(session, will)
 

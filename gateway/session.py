@@ -68,12 +68,10 @@ class Client:
         "blocked",
         "closing",
         "connection",
-        "deadline",
         "held",
         "keep_alive",
         "last_seen",
         "link",
-        "listener",
         "maximum_packet_size",
         "out",
         "out_size",
@@ -83,22 +81,18 @@ class Client:
         "username",
         "version",
         "will",
-        "will_delay",
     )
 
-    def __init__(self, link: Link, connection: Connection[Any], peer: str, listener: Any, now: float) -> None:
+    def __init__(self, link: Link, connection: Connection[Any], peer: str, now: float) -> None:
         self.link = link
         self.connection = connection
         self.peer = peer
-        self.listener = listener
         self.session: Session | None = None
         self.username: str | None = None
         self.version = 0
         self.keep_alive = 0
         self.last_seen = now
-        self.deadline = 0.0
         self.will: Will | None = None
-        self.will_delay = 0
         self.out: list[bytes] = NO_LIST
         self.out_size = 0
         self.blocked = False
@@ -118,7 +112,6 @@ class Session:
         "backlog",
         "behind",
         "client",
-        "created",
         "delivered",
         "dirty",
         "dropped",
@@ -151,11 +144,10 @@ class Session:
         "window",
     )
 
-    def __init__(self, name: Name, expiry: int, created: int, next_seq: int) -> None:
+    def __init__(self, name: Name, expiry: int, next_seq: int) -> None:
         self.name = name
         self.expiry = expiry
         self.persistent = expiry > 0
-        self.created = created
         self.client: Client | None = None
         self.subscriptions: Few[str, Subscription] = NO_DICT
         self.matched: dict[bytes, Any] = NO_DICT
@@ -172,6 +164,7 @@ class Session:
         self.next_id = 1
         self.behind = False
         self.next_seq = next_seq
+        """Where it reads on, while it is behind."""
         self.reading: Client | None = None
         """The connection for which a piece of the log is being read; an answer for an older one does not count."""
         self.backlog: list[Any] = NO_LIST

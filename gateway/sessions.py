@@ -97,11 +97,11 @@ class Sessions:
         row = db.execute("SELECT value FROM meta WHERE key = 'suspect'").fetchone()
         suspect = int(row[0]) if clean and row else 0 if clean else self._log.next_seq
         by_number: dict[int, Session] = {}
-        for number, clientid, created, expiry, expires_at, cursor, delivered, expired, dropped in db.execute(
-            "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor, s.delivered, s.expired, s.dropped"
+        for number, clientid, expiry, expires_at, cursor, delivered, expired, dropped in db.execute(
+            "SELECT s.client, c.clientid, s.expiry, s.expires_at, s.cursor, s.delivered, s.expired, s.dropped"
             " FROM session s JOIN client c ON c.id = s.client"
         ):
-            session = Session(Name(clientid, number), expiry, created, cursor + 1)
+            session = Session(Name(clientid, number), expiry, cursor + 1)
             session.persistent = True
             if expires_at is None and expiry != NEVER:
                 expires_at = self._log.now + expiry * 1000  # it was connected when we were killed
@@ -149,15 +149,15 @@ class Sessions:
     def create(self, name: Name, expiry: int) -> Session:
         """A new session; with a row when it outlives its connection."""
         log = self._log
-        session = Session(name, expiry, log.now, log.next_seq)
+        session = Session(name, expiry, log.next_seq if expiry else 0)
         self._by_id[name.text] = session
-        self._awake[session] = None
         self._count(session)
         if session.persistent:
+            self._awake[session] = None
             log.change(
                 "INSERT OR REPLACE INTO session (client, created, expiry, expires_at, cursor) VALUES (?,?,?,NULL,?)",
                 name,
-                session.created,
+                log.now,
                 expiry,
                 session.stored_cursor,
             )
