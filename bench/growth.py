@@ -187,10 +187,10 @@ def churn() -> tuple[float, float]:
     """Publishing, each time after a subscription to something else: to a topic with many subscribers, and to many topics."""
     router = Router()
     for number in range(CROWD):
-        session = Session(Name(f"s{number}"), 0, 0, 0)
+        session = Session(Name(f"s{number}"), 0, 0)
         router.subscribe("hot/+", session, Subscription(1, False, False, 0, 0))
         router.subscribe(f"site/+/{number}", session, Subscription(1, False, False, 0, 0))
-    other = Session(Name("other"), 0, 0, 0)
+    other = Session(Name("other"), 0, 0)
     hot = router.topics[b"hot/1"]
     many = [router.topics[b"site/1/%d" % number] for number in range(CROWD)]
 

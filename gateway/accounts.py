@@ -33,7 +33,7 @@ def charge(router: Router, plan: Plan) -> set[Session]:
             count = _missed(router, session, taken)
             if count:
                 session.taken += count
-                session.dropped[plan.lost[0].reason] += count
+                session.drop(plan.lost[0].reason, count)
                 charged.add(session)
     return charged
 
@@ -52,7 +52,7 @@ def _missed(router: Router, session: Session, taken: Taken) -> int:
 
 def mismatch(session: Session) -> int:
     """What of what was found is nowhere; 0 is right."""
-    done = session.delivered + session.expired + session.dropped.total()
+    done = session.delivered + session.expired + sum(session.dropped.values())
     return session.taken - done - len(session.inflight) - len(session.releasing)
 
 

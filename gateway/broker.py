@@ -17,6 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import RETAINED
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.few import NO_DICT
 from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
@@ -27,14 +28,14 @@ from tidegate.store.unstorable import Unstorable
 
 from .accounts import charge
 from .aside import ADD_GUARD, SET_RETAINED, put_aside
-from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
+from .connecting import TOPIC_ALIASES, Access, Connecting, Limits, Stranger
 from .delivery import Delivery
 from .exchanges import Exchanges
 from .gaps import Gaps
 from .held import Retained
 from .limits import Absence
 from .made import MadeSubscriptions
-from .mqtt.connection import Acks, Connection, Fault
+from .mqtt.connection import Acks, Connection, Fault, Terms
 from .mqtt.packets import (
     Auth,
     Disconnect,
@@ -107,6 +108,8 @@ class Broker:
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: dict[Client, None] = {}
         """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
+        self.strangers: dict[Client, Stranger] = {}
+        """Those of them that have not said who they are."""
         self.addresses: Counter[str] = Counter()
         """Connections of each address."""
         self.retained = Retained(limits.max_retained_bytes)
@@ -121,6 +124,7 @@ class Broker:
         self.read = read
         self._later = later
         self._limits = limits
+        self._terms: Terms[Topic] = Terms(self.router.topics, limits.max_packet_size, TOPIC_ALIASES, unfinished=self.unfinished)
         self._durable = durability != "memory"
         self._delay = commit_delay
         self.message_id = message_id
@@ -164,17 +168,14 @@ class Broker:
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
         """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
-        connection: Connection[Topic] = Connection(
-            self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES, unfinished=self.unfinished
-        )
-        client = Client(link, connection, peer, listener, self.now)
-        client.deadline = self.now + self._limits.connect_timeout
+        client = Client(link, Connection(self._terms), peer, self.now)
         address = peer.rpartition(":")[0]
         if self._limits.max_connections_per_address and self.addresses[address] >= self._limits.max_connections_per_address:
             self.connecting.turn_away(client, address)
             return client
         self.addresses[address] += 1
         self.clients[client] = None
+        self.strangers[client] = Stranger(listener, self.now + self._limits.connect_timeout)
         return client
 
     def receive(self, client: Client, data: bytes) -> None:
@@ -231,11 +232,10 @@ class Broker:
     def tick(self) -> None:
         """Once a second: keep-alive, expiry, delayed wills, positions."""
         now = self.now
+        for client in [client for client, stranger in self.strangers.items() if now > stranger.deadline]:
+            self.connecting.drop(client, None)
         for client in list(self.clients):
-            if client.session is None:
-                if now > client.deadline and client.held is None:
-                    self.connecting.drop(client, None)
-            elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
+            if client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
                 self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
         self.connecting.wills.publish_due()
         for session in self.sessions.expired(now):
@@ -459,6 +459,8 @@ class Broker:
                 if self.rows.stalls(session):
                     self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
                     return
+                if session.received is NO_DICT:
+                    session.received = {}
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)

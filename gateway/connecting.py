@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
@@ -58,6 +58,13 @@ class Limits:
     connect_timeout: float = 10.0
 
 
+class Stranger(NamedTuple):
+    """A connection before its CONNECT: where it came in, and when that must have come."""
+
+    listener: Any
+    deadline: float
+
+
 class Access(Protocol):
     """Who may connect; the only one that may refuse (`gateway.access`)."""
 
@@ -74,6 +81,7 @@ class Broker(Protocol):
     made: MadeSubscriptions
     subscribing: Subscribing
     clients: dict[Client, None]
+    strangers: dict[Client, Stranger]
     addresses: Counter[str]
     counters: Counter[str]
     pressure: Pressure
@@ -114,7 +122,7 @@ class Connecting:
 
     def on_connect(self, client: Client, packet: Connect) -> None:
         client.version = 5 if packet.version == 5 else 4
-        refusal = self._refusal(client, packet)
+        refusal = self._refusal(packet, self._broker.strangers.pop(client).listener)
         if refusal is not None:
             self._refuse(client, packet, refusal)
             return
@@ -156,7 +164,7 @@ class Connecting:
             self._connected(client, session, answer)
         broker.subscribing.bring(session, made)
 
-    def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
+    def _refusal(self, packet: Connect, listener: Any) -> ReasonCode | None:
         if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
         longest = self._limits.max_keep_alive
@@ -166,7 +174,7 @@ class Connecting:
             return ReasonCode.BAD_AUTHENTICATION_METHOD
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
-        if not self._access.authenticate(packet.username, packet.password, client.listener):
+        if not self._access.authenticate(packet.username, packet.password, listener):
             return ReasonCode.NOT_AUTHORIZED
         if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
             text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
@@ -312,6 +320,7 @@ class Connecting:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
         client.connection.end()
+        broker.strangers.pop(client, None)
         if client in broker.clients:
             del broker.clients[client]
             address = client.peer.rpartition(":")[0]

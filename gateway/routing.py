@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tidegate.store.entry import DELIVERED, POSITION, PUBLISH, STORED_QOS0, Want
+from tidegate.store.few import NO_DICT
 from tidegate.store.local import NO_RULES, TOLD, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.policy import Policies
@@ -194,7 +195,7 @@ class Router:
                 self._changed(text)
 
     def _subscriptions_changed(self, topic_filter: str, session: Session) -> None:
-        session.matched.clear()
+        session.matched = NO_DICT
         self.subscriptions = len(self._tree)
         self._changed(topic_filter)
 
@@ -274,8 +275,8 @@ class Router:
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
-        if len(known) >= MAX_MATCHED:
-            known.clear()
+        if known is NO_DICT or len(known) >= MAX_MATCHED:
+            known = session.matched = {}
         found = known[topic.raw] = self._find(session, topic)
         return found
 

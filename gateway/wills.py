@@ -43,7 +43,6 @@ class Wills:
     def keep(self, client: Client, will: Will) -> None:
         """As long as the client is connected."""
         client.will = will
-        client.will_delay = int(will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
         self.bytes += _size(will)
 
     def ended(self, client: Client, session: Session, with_will: bool) -> None:
@@ -51,8 +50,9 @@ class Wills:
         will, client.will = client.will, None
         if will is None:
             return
-        if with_will and client.will_delay and session.expiry:
-            self._delayed[session] = self._broker.now + min(client.will_delay, session.expiry), will
+        delay = min(int(will.properties.get(Property.WILL_DELAY_INTERVAL, 0)), session.expiry)
+        if with_will and delay:
+            self._delayed[session] = self._broker.now + delay, will
             return
         self.bytes -= _size(will)
         if with_will:

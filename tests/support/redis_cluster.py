@@ -28,7 +28,7 @@ class Cluster:
         self.proxies = [Proxy(port) for port in ports]
         self.nodes = [
             RedisServer(
-                *(directory, *_options(port, proxy.port, certificates), *options),
+                directory, *_options(port, proxy.port, certificates), *options,
                 port=port, password=password, certificates=certificates,
             )
             for port, proxy in zip(ports, self.proxies, strict=True)
