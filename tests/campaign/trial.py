@@ -75,7 +75,9 @@ class Trial:
                 self._happen(events.pop(), events)
             while self.counts[CUT] < plan.cuts:
                 self._cut()
-            return Result(self.counts, self._settle())
+            sheet = self._settle()
+            assert self._gateway.stop() == 0
+            return Result(self.counts, sheet)
 
     def _happen(self, event: str | Fault, later: list[str | Fault]) -> None:
         if isinstance(event, Fault):
