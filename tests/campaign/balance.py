@@ -39,6 +39,7 @@ class Balance:
     extra_at_the_far_end: int = 0
     out_of_order: int = 0
     rows_that_differ: int = 0
+    counter_wrong_by: int = 0
     retained_wrong: int = 0
     presence_wrong: int = 0
     refused: int = 0
@@ -81,7 +82,7 @@ def expected(entries: Iterable[Entry]) -> Contents:
             messages.append(row)
             if entry.retain:
                 retained[entry.topic] = row
-    return Contents(messages, listed, retained, presence)
+    return Contents(messages, listed, retained, presence, len(listed))
 
 
 def balance(entries: Sequence[Entry], far: Contents, publishers: Sequence[Publisher], visitors: Sequence[Visitor]) -> Balance:
@@ -90,6 +91,7 @@ def balance(entries: Sequence[Entry], far: Contents, publishers: Sequence[Publis
     sheet = Balance(stored=len(log.listed), at_the_far_end=len(far.listed))
     _acknowledged(sheet, entries, publishers)
     _rows(sheet, log, far)
+    sheet.counter_wrong_by = abs(log.counted - far.counted)
     sheet.retained_at_the_end, sheet.clients_at_the_far_end = len(far.retained), len(far.presence)
     sheet.retained_wrong = _differing(log.retained, far.retained) + _differing(
         {topic: payload for one in publishers if isinstance(one, Keeper) for topic, payload in one.end_state().items()},

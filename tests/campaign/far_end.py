@@ -47,14 +47,17 @@ class Contents(NamedTuple):
     listed: list[str]
     retained: dict[str, Row]
     presence: dict[str, Presence]
+    counted: int
+    """What a statement that adds 1 for each message has come to."""
 
 
 class Fault(NamedTuple):
-    """The far end is in trouble inside of `during`; the pool is expected to be in `state` meanwhile."""
+    """The far end is in trouble inside of `during`; the pool comes to be in `state`, and says `words`, meanwhile."""
 
     name: str
     during: Callable[[], AbstractContextManager[None]]
     state: str = UNREACHABLE
+    words: str = ""
 
 
 class Door(NamedTuple):
@@ -99,6 +102,29 @@ class FarEnd(ABC):
     def marks(self) -> list[object]:
         """All marks there are; they move when something was applied."""
         return [door.marks() for door in self.doors()]
+
+    @contextmanager
+    def set_back(self, keep: Callable[[], None], bring_back: Callable[[], None]) -> Iterator[None]:
+        """What it holds at `keep` is all that it holds after `bring_back`, its mark too."""
+        with self.closed():
+            keep()
+            stood = self.marks()
+        yield
+        with self.closed():
+            moved = self.marks() != stood
+            bring_back()
+            assert moved and self.marks() == stood, "the dump is not older"
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nobody gets in through the doors."""
+        for door in self.doors():
+            door.proxy.set("refuse")
+        try:
+            yield
+        finally:
+            for door in self.doors():
+                door.proxy.set("pass")
 
     def drop(self) -> None:
         """Reset every connection of the gateway."""

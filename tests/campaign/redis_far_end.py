@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import redis
 
@@ -23,7 +23,7 @@ _ACTIONS = (
     ("message.publish.1", '{"function": "on_message_publish"}'),
     ("message.publish.2", '{"function": "on_message_retain"}'),
     ("message.publish.3", '{"function": "on_retain_delete"}'),
-    ("message.publish.9", '{"commands": ["RPUSH list ${msgid}"]}'),
+    ("message.publish.9", '{"commands": ["RPUSH list ${msgid}", "INCR tally"]}'),
 )
 NO_DEADLOCK = "a script has the server for itself"
 NO_SCHEMA = "there is none"
@@ -68,7 +68,7 @@ class SingleRedis(FarEnd):
                 lambda: configured(server, "requirepass", "changed", "right", self.drop),
                 far_end.MISCONFIGURED,
             ),
-            Fault(far_end.RESTORED, lambda: between(server.keep, server.bring_back), far_end.CONNECTED),
+            Fault(far_end.RESTORED, lambda: self.set_back(server.keep, server.bring_back), far_end.CONNECTED),
         ]
 
     def contents(self) -> Contents:
@@ -129,6 +129,7 @@ def contents(client: redis.Redis | redis.RedisCluster) -> Contents:
         [msgid.decode() for msgid in listed],
         {message.topic: message for message in retained},
         {key.decode().removeprefix("mqtt:client:"): _presence(client, key) for key in client.scan_iter("mqtt:client:*", 1000)},
+        int(cast(bytes, client.get("tally"))),
     )
 
 

@@ -58,6 +58,7 @@ class Trial:
     def __init__(self, far: FarEnd, directory: Path, chance: random.Random) -> None:
         self.counts: Counter[str] = Counter()
         self._far = far
+        self._now = "start"
         self._chance = chance
         self._log = directory / "gateway.log"
         files = {f"emqx_backend_{far.backend}.conf": far.rules()}
@@ -80,6 +81,7 @@ class Trial:
             return Result(self.counts, sheet)
 
     def _happen(self, event: str | Fault, later: list[str | Fault]) -> None:
+        self._now = event if isinstance(event, str) else event.name
         if isinstance(event, Fault):
             inside = later.pop() if later and later[-1] in self._kills else ""
             self._suffer(event, str(inside))
@@ -104,7 +106,7 @@ class Trial:
             if fault.state == CONNECTED:
                 self._until_news(before)
             else:
-                self._crowd.run_until(lambda: self._pool_says(fault.state), DEADLINE, self._say)
+                self._crowd.run_until(lambda: self._pool_says(fault.state, fault.words), DEADLINE, self._say)
             self._crowd.run_for(self._chance.uniform(0.1, 0.5))
             if kill:
                 self._kills[kill]()
@@ -167,9 +169,9 @@ class Trial:
         """Traffic until something new has arrived there."""
         self._crowd.run_until(lambda: self._far.marks() != before and self._pool_says(CONNECTED), DEADLINE, self._say)
 
-    def _pool_says(self, state: str) -> bool:
+    def _pool_says(self, state: str, words: str = "") -> bool:
         pool = self._pool()
-        return pool is not None and pool.state == state
+        return pool is not None and pool.state == state and words in pool.error.lower()
 
     def _pool(self) -> PoolStatus | None:
         return next(iter(read_pools(self._gateway.data)), None)
@@ -180,7 +182,7 @@ class Trial:
         return [line for line in lines if "Traceback" in line or "internal_error" in line or "pool_failed" in line]
 
     def _say(self) -> str:
-        return f"{self._far.name}: {dict(self.counts)}\n{self._pool()}\n{self._gateway.log()}"
+        return f"{self._far.name}, {self._now}: {dict(self.counts)}\n{self._pool()}\n{self._gateway.log()}"
 
 
 def _order(plan: Plan, faults: Sequence[Fault], chance: random.Random) -> list[str | Fault]:
