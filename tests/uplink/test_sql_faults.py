@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from collections.abc import Iterator
 from contextlib import closing
@@ -63,6 +64,7 @@ def test_a_batch_whose_answer_is_lost_counts_once(gate: Rig, server: SqlServer, 
         proxy.set("cut_down", after=cut % 6)
         gate.step()
         proxy.set("pass")
+        assert not gate.standing().error.endswith(": "), "no reason is told"
         committed += proxy_cut(gate) and mark(server) != before
         gate.drain()
     assert_holds_everything(gate, server)
@@ -93,8 +95,9 @@ def test_a_frozen_server_applies_each_batch_once_when_it_thaws(gate: Rig, server
     server.freeze()
     try:
         gate.step()
-        gate.step()
         assert gate.standing().state == "unreachable"
+        assert re.search("no answer|timed out", gate.standing().error)
+        gate.step()
     finally:
         server.thaw()
     gate.drain()
