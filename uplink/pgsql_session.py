@@ -177,9 +177,17 @@ def answers(pool: Pool) -> Iterator[None]:
             raise _located(pool, meaning(error.sqlstate, str(error), pool.full_name)) from error
         if isinstance(error, psycopg.DataError):
             raise Rejected(str(error)) from error
-        raise _located(pool, NotConnected(str(error).strip() or type(error).__name__)) from error
+        lost = _first_loss(error) or NotConnected(str(error).strip() or type(error).__name__)
+        raise _located(pool, lost) from error
     except NotConnected as error:
         raise _located(pool, error) from error
+
+
+def _first_loss(error: BaseException | None) -> NotConnected | None:
+    """What was lost first: the driver trips over its consequences, and says only those."""
+    while error is not None and not isinstance(error, NotConnected):
+        error = error.__context__
+    return error
 
 
 def _located(pool: Pool, error: Exception) -> Exception:

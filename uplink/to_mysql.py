@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, cast
 
@@ -131,7 +132,8 @@ class MyLink(SqlLink):
                     self._rest(group)
                 self._db.commit()
             except (pymysql.err.MySQLError, Rejected):
-                self._db.rollback()
+                with suppress(pymysql.err.InterfaceError):  # a line that was lost has nothing to take back, and says less
+                    self._db.rollback()
                 raise
         return True
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tidegate.store.insert import LARGEST, insert
 from tidegate.store.log import Name, Row
 from tidegate.store.schema import LOG, open_writer

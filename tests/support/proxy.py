@@ -3,6 +3,7 @@
 Modes: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_down` (answers are held back); `cut_down` (the
 next answer, or the one after so many, cuts the connection instead of arriving). `hold_up` holds back what the connections open
 now send, until `release`, also when their client is gone: the late tail of a batch. New connections are not held.
+`cut_when` cuts once, at the first answer for which a condition holds, and passes everything again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Proxy:
         self._mode: Mode = "pass"
         self._passing = 0
         self._changed = threading.Condition()
+        self._asking = threading.Lock()
+        self._condition: Callable[[], bool] | None = None
         self._held_up: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -61,6 +64,12 @@ class Proxy:
             self._listen()
         if mode in ("refuse", "reset"):
             self.drop()
+
+    def cut_when(self, condition: Callable[[], bool] | None) -> None:
+        """Ask before each answer is passed on, one at a time; at the first yes it is lost and every connection is cut."""
+        self.held.clear()
+        with self._asking:
+            self._condition = condition
 
     def hold_up(self) -> None:
         """Hold back what the connections that are open now send from here on."""
@@ -132,6 +141,8 @@ class Proxy:
         return self._wait_while(lambda: source in self._held_up)
 
     def _pass_down(self, source: socket.socket) -> bool:
+        if self._condition is not None and self._is_cut():
+            return False
         if self._mode == "cut_down":
             if self._passing > 0:
                 self._passing -= 1
@@ -140,6 +151,15 @@ class Proxy:
             self.drop()
             return False
         return self._wait_while(lambda: self._mode == "hold_down")
+
+    def _is_cut(self) -> bool:
+        with self._asking:
+            if self._condition is None or not self._condition():
+                return False
+            self._condition = None
+            self.held.set()
+            self.drop()
+            return True
 
     def _wait_while(self, holds: Callable[[], bool]) -> bool:
         with self._changed:
