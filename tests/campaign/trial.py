@@ -101,10 +101,9 @@ class Trial:
 
     def _suffer(self, fault: Fault, kill: str) -> None:
         """The fault, until the gateway has noticed and a little longer; `kill`: and one of its processes dies meanwhile."""
-        before = self._far.marks()
         with fault.during():
             if fault.state == CONNECTED:
-                self._until_news(before)
+                self._until_news(self._far.marks())
             else:
                 self._crowd.run_until(lambda: self._pool_says(fault.state, fault.words), DEADLINE, self._say)
             self._crowd.run_for(self._chance.uniform(0.1, 0.5))
