@@ -111,3 +111,5 @@ def test_a_far_end_that_gets_everything_twice_is_found_out(tmp_path: Path) -> No
         sheet = Trial(far, tmp_path / "gateway", random.Random(1)).run(Plan(cuts=1, kills=0, rounds=1)).sheet
     assert sheet.extra_at_the_far_end > 0
     assert sheet.counter_wrong_by > 0
+    log, there = ((tmp_path / "gateway" / name).read_text() for name in ("log.txt", "far_end.txt"))
+    assert len(there.splitlines()) == len(log.splitlines()) + sheet.extra_at_the_far_end
