@@ -12,7 +12,6 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     ClusterCrossSlotError,
-    ClusterError,
     MovedError,
     NoPermissionError,
     RedisError,
@@ -42,7 +41,7 @@ def answers(pool: Pool, address: str) -> Iterator[None]:
         raise NotConnected(_where(address, str(error) or type(error).__name__)) from error
     except NoPermissionError as error:
         raise _rights(str(error)) from error
-    except (MovedError, AskError, ClusterError, ClusterCrossSlotError) as error:
+    except (MovedError, AskError, ClusterCrossSlotError) as error:
         raise _other_type(pool) from error
     except ResponseError as error:
         if type(error) is ResponseError:

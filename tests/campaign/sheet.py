@@ -29,7 +29,8 @@ def table(results: Mapping[str, Result]) -> str:
 
 
 def _times(name: str, event: str, result: Result) -> str:
-    return "–" if event in FAR_ENDS[name].impossible else str(result.counts[event])
+    elsewhere = event in (MOVED, FAILED_OVER) and not result.counts[event]
+    return "–" if elsewhere or event in FAR_ENDS[name].impossible else str(result.counts[event])
 
 
 def _line(*cells: str) -> str:
