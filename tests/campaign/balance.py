@@ -85,6 +85,18 @@ def expected(entries: Iterable[Entry]) -> Contents:
     return Contents(messages, listed, retained, presence, len(listed))
 
 
+def write_down(path: Path, side: Contents) -> None:
+    """One line for each thing, for `diff`."""
+    lists: list[Sequence[object]] = [
+        side.messages,
+        side.listed,
+        sorted(side.retained.items()),
+        sorted(side.presence.items()),
+        [side.counted],
+    ]
+    path.write_text("".join(f"{thing}\n" for things in lists for thing in things))
+
+
 def balance(entries: Sequence[Entry], far: Contents, publishers: Sequence[Publisher], visitors: Sequence[Visitor]) -> Balance:
     """Compare everything with everything."""
     log = expected(entries)

@@ -18,6 +18,8 @@ KILLED, FROZEN, READ_ONLY = "server killed (-9)", "server frozen", "read-only"
 MEMORY, CONNECTIONS, DEADLOCK = "out of memory", "connection limit", "deadlock"
 SCHEMA, PASSWORD, RESTORED = "schema missing", "wrong password", "restored from an older dump"
 FAULTS = (KILLED, FROZEN, READ_ONLY, MEMORY, CONNECTIONS, DEADLOCK, SCHEMA, PASSWORD, RESTORED)
+MOVED, FAILED_OVER = "slot moved", "fail-over by an operator"
+"""Of a cluster and of sentinels alone."""
 CONNECTED, UNREACHABLE, MISCONFIGURED = "connected", "unreachable", "misconfigured"
 
 

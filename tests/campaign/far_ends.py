@@ -9,9 +9,10 @@ from tests.support.real_mysql import ROOT
 
 from .far_end import FarEnd
 from .redis_far_end import SingleRedis
+from .redis_together import ClusterFarEnd, SentinelFarEnd
 from .sql_far_end import MariaDbFarEnd, MySqlFarEnd, PostgresFarEnd
 
-_KINDS: tuple[type[FarEnd], ...] = (SingleRedis, MariaDbFarEnd, MySqlFarEnd, PostgresFarEnd)
+_KINDS: tuple[type[FarEnd], ...] = (SingleRedis, ClusterFarEnd, SentinelFarEnd, MariaDbFarEnd, MySqlFarEnd, PostgresFarEnd)
 FAR_ENDS: dict[str, type[FarEnd]] = {kind.name: kind for kind in _KINDS}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from .balance import Balance
-from .far_end import FAULTS
+from .far_end import FAILED_OVER, FAULTS, MOVED
 from .far_ends import FAR_ENDS
 from .trial import BLIND, BROKER, CHILD, CUT, Result
 
@@ -16,7 +16,7 @@ def table(results: Mapping[str, Result]) -> str:
     if not results:
         return ""
     lines = [_line("times done", *results), _line("---", *["---:"] * len(results))]
-    for event in (CUT, BLIND, BROKER, CHILD, *FAULTS):
+    for event in (CUT, BLIND, BROKER, CHILD, *FAULTS, MOVED, FAILED_OVER):
         lines.append(_line(event, *[_times(name, event, result) for name, result in results.items()]))
     lines.append(_line("**the balance**", *[""] * len(results)))
     for field in fields(Balance):
@@ -29,7 +29,8 @@ def table(results: Mapping[str, Result]) -> str:
 
 
 def _times(name: str, event: str, result: Result) -> str:
-    return "–" if event in FAR_ENDS[name].impossible else str(result.counts[event])
+    elsewhere = event in (MOVED, FAILED_OVER) and not result.counts[event]
+    return "–" if elsewhere or event in FAR_ENDS[name].impossible else str(result.counts[event])
 
 
 def _line(*cells: str) -> str:

@@ -21,7 +21,7 @@ from tidegate.uplink.progress import PoolStatus, read_pools
 from tests.faults.crowd import Crowd
 from tests.support.gateway import Gateway
 
-from .balance import Balance, balance, read_log
+from .balance import Balance, balance, expected, read_log, write_down
 from .cuts import armed
 from .far_end import CONNECTED, MISCONFIGURED, FarEnd, Fault
 from .people import people
@@ -60,7 +60,7 @@ class Trial:
         self._far = far
         self._now = "start"
         self._chance = chance
-        self._log = directory / "gateway.log"
+        self._directory = directory
         files = {f"emqx_backend_{far.backend}.conf": far.rules()}
         self._gateway = Gateway(directory, toml=TOML.format(backend=far.backend), files=files)
         self._publishers, self._visitors = people(chance)
@@ -101,10 +101,9 @@ class Trial:
 
     def _suffer(self, fault: Fault, kill: str) -> None:
         """The fault, until the gateway has noticed and a little longer; `kill`: and one of its processes dies meanwhile."""
-        before = self._far.marks()
         with fault.during():
             if fault.state == CONNECTED:
-                self._until_news(before)
+                self._until_news(self._far.marks())
             else:
                 self._crowd.run_until(lambda: self._pool_says(fault.state, fault.words), DEADLINE, self._say)
             self._crowd.run_for(self._chance.uniform(0.1, 0.5))
@@ -153,6 +152,9 @@ class Trial:
         while sheet.mistakes() and time.monotonic() < end:  # what was on its way when the last client went
             self._crowd.run_for(0.5)
             sheet = self._look()
+        if sheet.mistakes():
+            write_down(self._directory / "log.txt", expected(read_log(self._gateway.data)))
+            write_down(self._directory / "far_end.txt", self._far.contents())
         return sheet
 
     def _look(self) -> Balance:
@@ -178,7 +180,7 @@ class Trial:
 
     def _complaints(self) -> list[str]:
         """Lines of the whole log that tell of a fault in the program."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = (self._directory / "gateway.log").read_text(errors="replace").splitlines()
         return [line for line in lines if "Traceback" in line or "internal_error" in line or "pool_failed" in line]
 
     def _say(self) -> str:

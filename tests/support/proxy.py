@@ -12,12 +12,15 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from .ports import free_port
 
 Mode = str
+Passes = Callable[[socket.socket], bool]
+"""Whether what was read from there goes on; may wait."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -123,19 +126,26 @@ class Proxy:
                 _reset(client)
                 _reset(server)
                 continue
-            for source, sink, passes in ((client, server, self._pass_up), (server, client, self._pass_down)):
-                thread = threading.Thread(target=self._pump, args=(source, sink, passes), name="proxy pump", daemon=True)
+            pumps = {client: self._pass_up, server: self._pass_down}
+            for source, sink in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, pumps), name="proxy pump", daemon=True)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[socket.socket], bool]) -> None:
-        try:
-            while data := source.recv(65_536):
-                if not passes(source):
-                    break
+    def _pump(self, source: socket.socket, sink: socket.socket, pumps: dict[socket.socket, Passes]) -> None:
+        """An end is passed on too, a reset as an end: else the far end would keep a session, and its locks, for nobody."""
+        passes = pumps[source]
+        with suppress(OSError):
+            while (data := source.recv(65_536)) and passes(source):
                 sink.sendall(data)
+        with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+        with self._changed:
+            del pumps[source]
+            if pumps:
+                return
+            self._open -= {source, sink}
+        source.close()
+        sink.close()
 
     def _pass_up(self, source: socket.socket) -> bool:
         return self._wait_while(lambda: source in self._held_up)

@@ -122,6 +122,7 @@ class SqlServer(ABC):
     def dump(self) -> None:
         """Keep what it holds now for `restore`."""
         self.stop()
+        shutil.rmtree(self.directory / "dump", ignore_errors=True)
         copy(self.directory / "data", self.directory / "dump")
         self.start()
 
