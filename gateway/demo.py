@@ -102,7 +102,7 @@ def _missing_extra() -> str:
 
 
 def _used(data: Path | None) -> str:
-    """What lies there is not ours to mix with. Of a log, Redis, which begins empty, would be sent an earlier showing's readings."""
+    """What lies there is not ours to mix with; of a log, Redis would be sent an earlier showing's readings too."""
     try:
         there = sorted(path.name for path in data.iterdir()) if data is not None and data.exists() else []
     except OSError as error:
