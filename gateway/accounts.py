@@ -40,11 +40,14 @@ def charge(router: Router, plan: Plan) -> set[Session]:
 
 def _missed(router: Router, session: Session, taken: Taken) -> int:
     """How many of these messages the session would have got."""
-    topic = router.topics[taken.topic.encode()]
-    target, its_own = router.match(session, topic), session.name.text == taken.client
-    if target is None or not target.qos or (its_own is not taken.addressed and (taken.addressed or target.no_local)):
+    topic, number = router.topics[taken.topic.encode()], session.name.id
+    target = router.match(session, topic)
+    if target is None or not target.qos or taken.only not in (0, number):
         return 0
-    ahead = taken.seqs[bisect_left(taken.seqs, session.unread()) :]
+    first = bisect_left(taken.seqs, session.unread())
+    ahead = taken.seqs[first:]
+    if target.no_local and not taken.only:
+        ahead = [seq for seq, sender in zip(ahead, taken.senders[first:], strict=True) if sender != number]
     if ahead and ahead[0] <= target.since:
         ahead = [seq for seq in ahead if (found := router.match(session, topic, seq)) is not None and found.qos]
     return len(ahead) if not session.handled else sum(seq not in session.handled for seq in ahead)

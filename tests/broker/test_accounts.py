@@ -219,6 +219,25 @@ def test_a_session_that_stands_within_what_is_taken_is_charged_with_what_lies_be
     box.kill()
 
 
+def test_of_what_is_taken_only_what_a_session_would_have_got_is_charged_to_it(path: Path) -> None:
+    box = Box(path)
+    own = box.device("own", 5, clean=False, properties={Property.SESSION_EXPIRY_INTERVAL: 3600, Property.RECEIVE_MAXIMUM: 1})
+    own.subscribe("low/#", 1, no_local=True)
+    crowd(box, own, 100)
+    crowd(box, box.device("p"), 200)
+    late = box.device("late", clean=False)
+    late.subscribe("#", 1)
+    late.disconnect()
+    crowd(box, box.device("p"), 3_000, "high/a")
+    box.tick()
+    own.disconnect()
+    assert box.broker.gaps.open > 300
+    charged = {name: box.broker.sessions.get(name) for name in ("own", "late")}
+    lost = {name: session.dropped["disk_budget"] for name, session in charged.items() if session is not None}
+    assert lost == {"own": 200 - 1, "late": box.broker.gaps.open - 300}
+    box.kill()
+
+
 def test_a_message_that_is_nowhere_is_a_mismatch(world: World) -> None:
     device = world.device("s", clean=False)
     device.subscribe("t", 1)
