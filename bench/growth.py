@@ -78,8 +78,7 @@ def rows(count: int) -> tuple[float, ...]:
         path = broker.directory / "data" / "log.db"
         ingest = _fill(path, count)
         start_up = broker.start()
-        before = broker.cpu_seconds()
-        drain = _drain(port, count, lambda: broker.cpu_seconds() - before)
+        drain = _drain(port, count, broker.cpu_seconds)
         broker.stop(signal.SIGTERM)
         return ingest * 1e6, start_up * 1e3, *(part * 1e6 for part in drain), _trim(path, min(count, TRIMMED)) * 1e6
 
@@ -118,14 +117,15 @@ def _drain(port: int, count: int, used: Callable[[], float]) -> Drain:
         while not (first := int(far.zcard(key))):
             assert time.perf_counter() < end, "nothing is drained"
             time.sleep(0.001)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), used()
         while int(far.zcard(key)) < count:
             assert time.perf_counter() < end, f"{far.zcard(key)} of {count} drained"
             time.sleep(0.001)
-        took = (time.perf_counter() - began) / max(1, count - first) if count > first else 0.0
+        left = max(1, count - first)
+        took, ours = (time.perf_counter() - began) / left, (used() - cpu) / left
         spent = {name: figures["usec"] / count / 1e6 for name, figures in far.info("commandstats").items()}
         scripts = sum(spent.get(f"cmdstat_{name}", 0.0) for name in ("eval", "evalsha"))
-        return Drain(took, used() / count, scripts, spent["cmdstat_zadd"])
+        return Drain(took, ours, scripts, spent["cmdstat_zadd"])
 
 
 def _trim(path: Path, count: int) -> float:
