@@ -24,6 +24,9 @@ from .session import Client
 if TYPE_CHECKING:
     from .broker import Broker
 
+QUIET = 60.0
+"""Seconds without any refusal after which the next one is told."""
+
 
 class Pressure:
     """See the module. `refused` counts publishes."""
@@ -32,17 +35,24 @@ class Pressure:
         self.refused = 0
         self._broker = broker
         self._withheld: dict[Client, None] = {}
+        self._told = 0
+        """The level that was told last."""
+        self._refusing_at = float("-inf")
 
     def set_level(self, level: int | None) -> None:
         """Refuse what has a lower priority than `level` and the policy `reject_new`; None: refuse nothing."""
         broker = self._broker
         before = broker.router.level
-        if not broker.router.set_level(level):
-            return
+        changed = broker.router.set_level(level)
+        level = broker.router.level
         if level is not None:
-            text = "the disk budget is used up: publishes of a lower priority with when_full = reject_new are refused"
-            broker.report("budget_refuses", text, WARNING, below=level)
-        if before is not None and (level is None or level < before):
+            # A far end that drains slowly makes a little room again and again: that is told once.
+            if level > self._told or broker.now - self._refusing_at >= QUIET:
+                text = "the disk budget is used up: publishes of a lower priority with when_full = reject_new are refused"
+                broker.report("budget_refuses", text, WARNING, below=level)
+                self._told = level
+            self._refusing_at = broker.now
+        if changed and before is not None and (level is None or level < before):
             self.let_send_again()
 
     def let_send_again(self, may: Callable[[Client], bool] = lambda client: True) -> None:

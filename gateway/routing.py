@@ -152,8 +152,10 @@ class Router:
         self._all_changed()
 
     def set_level(self, level: int | None) -> bool:
-        """Whether this changes what is refused."""
-        if level == self.level or not any(policy.rejects for policy in self.policies.given):
+        """Whether this changes what is refused. As low as it may be for that, and None where nothing is."""
+        refused = [policy.priority for policy in self.policies.given if policy.rejects and policy.priority < (level or 0)]
+        level = max(refused) + 1 if refused else None
+        if level == self.level:
             return False
         self.level = level
         self._all_changed()

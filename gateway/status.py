@@ -90,7 +90,8 @@ def _balance(head: str, sheet: dict[str, Any]) -> list[str]:
     parts = [f"{sheet[key]} {key.replace('_', ' ')}" for key in _PARTS if sheet.get(key)]
     parts += [f"{count} dropped ({reason})" for reason, count in sorted(sheet["dropped"].items())]
     text = f"{head}{sheet['wanted']} wanted: {', '.join(parts)}"
-    return [text + (f"; {sheet['mismatch']} UNEXPLAINED" if sheet["mismatch"] else "")]
+    unread = f"; {sheet['unread_entries']} entries of the log not looked at for it" if sheet.get("unread_entries") else ""
+    return [text + (f"; {sheet['mismatch']} UNEXPLAINED" if sheet["mismatch"] else "") + unread]
 
 
 def render_refused(answer: dict[str, Any]) -> str:

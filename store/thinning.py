@@ -51,9 +51,9 @@ _LOST = (
     " LEFT JOIN topic t ON t.id = s.topic WHERE goes GROUP BY s.kind, s.topic ORDER BY min(seq)"
 )
 _MESSAGES = (
-    f"SELECT t.name, ifnull(c.clientid, ''), s.kind = {ADDRESSED}, json_group_array(seq) FROM temp.stretch s"
-    " JOIN topic t ON t.id = s.topic LEFT JOIN client c ON c.id = s.client"
-    f" WHERE goes AND s.kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0 GROUP BY s.topic, s.client, s.kind"
+    f"SELECT t.name, iif(s.kind = {ADDRESSED}, s.client, 0) AS only, json_group_array(seq), json_group_array(s.client)"
+    f" FROM temp.stretch s JOIN topic t ON t.id = s.topic"
+    f" WHERE goes AND s.kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0 GROUP BY s.topic, only"
 )
 _TAKE = "DELETE FROM entry WHERE seq IN (SELECT value FROM json_each(?))"
 _KEEP = "INSERT INTO temp.kept SELECT * FROM entry WHERE seq BETWEEN ? AND ? AND seq NOT IN (SELECT value FROM json_each(?))"
@@ -81,12 +81,13 @@ class Lost:
 
 
 class Taken(NamedTuple):
-    """Messages that sessions may be waiting for: of one topic, published by one client, or `addressed` to it."""
+    """Messages of one topic that sessions may be waiting for, by seq, and who published each; clients by their numbers."""
 
     topic: str
-    client: str
-    addressed: bool
+    only: int
+    """The client they are addressed to; 0: all who subscribed."""
     seqs: list[int]
+    senders: list[int]
 
 
 class Plan(NamedTuple):
@@ -150,8 +151,7 @@ class Thinning:
         changes: tuple[tuple[str, tuple[Any, ...]], ...] = ((_TAKE, (seqs,)),)
         if 0 < kept_size < SMALL:
             changes = (_KEEP, (first, last, seqs)), (_CLEAR, (first, last)), (_PUT, ()), (_FORGET, ())
-        messages = [(*names, sorted(json.loads(seqs))) for *names, seqs in db.execute(_MESSAGES).fetchall()]
-        return Plan(changes, cost, self._lost(db, reason), tuple([Taken(*fields) for fields in messages]))
+        return Plan(changes, cost, self._lost(db, reason), tuple([_taken(*row) for row in db.execute(_MESSAGES).fetchall()]))
 
     def _lost(self, db: sqlite3.Connection, reason: str) -> tuple[Lost, ...]:
         found = [
@@ -159,6 +159,11 @@ class Thinning:
             for kind, topic, *rest in db.execute(_LOST).fetchall()
         ]
         return tuple(found)
+
+
+def _taken(topic: str, only: int, seqs: str, senders: str) -> Taken:
+    both = sorted(zip(json.loads(seqs), json.loads(senders), strict=True))
+    return Taken(topic, only, [seq for seq, _ in both], [sender for _, sender in both])
 
 
 def by_policy(found: Iterable[Lost]) -> tuple[Lost, ...]:

@@ -103,6 +103,19 @@ def filters_overlap(one: str, other: str) -> bool:
     return len(longer) == len(shorter) or longer[len(shorter) :] == ["#"]
 
 
+def covers(wide: str, narrow: str) -> bool:
+    """Whether every topic that `narrow` matches is matched by `wide`."""
+    ours, theirs = wide.split("/"), narrow.split("/")
+    if narrow.startswith("$") and ours[0] in ("#", "+"):
+        return False
+    for number, level in enumerate(ours):
+        if level == "#":
+            return True
+        if number >= len(theirs) or theirs[number] == "#" or level not in ("+", theirs[number]):
+            return False
+    return len(ours) == len(theirs)
+
+
 class _Node(Generic[Key, Value]):
     __slots__ = ("children", "values")
 
