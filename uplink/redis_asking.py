@@ -93,6 +93,10 @@ class RedisAsker:
     def heard(self) -> list[bytes]:
         return self._channel.heard() if self._channel is not None else []
 
+    def check(self) -> None:
+        if self._channel is not None:
+            self._channel.check()
+
     def close(self) -> None:
         self._server.close()
         if self._channel is not None:
