@@ -48,7 +48,7 @@ class Channel:
         return said
 
     def check(self) -> None:
-        """Raises NotConnected when nobody answers: a line that fell silent, or a server that hangs, is like one with no news."""
+        """Raises NotConnected when nobody answers: a line that fell silent is like one that has no news."""
         with answers(self._pool, self._wire.address):
             self._wire.put([packed((b"PING",))])
             while self._take() != b"pong":

@@ -24,7 +24,6 @@ from .pools import Pool
 from .redis_actions import pack
 from .redis_answers import answers
 
-
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
 """Who only listens learns within a minute that the other host is gone; the system's own times are hours."""
 

@@ -160,32 +160,34 @@ def test_a_slot_that_moves_is_asked_for_where_its_keys_are(rig: LaneRig, cluster
 @pytest.mark.parametrize("coverage", ["yes", "no"])
 def test_a_node_that_is_away_is_waited_for(tmp_path: Path, coverage: str) -> None:
     """With `yes`, as Redis ships it, those that are there answer CLUSTERDOWN."""
-    with Cluster(tmp_path, "--cluster-require-full-coverage", coverage) as cluster:
-        with LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig:
-            rig.ask()
-            _, node = cluster.owner("mqtt:sub:c0")
-            node.dump()
-            with cluster.client() as far:
-                fill(far)
-            node.dump()
-            node.kill()
-            others = [other for other in cluster.nodes if other is not node]
-            wait_until(lambda: all(info(other, "cluster_slots_fail") for other in others))
-            if coverage == "yes":
-                wait_until(lambda: all(info(other, "cluster_state") == "fail" for other in others))
-                there = next(one for one in CLIENTS if cluster.owner(f"mqtt:sub:{one}")[1] is not node)
-                rig.log.arrive(there)
-                rig.step_until(lambda _: state(rig) != "connected", 20)
-                assert state(rig) == "unreachable", rig.book.standing(rig.pool_name)
-            arrive(rig)
-            rig.step_until(lambda _: state(rig) == "unreachable", 20)
-            for _ in range(20):
-                wait = rig.lane.step()
-                rig.clock.now += wait.seconds or 0.0
-                assert state(rig) == "unreachable", rig.book.standing(rig.pool_name)
-            node.start()
-            ask_in_time(rig)
-            assert_everybody_is_answered_once(rig)
+    with (
+        Cluster(tmp_path, "--cluster-require-full-coverage", coverage) as cluster,
+        LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig,
+    ):
+        rig.ask()
+        _, node = cluster.owner("mqtt:sub:c0")
+        node.dump()
+        with cluster.client() as far:
+            fill(far)
+        node.dump()
+        node.kill()
+        others = [other for other in cluster.nodes if other is not node]
+        wait_until(lambda: all(info(other, "cluster_slots_fail") for other in others))
+        if coverage == "yes":
+            wait_until(lambda: all(info(other, "cluster_state") == "fail" for other in others))
+            there = next(one for one in CLIENTS if cluster.owner(f"mqtt:sub:{one}")[1] is not node)
+            rig.log.arrive(there)
+            rig.step_until(lambda _: state(rig) != "connected", 20)
+            assert state(rig) == "unreachable", rig.book.standing(rig.pool_name)
+        arrive(rig)
+        rig.step_until(lambda _: state(rig) == "unreachable", 20)
+        for _ in range(20):
+            wait = rig.lane.step()
+            rig.clock.now += wait.seconds or 0.0
+            assert state(rig) == "unreachable", rig.book.standing(rig.pool_name)
+        node.start()
+        ask_in_time(rig)
+        assert_everybody_is_answered_once(rig)
 
 
 @pytest.fixture
