@@ -134,7 +134,7 @@ class AskingLane:
             if not has_room:
                 return Wait(None, True)
             return GO_ON if asked else self._rest()
-        except NotConnected as error:
+        except (NotConnected, Rejected) as error:  # refused, but no question: an error that we do not know, when we connected
             return self._lost(str(error))
         except Misconfigured as error:
             return self._refused_because_of_us(error)
