@@ -118,6 +118,42 @@ def test_a_cluster_behind_tls_with_a_password_is_asked(tmp_path: Path) -> None:
             assert_everybody_is_answered_once(rig)
 
 
+def test_retained_messages_are_found_by_wildcard_on_every_node(rig: LaneRig, cluster: Cluster) -> None:
+    with cluster.client() as far:
+        fill(far)
+        far.set("mqtt:retain:r/pointer", "p")
+        put(far, "r/pointer", "p", "pointer")
+    rig.log.arrive("c0")
+    rig.log.subscribe("c0", "r/+")
+    rig.ask()
+    assert sorted(one.payload.decode() for one in rig.answers() if one.kind == RETAINED) == sorted([*CLIENTS, "pointer"])
+
+
+def test_nodes_that_do_not_tell_their_host_are_found(tmp_path: Path) -> None:
+    with Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster:
+        with LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig:
+            key = "mqtt:sub:c0"
+            source, target = cluster.begin_move(key)
+            rig.log.arrive("c0")
+            rig.ask()  # the old node answers ASK, because the key is not there
+            assert subscriptions(rig.take()[-1]) == ("c0", {})
+            cluster.end_move(key, source, target)
+            with target.client() as new:
+                new.hset(key, "down/c0", 1)
+            rig.next_round()
+            assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
+
+
+def test_a_named_node_that_left_the_cluster_is_passed_over(tmp_path: Path, cluster: Cluster) -> None:
+    with cluster.client() as far, RedisServer(tmp_path, "--cluster-enabled", "yes") as left:
+        fill(far)
+        servers = f"type = cluster\nserver = 127.0.0.1:{left.port}, 127.0.0.1:{cluster.port}"
+        with LaneRig(tmp_path, 1, RULES, servers) as rig:
+            arrive(rig)
+            rig.ask()
+            assert_everybody_is_answered_once(rig)
+
+
 def test_answers_that_are_lost_on_any_node_are_asked_for_again(rig: LaneRig, cluster: Cluster) -> None:
     with cluster.client() as far:
         fill(far)
