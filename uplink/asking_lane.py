@@ -134,7 +134,7 @@ class AskingLane:
             if not has_room:
                 return Wait(None, True)
             return GO_ON if asked else self._rest()
-        except NotConnected as error:
+        except (NotConnected, Rejected) as error:  # refused, but no question: an error that we do not know, when we connected
             return self._lost(str(error))
         except Misconfigured as error:
             return self._refused_because_of_us(error)
@@ -234,7 +234,7 @@ class AskingLane:
     def _ask(self, asker: Asker) -> bool:
         """Ask something; whether there was anything to ask."""
         if self._clock.monotonic() >= self._next_round and not self._lookups and not self._again:
-            self._begin_round()
+            self._begin_round(asker)
         if waiting := self._still_there(self._crowd.due(LOOKUP, CLIENTS)):
             self._look_up(asker, [question.client for question in waiting], waiting)
         elif self._lookups:
@@ -252,8 +252,9 @@ class AskingLane:
         self._back_off = FIRST_BACK_OFF
         return True
 
-    def _begin_round(self) -> None:
+    def _begin_round(self, asker: Asker) -> None:
         """Everybody who is connected is asked for again."""
+        asker.check()
         self._next_round = self._clock.monotonic() + self._lane.interval if self._lane.interval else float("inf")
         online, reading = self._crowd.online, self._lane.reading
         if reading.rules.lookup:

@@ -135,7 +135,8 @@ class Worker:
                 return GO_ON
             wait = self._carry(self._link)
             return wait if due is None or wait.seconds is not None else Wait(MAX_BACK_OFF, True)
-        except NotConnected as error:
+        except (NotConnected, Rejected) as error:
+            # Refused, but no record: an error that we do not know, when we connected or asked for our own rows.
             return self._lost(str(error))
         except Misconfigured as error:
             return self._refused_because_of_us(error)

@@ -30,11 +30,15 @@ class Cluster:
         self.proxies = [Proxy(port) for port in ports]
         self.nodes = [
             RedisServer(
-                directory, *_options(port, proxy.port, certificates), *options,
-                port=port, password=password, certificates=certificates,
+                directory,
+                *_options(port, proxy.port, certificates),
+                *options,
+                port=port,
+                password=password,
+                certificates=certificates,
             )
             for port, proxy in zip(ports, self.proxies, strict=True)
-        ]  # fmt: skip
+        ]
         self._options: dict[str, Any] = {"password": password} if password else {}
         self._login = ["-a", password] if password else []
         if certificates is not None:

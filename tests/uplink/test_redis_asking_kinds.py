@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tidegate.store.inbox import MESSAGE, POSITION, RETAINED
+from tidegate.store.inbox import MESSAGE, POSITION, RETAINED, SUBSCRIBE
 from tidegate.store.msgid import message_id
 
 from tests.support.certificates import make_certificates
-from tests.support.redis_cluster import Cluster
+from tests.support.redis_cluster import Cluster, Watched
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
 from .lane_rig import LOOKUP, PUBSUB, QUEUE, LaneRig, subscriptions
@@ -116,6 +118,42 @@ def test_a_cluster_behind_tls_with_a_password_is_asked(tmp_path: Path) -> None:
             assert_everybody_is_answered_once(rig)
 
 
+def test_retained_messages_are_found_by_wildcard_on_every_node(rig: LaneRig, cluster: Cluster) -> None:
+    with cluster.client() as far:
+        fill(far)
+        far.set("mqtt:retain:r/pointer", "p")
+        put(far, "r/pointer", "p", "pointer")
+    rig.log.arrive("c0")
+    rig.log.subscribe("c0", "r/+")
+    rig.ask()
+    assert sorted(one.payload.decode() for one in rig.answers() if one.kind == RETAINED) == sorted([*CLIENTS, "pointer"])
+
+
+def test_nodes_that_do_not_tell_their_host_are_found(tmp_path: Path) -> None:
+    with Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster:
+        with LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig:
+            key = "mqtt:sub:c0"
+            source, target = cluster.begin_move(key)
+            rig.log.arrive("c0")
+            rig.ask()  # the old node answers ASK, because the key is not there
+            assert subscriptions(rig.take()[-1]) == ("c0", {})
+            cluster.end_move(key, source, target)
+            with target.client() as new:
+                new.hset(key, "down/c0", 1)
+            rig.next_round()
+            assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
+
+
+def test_a_named_node_that_left_the_cluster_is_passed_over(tmp_path: Path, cluster: Cluster) -> None:
+    with cluster.client() as far, RedisServer(tmp_path, "--cluster-enabled", "yes") as left:
+        fill(far)
+        servers = f"type = cluster\nserver = 127.0.0.1:{left.port}, 127.0.0.1:{cluster.port}"
+        with LaneRig(tmp_path, 1, RULES, servers) as rig:
+            arrive(rig)
+            rig.ask()
+            assert_everybody_is_answered_once(rig)
+
+
 def test_answers_that_are_lost_on_any_node_are_asked_for_again(rig: LaneRig, cluster: Cluster) -> None:
     with cluster.client() as far:
         fill(far)
@@ -186,6 +224,61 @@ def test_a_node_that_is_away_is_waited_for(tmp_path: Path, coverage: str) -> Non
         node.start()
         ask_in_time(rig)
         assert_everybody_is_answered_once(rig)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    with Watched(tmp_path) as watched:
+        yield watched
+
+
+def say_subscribe(server: RedisServer, topic: str) -> int:
+    """How many heard it."""
+    with server.client() as far:
+        wish = {"type": "subscribe", "topic": topic, "clientid": "c0", "qos": 1}
+        return int(far.publish("mqtt_channel", json.dumps(wish)))
+
+
+def heard(rig: LaneRig) -> list[str]:
+    return [json.loads(one.filters)[0][0] for one in rig.answers() if one.kind == SUBSCRIBE]
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze", "failover"])
+def test_after_a_fail_over_the_new_master_is_asked_and_listened_to(tmp_path: Path, watched: Watched, fault: str) -> None:
+    with watched.master.client() as far, LaneRig(tmp_path, 1, RULES, watched.settings()) as rig:
+        fill(far)
+        far.wait(1, 5000)
+        rig.log.arrive("c0")
+        rig.ask()
+        assert say_subscribe(watched.master, "before")
+        wait_until(lambda: rig.lane.step() and heard(rig) == ["before"])
+        rig.take()
+        if fault == "failover":
+            with watched.sentinels[0].client() as sentinel:
+                sentinel.execute_command("SENTINEL FAILOVER mymaster")
+            with watched.replica.client() as new:
+                wait_until(lambda: new.info("replication")["role"] == "master")
+            far.replicaof("127.0.0.1", watched.replica.port)  # as a sentinel does when it next looks, up to 10 s later
+            far.client_kill_filter(_type="normal")
+            far.client_kill_filter(_type="pubsub")
+        else:
+            getattr(watched.master, fault)()
+        with watched.replica.client() as new:
+            wait_until(lambda: new.info("replication")["role"] == "master")
+            new.hset("mqtt:sub:c0", "while/away", 1)
+        rig.clock.now += 60
+        ask_in_time(rig)
+        wait_until(lambda: rig.lane.step() and any(one.client == "c0" for one in rig.answers()))
+        assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1, "while/away": 1})
+        wait_until(lambda: _step(rig) and say_subscribe(watched.replica, "after"))
+        wait_until(lambda: rig.lane.step() and "after" in heard(rig))
+        assert state(rig) == "connected"
+        rig.take()
+        arrive(rig)
+        ask_in_time(rig)
+        assert len([one for one in rig.answers() if one.kind == MESSAGE]) == 4 * len(CLIENTS)
+        if fault == "freeze":
+            watched.master.thaw()
 
 
 def info(node: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Acknowledgements in PostgreSQL and MariaDB: the vector, the specification's mqtt_acked, and what a queue has given away."""
+"""Acknowledgements in PostgreSQL, MariaDB and MySQL: the vector, the specification's mqtt_acked, what a queue gave away."""
 
 from __future__ import annotations
 
