@@ -130,18 +130,20 @@ def test_retained_messages_are_found_by_wildcard_on_every_node(rig: LaneRig, clu
 
 
 def test_nodes_that_do_not_tell_their_host_are_found(tmp_path: Path) -> None:
-    with Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster:
-        with LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig:
-            key = "mqtt:sub:c0"
-            source, target = cluster.begin_move(key)
-            rig.log.arrive("c0")
-            rig.ask()  # the old node answers ASK, because the key is not there
-            assert subscriptions(rig.take()[-1]) == ("c0", {})
-            cluster.end_move(key, source, target)
-            with target.client() as new:
-                new.hset(key, "down/c0", 1)
-            rig.next_round()
-            assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
+    with (
+        Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster,
+        LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig,
+    ):
+        key = "mqtt:sub:c0"
+        source, target = cluster.begin_move(key)
+        rig.log.arrive("c0")
+        rig.ask()  # the old node answers ASK, because the key is not there
+        assert subscriptions(rig.take()[-1]) == ("c0", {})
+        cluster.end_move(key, source, target)
+        with target.client() as new:
+            new.hset(key, "down/c0", 1)
+        rig.next_round()
+        assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
 
 
 def test_a_named_node_that_left_the_cluster_is_passed_over(tmp_path: Path, cluster: Cluster) -> None:
