@@ -255,7 +255,7 @@ class Broker:
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
         self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
-        self.sessions.fold_for_stop(self.delivery.live)
+        self.sessions.fold_for_stop(self.delivery.live, self.rows.room)
         self._begin_commit()
 
     def trim(self, plan: Plan) -> None:

@@ -5,8 +5,7 @@ more than an equal share begin nothing new with QoS 2, and at the limit none doe
 subscriber waits with a window of 0 and ends what it has begun. Of positions the oldest go: their clients may fetch again what
 they had.
 
-How many rows went with a cursor only the store knows. What is added is counted here, and when that is much the reader counts. A
-clean stop writes down what is under way with QoS 1 as well, at most a window for each connection, whatever the limit.
+How many rows went with a cursor only the store knows. What is added is counted here, and when that is much the reader counts.
 
 Invariant: `exchanges` and `positions` are never less than what is there, and nothing is refused before the reader has counted.
 """
@@ -90,6 +89,11 @@ class Rows:
     def full(self) -> bool:
         """Whether anybody is refused."""
         return self._full or bool(self._large)
+
+    @property
+    def room(self) -> int:
+        """For so many exchanges more, at least; a clean stop writes down those of QoS 1 as well."""
+        return max(0, self._limit - self.exchanges)
 
     def stalls(self, session: Session) -> bool:
         """Whether the session may begin nothing new with QoS 2."""

@@ -145,6 +145,26 @@ def test_what_was_begun_is_ended_over_a_new_connection_too(make: Make) -> None:
     world.kill()
 
 
+def test_a_clean_stop_writes_no_more_than_there_is_room_for_and_nothing_is_lost(make: Make) -> None:
+    world = make()
+    devices = [world.device(f"s{number}", 5, clean=False, properties=EXPIRY) for number in range(5)]
+    for device in devices:
+        device.subscribe("t", 1)
+    publisher = world.device("p")
+    for number in range(15):
+        publisher.publish("t", b"%d" % number, packet_id=number + 1)
+    assert [len(device.messages()) for device in devices] == [15] * 5
+    world.stop()
+    again = make()
+    assert rows(again, "inflight") == 30 <= ROWS
+    for number in range(5):
+        device = again.device(f"s{number}", 5, clean=False, properties=EXPIRY)
+        messages = device.messages()
+        assert [message[3] for message in messages] == [b"%d" % sent for sent in range(15)]
+        assert all(message[1] & 8 for message in messages), "they may be there already: DUP"
+    again.kill()
+
+
 def test_positions_of_clients_without_end_are_bounded_the_oldest_go(tmp_path: Path) -> None:
     world = open_world(tmp_path / "log.db", limits=LIMITS)
     publish(world, "pubsub/a", ["1"])
