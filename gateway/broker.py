@@ -463,6 +463,8 @@ class Broker:
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
                     self.rows.add_exchange()
+                else:
+                    self.rows.passing += 1
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
