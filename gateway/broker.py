@@ -255,7 +255,7 @@ class Broker:
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
         self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
-        self.sessions.fold_for_stop(self.delivery.live)
+        self.sessions.fold_for_stop(self.delivery.live, self.rows.room)
         self._begin_commit()
 
     def trim(self, plan: Plan) -> None:
@@ -465,6 +465,8 @@ class Broker:
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
                     self.rows.add_exchange()
+                else:
+                    self.rows.passing += 1
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:
