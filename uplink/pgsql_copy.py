@@ -39,7 +39,6 @@ _TIME = struct.Struct(">iq")
 _YEAR_2000 = 946_684_800
 _SIZE = 4
 _size = struct.Struct(">i").pack
-_first = struct.Struct(">hi").pack
 
 
 class Encoder:
@@ -60,12 +59,15 @@ class Encoder:
     def _encode(self, messages: Sequence[Message]) -> bytes:
         column, origin = self._column, self._origin
         parts: list[bytes] = []
+        known, arrived = -1, b""
         for msgid, topic, sender, _, qos, retain, payload, when in messages:
-            name, content = msgid.encode(), column(payload)
-            parts += (
-                _first(len(MESSAGE), len(name)), name, origin(topic, sender, qos, retain), _time(when // 1000),
-                _size(len(content)), content,
-            )  # fmt: skip
+            second = when // 1000
+            if second != known:
+                known, arrived = second, _TIME.pack(8, (second - _YEAR_2000) * 1_000_000)
+            name = msgid.encode()
+            # Most are plain text, which any column takes as it is.
+            content = payload if payload.isascii() and b"\0" not in payload else column(payload)
+            parts += (_first(len(name)), name, origin(topic, sender, qos, retain), arrived, _size(len(content)), content)
         return b"".join(parts)
 
     def _encode_origin(self, topic: str, sender: str, qos: int, retain: int) -> bytes:
@@ -107,6 +109,6 @@ def _check(results: Iterable[PGresult], wanted: ExecStatus) -> None:
             raise error_from_result(result)
 
 
-@functools.lru_cache(maxsize=1024)
-def _time(seconds: int) -> bytes:
-    return _TIME.pack(8, (seconds - _YEAR_2000) * 1_000_000)
+@functools.lru_cache(maxsize=64)
+def _first(size: int) -> bytes:
+    return struct.pack(">hi", len(MESSAGE), size)

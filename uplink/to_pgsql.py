@@ -10,6 +10,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import base64
+import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -221,11 +222,16 @@ class PgLink(SqlLink):
         return self._as_text(payload) if text is payload else text
 
     def _content(self, payload: bytes) -> bytes:
-        found = self._payload("mqtt_msg", payload)
-        return found.encode() if isinstance(found, str) else found
+        """What `_payload` makes of it, as mqtt_msg holds it."""
+        if "mqtt_msg" in self._takes_raw or text_or_bytes(payload) is not payload:
+            return payload
+        return self._printable(payload)
 
     def _as_text(self, payload: bytes) -> str:
-        return base64.b64encode(payload).decode() if self._base64 else payload.hex()
+        return self._printable(payload).decode()
+
+    def _printable(self, payload: bytes) -> bytes:
+        return base64.b64encode(payload) if self._base64 else binascii.hexlify(payload)
 
     def _prepared(self, rows: list[Row]) -> list[Row]:
         """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""
