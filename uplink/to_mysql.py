@@ -126,7 +126,10 @@ class MyLink(SqlLink):
                 self._db.rollback()
                 return False
             try:
-                for group in arrange(rows):
+                groups = arrange(rows)
+                for group in groups:
+                    if group is groups[-1] and group.messages:
+                        self._db.meanwhile = meanwhile
                     self._insert(group.messages)
                     self._rest(group)
                 self._db.commit()
