@@ -84,17 +84,17 @@ def can_encode(columns: Mapping[str, Column]) -> bool:
     return texts <= _TEXT and integers <= _INTEGERS.keys() and types["arrived"] == "timestamp" and types["payload"] in _PAYLOAD
 
 
-def copy(db: Connection, then: str, pieces: Iterable[bytes], meanwhile: Meanwhile) -> None:
-    """COPY the pieces, and run `then` in the same query; `meanwhile` is called when all of it is on its way."""
+def copy(db: Connection, first: str, pieces: Iterable[bytes], then: str, meanwhile: Meanwhile) -> None:
+    """COPY the pieces between two other statements in the same query; `meanwhile` when all of it is on its way."""
     connection = db.pgconn
-    connection.send_query(f"{COPY} (FORMAT BINARY); {then}".encode())
-    _check(db.wait(execute(connection)), ExecStatus.COPY_IN)
+    connection.send_query(f"{first}; {COPY} (FORMAT BINARY); {then}".encode())
+    _check(db.wait(execute(connection)))
     for piece in pieces:
         for start in range(0, len(piece), LARGEST):
             db.wait(copy_to(connection, piece[start : start + LARGEST]))
     db.wait(_end(connection))
     meanwhile()
-    _check(db.wait(fetch_many(connection)), ExecStatus.COMMAND_OK)
+    _check(db.wait(fetch_many(connection)))
 
 
 def _end(connection: PGconn) -> PQGen[None]:
@@ -103,9 +103,9 @@ def _end(connection: PGconn) -> PQGen[None]:
     yield from send(connection)
 
 
-def _check(results: Iterable[PGresult], wanted: ExecStatus) -> None:
+def _check(results: Iterable[PGresult]) -> None:
     for result in results:
-        if result.status != wanted:
+        if result.status == ExecStatus.FATAL_ERROR:
             raise error_from_result(result)
 
 

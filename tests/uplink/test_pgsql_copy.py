@@ -131,3 +131,15 @@ def test_messages_with_presence_and_statements_between_and_after_them_are_one_tr
         assert server.rows("SELECT clientid, state FROM mqtt_client") == [("c", 1)]
         assert server.rows("SELECT topic, payload FROM mqtt_retain") == [("r", "1")]
         assert mark(server) == [gate.log.seq]
+
+
+def test_a_mark_that_moved_while_a_batch_was_made_ready_counts(tmp_path: Path, server: SqlServer) -> None:
+    with gate_of(tmp_path, server) as gate:
+        gate.log.publish_many(3 * COPY_FROM)
+        gate.drain()
+        gate.log.publish_many(3 * COPY_FROM)
+        there = 3 * COPY_FROM + 50
+        server.run(f"UPDATE tidegate_ledger SET seq = {there}")
+        gate.drain()
+        assert [row[0] for row in found(server)] == gate.published()[: 3 * COPY_FROM] + gate.published()[there:]
+        assert mark(server) == [gate.log.seq]
