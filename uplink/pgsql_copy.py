@@ -59,7 +59,7 @@ class Encoder:
     def _encode(self, messages: Sequence[Message]) -> bytes:
         column, origin = self._column, self._origin
         parts: list[bytes] = []
-        known, arrived = -1, b""
+        known, arrived = None, b""
         for msgid, topic, sender, _, qos, retain, payload, when in messages:
             second = when // 1000
             if second != known:

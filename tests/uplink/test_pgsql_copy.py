@@ -20,7 +20,7 @@ PAYLOADS = (
     b"plain", b"", b"tab\tline\nback\\slash \\N \\.", "ü 漢 🜁".encode(), b"a\0b", b"\xff\xfe", b"\x80" * 70,
     b"x" * (2 * LARGEST), "é".encode() * LARGEST, b"\xff" * LARGEST,
 )  # fmt: skip
-TIMES = (1_700_000_000_000, 946_684_799_999, 4_102_444_800_000, 1)
+TIMES = (-1, 1_700_000_000_000, 946_684_799_999, 4_102_444_800_000, 1)
 STORE = function_rule("pgsql", "message.publish.1", "on_message_publish")
 COLUMNS = "msgid, topic, sender, qos, retain, payload, arrived"
 
