@@ -104,10 +104,19 @@ class Cluster:
 class Watched:
     """A master, its replica, and three sentinels that watch it under the name mymaster."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, password: str = "", sentinel_password: str = "", certificates: Path | None = None
+    ) -> None:
         self._directory = directory
-        self.master = RedisServer(directory)
-        self.replica = RedisServer(directory, "--replicaof", f"127.0.0.1 {self.master.port}", "--repl-diskless-sync-delay", "0")
+        self._sentinel_password = sentinel_password
+        self._certificates = certificates
+        secrets = ("--masterauth", password) if password else ()
+        tls = ("--tls-replication", "yes") if certificates is not None else ()
+        options: dict[str, Any] = {"password": password, "certificates": certificates}
+        self.master = RedisServer(directory, *secrets, *tls, **options)
+        replica = ("--replicaof", f"127.0.0.1 {self.master.port}", "--repl-diskless-sync-delay", "0")
+        self.replica = RedisServer(directory, *replica, *secrets, *tls, **options)
+        self._secrets = f"sentinel auth-pass mymaster {password}\n" if password else ""
         self.sentinels: list[RedisServer] = []
         self._stack = ExitStack()
 
@@ -117,7 +126,14 @@ class Watched:
             self._stack.enter_context(self.replica)
             wait_until(self._is_linked)
             for _ in range(3):
-                self.sentinels.append(self._stack.enter_context(RedisServer(self._directory, sentinel=self._conf())))
+                sentinel = RedisServer(
+                    self._directory,
+                    *(("--tls-replication", "yes") if self._certificates is not None else ()),
+                    password=self._sentinel_password,
+                    sentinel=self._conf(),
+                    certificates=self._certificates,
+                )
+                self.sentinels.append(self._stack.enter_context(sentinel))
             wait_until(lambda: all(self._knows_all(sentinel) for sentinel in self.sentinels))
             self._stack = self._stack.pop_all()
         return self
@@ -134,6 +150,7 @@ class Watched:
         return (
             f"sentinel monitor mymaster 127.0.0.1 {self.master.port} 2\n"
             "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+            f"{self._secrets}"
         )
 
     def _is_linked(self) -> bool:

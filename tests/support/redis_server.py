@@ -74,8 +74,8 @@ class RedisServer:
             ]  # fmt: skip
         if self._sentinel:
             conf = self._directory / "sentinel.conf"  # which the sentinel rewrites
-            conf.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n{self._sentinel}")
-            arguments = [str(conf), "--sentinel"]
+            conf.write_text(self._sentinel)
+            arguments = [str(conf), "--sentinel", *arguments]
         self._process = subprocess.Popen(
             [program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )

@@ -130,18 +130,20 @@ def test_retained_messages_are_found_by_wildcard_on_every_node(rig: LaneRig, clu
 
 
 def test_nodes_that_do_not_tell_their_host_are_found(tmp_path: Path) -> None:
-    with Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster:
-        with LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig:
-            key = "mqtt:sub:c0"
-            source, target = cluster.begin_move(key)
-            rig.log.arrive("c0")
-            rig.ask()  # the old node answers ASK, because the key is not there
-            assert subscriptions(rig.take()[-1]) == ("c0", {})
-            cluster.end_move(key, source, target)
-            with target.client() as new:
-                new.hset(key, "down/c0", 1)
-            rig.next_round()
-            assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
+    with (
+        Cluster(tmp_path, "--cluster-preferred-endpoint-type", "unknown-endpoint") as cluster,
+        LaneRig(tmp_path, cluster.port, RULES, "type = cluster") as rig,
+    ):
+        key = "mqtt:sub:c0"
+        source, target = cluster.begin_move(key)
+        rig.log.arrive("c0")
+        rig.ask()  # the old node answers ASK, because the key is not there
+        assert subscriptions(rig.take()[-1]) == ("c0", {})
+        cluster.end_move(key, source, target)
+        with target.client() as new:
+            new.hset(key, "down/c0", 1)
+        rig.next_round()
+        assert subscriptions(rig.take()[-1]) == ("c0", {"down/c0": 1})
 
 
 def test_a_named_node_that_left_the_cluster_is_passed_over(tmp_path: Path, cluster: Cluster) -> None:
@@ -279,6 +281,38 @@ def test_after_a_fail_over_the_new_master_is_asked_and_listened_to(tmp_path: Pat
         assert len([one for one in rig.answers() if one.kind == MESSAGE]) == 4 * len(CLIENTS)
         if fault == "freeze":
             watched.master.thaw()
+
+
+def test_sentinels_and_servers_behind_tls_with_passwords_are_asked(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    (tmp_path / "secret").write_text("data\n")
+    with Watched(tmp_path, "data", "watch", tmp_path) as watched:
+        with watched.master.client() as far:
+            fill(far)
+            far.wait(1, 5000)
+        settings = f"{watched.settings()}\nssl = true\ncacertfile = ca.pem\npassword_file = secret\n"
+        with LaneRig(tmp_path, 1, RULES, settings + "sentinel_password = watch") as rig:
+            arrive(rig)
+            rig.ask()
+            assert_everybody_is_answered_once(rig)
+            watched.master.kill()
+            ask_in_time(rig)
+            wait_until(lambda: _step(rig) and say_subscribe(watched.replica, "after"))
+            wait_until(lambda: rig.lane.step() and heard(rig) == ["after"])
+        (tmp_path / "wrong").mkdir()
+        wrong = settings.replace(
+            "cacertfile = ca.pem\npassword_file = secret", f"cacertfile = {tmp_path}/ca.pem\npassword = data"
+        )
+        with LaneRig(tmp_path / "wrong", 1, RULES, wrong + "sentinel_password = nonsense") as rig:
+            rig.step_until(lambda _: state(rig) == "misconfigured", 5)
+            assert "sentinel_password" in rig.book.standing(rig.pool_name).hint  # type: ignore[union-attr]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    with RedisServer(tmp_path, certificates=tmp_path) as server, LaneRig(tmp_path, server.port, RULES, "ssl = true") as rig:
+        rig.step_until(lambda _: state(rig) == "misconfigured", 5)
+        assert "cacertfile" in rig.book.standing(rig.pool_name).hint  # type: ignore[union-attr]
 
 
 def info(node: Any, name: str) -> Any:

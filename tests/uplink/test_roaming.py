@@ -1,7 +1,9 @@
-"""From end to end: a device reads at one gateway, goes to another that shares the Redis, and finds what it has not read."""
+"""From end to end: a device reads at one gateway, goes to another that shares the Redis (single,
+sentinel, cluster), and finds what it has not read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
+from tests.support.redis_cluster import Cluster, Watched
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -23,13 +26,10 @@ FUNCTIONS = (
     ("message.acked.2", "queue/#", "on_message_acked_for_queue"),
     ("session.unsubscribed.1", "a/#", "on_acked_delete"),
 )
-RULES = "backend.redis.pool1.server = 127.0.0.1:{port}\n" + (
-    MESSAGES
-    + "".join(
-        f'backend.redis.hook.{hook} = {{"topic": "{topic}", "action": {{"function": "{function}"}}, "pool": "pool1"}}\n'
-        for hook, topic, function in FUNCTIONS
-    )
-).replace("{", "{{").replace("}", "}}")
+RULES = MESSAGES + "".join(
+    f'backend.redis.hook.{hook} = {{"topic": "{topic}", "action": {{"function": "{function}"}}, "pool": "pool1"}}\n'
+    for hook, topic, function in FUNCTIONS
+)
 
 
 def take(client: MqttClient, count: int) -> list[bytes]:
@@ -42,16 +42,25 @@ def take(client: MqttClient, count: int) -> list[bytes]:
     return found
 
 
-@pytest.fixture
-def far(tmp_path: Path) -> Any:
-    with RedisServer(tmp_path) as server, server.client() as client, ExitStack() as stack:
+@pytest.fixture(params=["single", "sentinel", "cluster"])
+def far(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Gateway, Gateway]]:
+    with ExitStack() as stack:
+        if request.param == "cluster":
+            cluster = stack.enter_context(Cluster(tmp_path))
+            client, settings = stack.enter_context(cluster.client()), f"type = cluster\nserver = 127.0.0.1:{cluster.port}"
+        elif request.param == "sentinel":
+            watched = stack.enter_context(Watched(tmp_path))
+            client, settings = stack.enter_context(watched.master.client()), watched.settings()
+        else:
+            server = stack.enter_context(RedisServer(tmp_path))
+            client, settings = stack.enter_context(server.client()), f"server = 127.0.0.1:{server.port}"
+        conf = "".join(f"backend.redis.pool1.{line}\n" for line in settings.splitlines()) + RULES
         gateways = []
         for name in ("one", "two"):
-            folder = tmp_path / name
-            folder.mkdir()
-            files = {"emqx_backend_redis.conf": RULES.format(port=server.port)}
-            gateways.append(stack.enter_context(Gateway(folder, toml=TOML.format(name), files=files)))
-        yield client, *gateways
+            (tmp_path / name).mkdir()
+            files = {"emqx_backend_redis.conf": conf}
+            gateways.append(stack.enter_context(Gateway(tmp_path / name, toml=TOML.format(name), files=files)))
+        yield client, gateways[0], gateways[1]
 
 
 def test_a_device_that_goes_to_another_gateway_finds_what_it_has_not_read(far: Any) -> None:

@@ -15,6 +15,7 @@ from tidegate.uplink.asking import Asker, Fetch
 from tidegate.uplink.redis_stored import standing_of
 from tidegate.uplink.worker import Wait
 
+from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
 from tests.support.sql_servers import SqlServer
 
@@ -22,6 +23,7 @@ from .logfile import GATEWAY, START
 from .rig import Rig
 from .sql_rig import EVERY_SERVER, SERVERS, function_rule, settings, tables, utc
 
+Running = RedisServer | Cluster | SqlServer
 AWAY = "1111111111111111"
 HERE_CODE, AWAY_CODE = gateway_code(GATEWAY), gateway_code(AWAY)
 DAY = 86_400_000
@@ -55,10 +57,11 @@ class Far(Protocol):
 
 
 class FarRedis:
-    backend, settings = "redis", ""
+    backend = "redis"
 
-    def __init__(self, server: RedisServer, client: Any) -> None:
+    def __init__(self, server: RedisServer | Cluster, client: Any) -> None:
         self.port = server.port
+        self.settings = "type = cluster" if isinstance(server, Cluster) else ""
         self._client = client
 
     def presence(self) -> tuple[int, int]:
@@ -111,18 +114,21 @@ class FarSql:
         return str(found[0][0]) if found else ""
 
 
-@pytest.fixture(scope="module", params=["redis", *EVERY_SERVER])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer | SqlServer]:
+@pytest.fixture(scope="module", params=["redis", "redis-cluster", *EVERY_SERVER])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     if request.param == "redis":
         with RedisServer(tmp_path_factory.mktemp("redis")) as server:
             yield server
+    elif request.param == "redis-cluster":
+        with Cluster(tmp_path_factory.mktemp("redis")) as cluster:
+            yield cluster
     else:
         with SERVERS[request.param]() as sql:
             yield sql
 
 
 @pytest.fixture
-def far(running: RedisServer | SqlServer) -> Iterator[Far]:
+def far(running: Running) -> Iterator[Far]:
     if isinstance(running, SqlServer):
         running.recreate()
         tables(running)
