@@ -44,7 +44,6 @@ class Log(Protocol):
     """What the lane needs of `lane_log.LaneLog`."""
 
     def births(self) -> list[tuple[str, int, int]]: ...
-    def bounds(self) -> tuple[int, int]: ...
     def read(self, after: int, limit: int, kinds: Collection[int] | None = None) -> tuple[list[Entry], int]: ...
     def online(self) -> list[str]: ...
     def sessions(self, clients: Collection[str]) -> set[str]: ...
@@ -153,12 +152,15 @@ class AskingLane:
     # -- the log ---------------------------------------------------------------------------------------------------
 
     def _begin(self) -> LaneStanding:
-        """Where the lane was; a new one begins with what comes. After a lost tail the numbers name other entries."""
+        """Where the lane was; a new one begins with the broker's run, because devices do not wait until it is there.
+
+        After a lost tail the numbers name other entries.
+        """
         births = self._log.births()
-        gateway, epoch, _ = births[-1] if births else ("", 0, 0)
+        gateway, epoch, first = births[-1] if births else ("", 0, 1)
         standing = self._book.standing(self._lane.pool)
         if standing is None:
-            return LaneStanding(self._log.bounds()[1], gateway, epoch)
+            return LaneStanding(first - 1, gateway, epoch)
         mine = [number for number, (*name, _) in enumerate(births) if tuple(name) == standing[1:3]]
         later = [seq for _, _, seq in (births[mine[-1] + 1 :] if mine else births)]
         cursor = min([standing.cursor, *(seq - 1 for seq in later)])
