@@ -417,6 +417,15 @@ def test_bytes_in_a_text_column(tmp_path: Path, postgres: SqlServer, way: str, f
         assert [row.seq for row in gate.quarantine()] == ([] if found else [bad] * 3)
 
 
+def test_on_message_store_stores_every_qos(tmp_path: Path, server: SqlServer) -> None:
+    text = function_rule(server.backend, "message.publish.1", "on_message_store")
+    with Rig(tmp_path, server.port, text, settings(server), server.backend) as gate:
+        for qos in range(3):
+            gate.log.publish("t", b"%d" % qos, qos=qos)
+        gate.drain()
+        assert [(row[3], row[5]) for row in messages(server)] == [(0, b"0"), (1, b"1"), (2, b"2")]
+
+
 @pytest.mark.parametrize(
     ("name", "collation"),
     [("mysql", "utf8mb4_general_ci"), pytest.param("mysql-9", "utf8mb4_0900_ai_ci", marks=NEEDS_MYSQL)],
