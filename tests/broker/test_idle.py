@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import tidegate.gateway
 import tidegate.store
+from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import Connect, PingReq, Subscribe, Subscription, encode
 from tidegate.gateway.server import Link, Sockets
 from tidegate.store.entry import CONNECTED, PUBLISH, Want
@@ -82,6 +83,23 @@ def traced() -> int:
     """Bytes that were allocated in our files and are not free."""
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, pattern) for pattern in OURS])
     return sum(trace.size for trace in snapshot.traces)
+
+
+def test_retained_messages_that_wait_survive_a_ping_and_a_full_socket(tmp_path: Path) -> None:
+    world = World(tmp_path / "log.db", Limits(max_inflight=2))
+    for number in range(5):
+        world.device("publisher").publish(f"r/{number}", b"kept", retain=True)
+    device = world.device("device", keep_alive=60)
+    device.subscribe("r/#", 1)
+    device.send(PingReq())
+    world.broker.writable(device.client, False)
+    got = device.ack_all()
+    world.broker.writable(device.client, True)
+    world.settle()
+    while messages := device.ack_all():
+        got += messages
+    assert sorted(topic for topic, *_ in got) == [f"r/{number}" for number in range(5)]
+    world.kill()
 
 
 @pytest.mark.parametrize("clean", [True, False])
