@@ -149,7 +149,7 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
+            PingReq: self._on_ping,
             Disconnect: self.connecting.on_disconnect,
             Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
@@ -441,6 +441,11 @@ class Broker:
             else:
                 self._handlers[type(event)](client, session, event)
             generation = self.router.generation if self._durable else NEVER_PLAIN
+
+    def _on_ping(self, client: Client, session: Session, _: PingReq) -> None:
+        """Who has nothing else to say is idle."""
+        session.rest()
+        self.delivery.send(client, encode(PingResp(), client.version))
 
     def _on_publish(
         self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes

@@ -187,8 +187,8 @@ class Sessions:
             session.next_seq = live + 1
         session.behind = True
         session.backlog = session.retained = session.resend = NO_LIST
-        session.retained_due = session.matched = NO_DICT
-        session.inflight, session.releasing = session.inflight or NO_DICT, session.releasing or NO_DICT
+        session.retained_due = NO_DICT
+        session.rest()
         if session.progress is not None:
             session.progress.rest()
         session.client = None
