@@ -385,7 +385,10 @@ class Offline:
         if fetch.reading is client:
             fetch.reading = None
         progress = session.progress
-        if session.client is not client or progress is None or fetch not in progress.pending:
+        if session.client is not client:
+            return False
+        if progress is None or fetch not in progress.pending:
+            self._broker.delivery.pump(session)  # unsubscribed meanwhile: what is behind it has waited for this
             return False
         if isinstance(got, Exception):
             self._broker.delivery.read_failed(session, got)
