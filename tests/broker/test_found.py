@@ -17,7 +17,6 @@ from tidegate.store.store import Store
 
 from tests.broker.world import NOW, World
 
-
 FETCHING = LocalRules(
     fetches=(FetchRule("queue", True, 0, 0, True), FetchRule("", False, 0, 0, True)),
     acks=(("queue", QUEUE),),
