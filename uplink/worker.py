@@ -242,11 +242,12 @@ class Worker:
         key = (first.gateway, first.epoch)
         mark = self._marks.get(key, Mark())
         arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
-        cancelled = self._cancelling.among(entries, mark, link.whole)
+        cancelled = self._cancelling.among(entries, mark, link.tried(first.gateway))
         operations, wanted, left_out = self._operations(entries, mark, cancelled) if first.seq >= self._begun else ([], 0, 0)
         self._tally = Tally(len(entries), arrived + wanted, named_by(entries), left_out)
         if operations:
-            self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
+            tries = self._cancelling.last_tried(entries, cancelled)
+            self._write(link, Batch(first.gateway, first.epoch, mark, through, operations, tries), entries)
         else:
             if self._keeps_marks and mark.seq > self._confirmed.get(key, 0):
                 self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
