@@ -128,6 +128,11 @@ class Exchanges:
     def _log_acked(self, session: Session, seq: int) -> None:
         if not seq or not self._broker.router.wanted(ACKED):
             return
+        progress = session.progress
+        if progress is not None and seq in progress.sent and seq in progress.names:
+            # In the commit of what the acknowledgement does here: a crash must not part what far ends are told from it.
+            self._append_acked(session, self._broker.router.topics[progress.sent[seq]], progress.names[seq])
+            return
         row = self._broker.delivery.in_memory(seq)
         if row is not None:
             self._append_acked(session, row[6], name_of(row[7], row[9]) or self._broker.message_id(seq, row[1], row[3]))

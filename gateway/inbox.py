@@ -134,6 +134,8 @@ class Inbox:
         session, subscription, topic = found
         if local.given or (answer.client, answer.msgid) in self._seen:
             return
+        if local.waits and not self._broker.offline.addressed.withdraw_stranded(session, topic, local.waits):
+            return
         if local.ours and self._has_from_here(session, answer):
             return
         if subscription.no_local and answer.sender == answer.client:

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tidegate.store.catchup import Fetched
-from tidegate.store.entry import KEPT_THERE, POSITION
+from tidegate.store.entry import ADDRESSED, KEPT_THERE, POSITION
 from tidegate.store.foreign import name_of
 from tidegate.store.history import (
     ACK_ADDRESSED,
@@ -31,7 +31,6 @@ from tidegate.store.history import (
     SET_POSITION,
     STALE_POSITIONS,
     TAKE,
-    WITHDRAW_ADDRESSED,
     IsOld,
     Look,
     Question,
@@ -44,6 +43,7 @@ from tidegate.store.piece import Stored
 from tidegate.store.report import INFO
 from tidegate.store.topic import filters_overlap, is_wild, matches
 
+from .addressed import Addressed
 from .outlet import TURN_BYTES
 from .progress import END, Fetch, Progress
 from .routing import Topic, target_of
@@ -67,6 +67,7 @@ class Offline:
     def __init__(self, broker: Broker, read: ReadLog) -> None:
         self._broker = broker
         self._read = read
+        self.addressed = Addressed(broker)
         self._dirty: dict[Session, None] = {}
         self._urgent: dict[Session, None] = {}
         self._under_way: dict[Fetch, Session] = {}
@@ -84,21 +85,23 @@ class Offline:
             if session is not None:
                 session.followed().add(Fetch(text, through, cursor))
         self._load_deliveries(db)
-        self._load_addressed(db)
+        self.addressed.load(db)
 
     def _load_deliveries(self, db: sqlite3.Connection) -> None:
         """What was acknowledged above a position, and what is still to be: the rows of QoS 2 know it.
 
         What a far end had as retained message is not followed: it says nothing of how far the client has read.
         """
-        for clientid, seq, topic, state, at, run, flags, properties in db.execute(
-            "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run, e.flags, e.properties FROM inflight i"
+        for clientid, seq, topic, state, at, run, flags, properties, kind in db.execute(
+            "SELECT c.clientid, i.seq, t.name, i.state & 7, e.at, e.run, e.flags, e.properties, e.kind FROM inflight i"
             " JOIN client c ON c.id = i.client JOIN entry e ON e.seq = i.seq JOIN topic t ON t.id = e.topic"
             " WHERE e.kind <> ? ORDER BY i.client, i.seq",
             (KEPT_THERE,),
         ):
             session, raw = self._broker.sessions.get(clientid), topic.encode()
             if session is None:
+                continue
+            if kind == ADDRESSED and state in (RELEASED, COMPLETE) and self._is_over(session, raw, seq):
                 continue
             self._dirty[session] = None
             if not session.followed().pending:
@@ -108,18 +111,6 @@ class Offline:
                 session.followed().acked.setdefault(raw, []).append(seq)
             else:
                 session.followed().sent[seq] = raw
-
-    def _load_addressed(self, db: sqlite3.Connection) -> None:
-        """Messages of far ends that a client has still to acknowledge; not those of sessions that a crash has ended."""
-        for clientid, seq, topic in db.execute(
-            "SELECT c.clientid, a.seq, t.name FROM addressed a JOIN client c ON c.id = a.client"
-            " LEFT JOIN entry e ON e.seq = a.seq LEFT JOIN topic t ON t.id = e.topic WHERE NOT a.acked"
-        ):
-            session = self._broker.sessions.get(clientid)
-            if session is None or topic is None:
-                self._broker.log.change(WITHDRAW_ADDRESSED, seq)
-            else:
-                session.followed().addressed[seq] = topic.encode()
 
     # -- subscriptions ---------------------------------------------------------------------------------------------
 
@@ -145,7 +136,7 @@ class Offline:
             if session.persistent:
                 broker.log.change(DELETE_FETCH, session.name, text)
         self._take_over(session, text)
-        self._withdraw(session)
+        self.addressed.withdraw(session)
 
     def forget_positions(self, session: Session, text: str, seq: int) -> None:
         """After `unsubscribed`; `seq`: the entry that tells far ends of it, 0 if none does."""
@@ -153,22 +144,16 @@ class Offline:
         if not broker.router.local.forgets_position(text):
             return
         if progress is not None:
-            progress.forget_topics(lambda topic: matches(text, topic) and not session.is_subscribed(topic))
+            progress.forget_topics(lambda topic: self._loses_position(session, text, topic))
         which = session.name, text, json.dumps(list(session.subscriptions))
         if seq and is_wild(text):
             broker.log.change(NOTE_FORGOTTEN, *which, seq)
         broker.log.change(FORGET_POSITIONS, *which)
 
-    def _withdraw(self, session: Session) -> None:
-        """What no subscription of the client brings any more, so that it may come again with another."""
-        progress = session.progress
-        if progress is None or not progress.addressed:
-            return
-        sent = {*session.inflight.values(), *(seq for seq, _ in session.releasing.values())}
-        for seq, raw in list(progress.addressed.items()):
-            if seq not in sent and not session.is_subscribed(raw.decode()):
-                del progress.addressed[seq]
-                self._broker.log.change(WITHDRAW_ADDRESSED, seq)
+    def _loses_position(self, session: Session, gone: str, topic: str) -> bool:
+        """A queue has none: what is acknowledged of it late is taken all the same."""
+        rules = self._broker.router.local
+        return matches(gone, topic) and not session.is_subscribed(topic) and not rules.ack_of(topic) & QUEUE
 
     def _take_over(self, session: Session, gone: str) -> None:
         """What the subscription that is gone had still to bring is fetched by others that match it too."""
@@ -203,9 +188,11 @@ class Offline:
 
     def acked(self, session: Session, progress: Progress, seq: int) -> None:
         """PUBACK, or the first PUBREC."""
-        if progress.addressed and progress.addressed.pop(seq, None) is not None:
+        is_over = False
+        if progress.addressed and (found := progress.addressed.pop(seq, None)) is not None:
             self._broker.log.change(ACK_ADDRESSED, self._broker.log.now, seq)
             self._dirty[session] = None
+            is_over = self._is_over(session, found, seq)
         raw = progress.sent.pop(seq, None)
         if raw is None:
             return
@@ -214,11 +201,16 @@ class Offline:
             self._broker.log.change(TAKE, seq)
             for fetch in self._under_way:
                 fetch.take_out(seq)
-        if what & (PUBSUB | TOLD):
+        if what & (PUBSUB | TOLD) and not is_over:
             progress.acked.setdefault(raw, []).append(seq)
         else:
             progress.names.pop(seq, None)
         self._dirty[session] = None
+
+    def _is_over(self, session: Session, raw: bytes, seq: int) -> bool:
+        """Whether the subscription of an addressed message is gone: the position that it moved may be dropped, and others that
+        were found for it, and lost, must not be passed over."""
+        return not self.addressed.belongs(session, self._broker.router.topics[raw], seq)
 
     def acked_qos1(self, session: Session, progress: Progress, seq: int) -> None:
         self.acked(session, progress, seq)
@@ -394,7 +386,10 @@ class Offline:
         if fetch.reading is client:
             fetch.reading = None
         progress = session.progress
-        if session.client is not client or progress is None or fetch not in progress.pending:
+        if session.client is not client:
+            return False
+        if progress is None or fetch not in progress.pending:
+            self._broker.delivery.pump(session)  # unsubscribed meanwhile: what is behind it has waited for this
             return False
         if isinstance(got, Exception):
             self._broker.delivery.read_failed(session, got)

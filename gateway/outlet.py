@@ -15,7 +15,7 @@ from typing import Any
 
 from tidegate.store.entry import DELIVERED
 from tidegate.store.few import NO_DICT, NO_LIST
-from tidegate.store.local import TOLD
+from tidegate.store.local import QUEUE, TOLD
 from tidegate.store.log import Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
@@ -187,7 +187,7 @@ class Outlet:
         """Its acknowledgement will say how far the client has read."""
         progress = session.followed()
         progress.sent[seq] = topic.raw
-        if topic.acks & TOLD:
+        if topic.acks & (TOLD | QUEUE):
             progress.names[seq] = name or self._message_id(seq, at, run)
 
     def _too_large(self, client: Client, head: bytes, tail: bytes) -> bool:

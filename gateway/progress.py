@@ -78,7 +78,7 @@ class Progress:
         self.sent: dict[int, bytes] = {}
         """seq -> raw topic."""
         self.names: dict[int, bytes] = {}
-        """Of those and of `acked`, where far ends are told: seq -> msgid."""
+        """Of those and of `acked`, where far ends are told or a queue gives away: seq -> msgid."""
         self.addressed: dict[int, bytes] = {}
         """Of messages that far ends had for this client, until it acknowledges them: seq -> raw topic."""
         self.acked: dict[bytes, list[int]] = {}

@@ -27,7 +27,9 @@ class Local(NamedTuple):
     ours: bool = False
     """A message that was published here and is still there; a position in this log."""
     given: bool = False
-    """A message that the client has got already, or still gets."""
+    """A message that the client has acknowledged."""
+    waits: int = 0
+    """Or it is here for the client already, as this entry."""
     at: int = -1
     """When the topic's retained message was set here, or deleted (ms)."""
     retained: int = 0
@@ -63,7 +65,7 @@ def next_answers(path: Path, log: sqlite3.Connection) -> Answers | None:
 
 def _local(log: sqlite3.Connection, answer: Answer) -> Local:
     if answer.kind == MESSAGE:
-        return Local(ours=_is_ours(log, answer.msgid), given=_is_given(log, answer.client, answer.msgid))
+        return _message(log, answer)
     if answer.kind == RETAINED:
         return _retained(log, answer)
     if answer.kind == POSITION:
@@ -82,14 +84,13 @@ def _is_ours(log: sqlite3.Connection, msgid: str) -> bool:
     return row is not None and message_id(*row) == msgid
 
 
-def _is_given(log: sqlite3.Connection, clientid: str, msgid: str) -> bool:
-    """Acknowledged, or there to be delivered."""
-    (found,) = log.execute(
-        "SELECT EXISTS (SELECT 1 FROM addressed a JOIN client c ON c.id = a.client WHERE c.clientid = ? AND a.msgid = ?"
-        " AND (a.acked OR EXISTS (SELECT 1 FROM entry WHERE entry.seq = a.seq)))",
-        (clientid, msgid),
+def _message(log: sqlite3.Connection, answer: Answer) -> Local:
+    given, waits = log.execute(
+        "SELECT ifnull(max(a.acked > 0), 0), ifnull(max(iif(a.acked, 0, e.seq)), 0) FROM addressed a"
+        " JOIN client c ON c.id = a.client LEFT JOIN entry e ON e.seq = a.seq WHERE c.clientid = ? AND a.msgid = ?",
+        (answer.client, answer.msgid),
     ).fetchone()
-    return bool(found)
+    return Local(ours=_is_ours(log, answer.msgid), given=bool(given), waits=waits)
 
 
 def _retained(log: sqlite3.Connection, answer: Answer) -> Local:

@@ -71,6 +71,8 @@ class Batch(NamedTuple):
     expected: Mark
     through: int
     operations: Sequence[Operation]
+    tries: int = 0
+    """The last of its messages that an acknowledgement may still cancel; 0: none."""
 
 
 class Refusal(NamedTuple):
@@ -98,11 +100,13 @@ class Link(Protocol):
     """What a person should know about how this link works, empty if nothing."""
     largest: int
     """Entries that a batch may have: what the far end likes best."""
-    whole: bool
-    """Whether a batch whose mark did not move left nothing there."""
 
     def marks(self, gateway: str) -> dict[int, Mark] | None:
         """Epoch -> mark, as the far end has it; None when it keeps none, then a batch may be applied twice."""
+        ...
+
+    def tried(self, gateway: str) -> float:
+        """Of the entries beyond the mark only those through this seq may have left something there; asked after `marks`."""
         ...
 
     def refusals(self, gateway: str) -> list[Refusal]:

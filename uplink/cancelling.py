@@ -1,15 +1,15 @@
 """Messages of queues and their acknowledgements that cancel each other while both are still here: neither is sent up.
 
 A message that a client took out of its queue (`taken`, or acknowledged in the same stretch of the log) is not stored at the far
-end any more, and its acknowledgement then has nothing to take out there. Who cannot know that an attempt left nothing behind
-(`Link.whole`) is sent the acknowledgement all the same: it takes out what may be there.
+end any more, and its acknowledgement then has nothing to take out there. Where an attempt before may have left the message
+(`Link.tried`), the acknowledgement is sent all the same: it takes out what may be there.
 
-Invariant: an acknowledgement is left out only when its message was.
+Invariant: an acknowledgement is left out only when its message was, and was never tried before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from tidegate.store.entry import ACKED, PUBLISH, Entry
@@ -35,7 +35,7 @@ class Cancelling:
         self._log = log
         self._left_out: dict[str, None] = {}
 
-    def among(self, entries: Sequence[Entry], mark: Mark, whole: bool) -> set[int]:
+    def among(self, entries: Sequence[Entry], mark: Mark, tried: float) -> set[int]:
         if not self._plan.has_queues or mark.done:  # what is done of an entry is counted with all of its writes
             return set()
         entries = [entry for entry in entries if entry.seq > mark.seq and entry.kind in (PUBLISH, ACKED)]
@@ -45,8 +45,15 @@ class Cancelling:
         taken = self._log.taken(entries[0].seq, entries[-1].seq)
         acked = {entry.payload.decode(errors="replace") for entry in entries if entry.kind == ACKED}
         gone = [entry for entry in entries if entry.kind == PUBLISH and (entry.seq in taken or entry.msgid in acked)]
-        self._left_out |= dict.fromkeys(entry.msgid for entry in gone)
+        self._left_out |= dict.fromkeys(entry.msgid for entry in gone if entry.seq > tried)
         while len(self._left_out) > MOST:
             del self._left_out[next(iter(self._left_out))]
-        answered = [e for e in entries if whole and e.kind == ACKED and e.payload.decode(errors="replace") in self._left_out]
+        answered = [e for e in entries if e.kind == ACKED and e.payload.decode(errors="replace") in self._left_out]
         return {entry.seq for entry in (*gone, *answered)}
+
+    def last_tried(self, entries: Sequence[Entry], cancelled: Collection[int]) -> int:
+        """The last of these that is sent and that an acknowledgement may cancel; 0: none."""
+        if not self._plan.has_queues:
+            return 0
+        sent = (e.seq for e in entries if e.kind == PUBLISH and e.seq not in cancelled and self._plan.is_queue(e.topic))
+        return max(sent, default=0)

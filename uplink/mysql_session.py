@@ -11,7 +11,7 @@ import select
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pymysql
 from pymysql.constants import CLIENT
@@ -36,7 +36,7 @@ _IDLE_IN_TRANSACTION = 3
 """So many times the pool's timeout: then MariaDB frees the locks of a session whose line was lost."""
 
 
-class Connection(pymysql.Connection):  # type: ignore[type-arg]
+class Connection(pymysql.Connection):
     """One that does something else while the answer to its next query is on the way."""
 
     meanwhile: Meanwhile = staticmethod(nothing)
@@ -45,7 +45,7 @@ class Connection(pymysql.Connection):  # type: ignore[type-arg]
         # The driver has sent the query and would wait.
         meanwhile, self.meanwhile = self.meanwhile, nothing
         meanwhile()
-        return super()._read_query_result(unbuffered)
+        return int(cast(Any, super())._read_query_result(unbuffered))
 
 
 def open_connection(pool: Pool) -> Connection:

@@ -29,8 +29,9 @@ from .retry import SUFFIX
 
 SWEPT_TOPICS = 5
 """Topics per batch whose index is freed of ids that expired."""
-_TAGS = b"tags"
-"""The ledger's field with the hash tags of the nodes' marks."""
+_TAGS, _TRIED = b"tags", b"tried"
+"""The ledger's fields with the hash tags of the nodes' marks, and the last message of a queue that a batch was to store: said
+before it is, because what a batch that was cut off has stored stays."""
 _Refused = dict[tuple[int, int], str]
 """(seq, number) -> reason."""
 
@@ -48,7 +49,6 @@ class ClusterLink:
 
     warning = ""
     largest = 1000
-    whole = False
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -57,11 +57,13 @@ class ClusterLink:
         self._command_keys = CommandKeys(self._slots.any_wire)
         self._beyond: dict[tuple[str, int], Mark] = {}
         """(gateway, epoch) -> where the ledger stands, if a node that lost its data has put the mark before that."""
+        self._tried: dict[str, int] = {}
 
     def marks(self, gateway: str) -> dict[int, Mark]:
         ledger = self._ledger.ask(b"HGETALL", self._ledger.key(gateway))
         fields = dict(zip(ledger[::2], ledger[1::2], strict=True))
         tags = fields.pop(_TAGS, b"").split()
+        self._tried[gateway] = _number(fields.pop(_TRIED, b""))
         stands = found = read_marks([part for field in fields.items() for part in field])
         for tag in tags:
             there = read_marks(self._ledger.ask(b"HGETALL", self._node_key(tag, gateway)))
@@ -70,6 +72,9 @@ class ClusterLink:
         self._beyond = {key: mark for key, mark in self._beyond.items() if key[0] != gateway}
         self._beyond |= {(gateway, epoch): mark for epoch, mark in stands.items() if mark != found[epoch]}
         return found
+
+    def tried(self, gateway: str) -> float:
+        return self._tried.get(gateway, 0)
 
     def refusals(self, gateway: str) -> list[Refusal]:
         return self._ledger.refusals(gateway)
@@ -95,6 +100,7 @@ class ClusterLink:
                     by_slot.setdefault(slots.pop(), []).append(write)
                 else:
                     refused[operation.seq, operation.number] = "CROSSSLOT the keys of the command are in different slots"
+        self._say_tries(batch)
         refused |= self._write_messages(messages)
         refused |= self._write_slots([self._script(batch, slot, writes) for slot, writes in by_slot.items()])
         self._sweep(topics, batch.through)
@@ -111,6 +117,11 @@ class ClusterLink:
 
     def close(self) -> None:
         self._slots.close()
+
+    def _say_tries(self, batch: Batch) -> None:
+        if batch.tries > self.tried(batch.gateway):
+            self._ledger.ask(b"HSET", self._ledger.key(batch.gateway), _TRIED, b"%d" % batch.tries)
+            self._tried[batch.gateway] = batch.tries
 
     def _writes(self, operation: Operation, arguments: list[bytes]) -> list[_Write]:
         letter = arguments[0]
@@ -223,6 +234,10 @@ class ClusterLink:
 
     def _node_key(self, tag: bytes, gateway: str) -> bytes:
         return b"tidegate:ledger:{%b}:%b:%b" % (tag, gateway.encode(), self._pool.name.encode())
+
+
+def _number(text: bytes) -> int:
+    return int(text) if text.isdigit() else 0
 
 
 def _packed(*arguments: bytes) -> Packed:

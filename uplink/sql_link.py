@@ -8,6 +8,7 @@ Invariant: everything between the mark's move and the commit is one transaction,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, cast
@@ -79,7 +80,6 @@ class SqlLink(ABC):
         self._pool = pool
         self._columns = columns
         self._missing = [table for table in (LEDGER, STAMP, POSITION, GAP) if table not in columns]
-        self.whole = LEDGER not in self._missing
         self.warning = _warning(self._missing, pool)
 
     # -- what drivers do differently -------------------------------------------------------------------------------------
@@ -122,6 +122,9 @@ class SqlLink(ABC):
         if LEDGER in self._missing:
             return None
         return {epoch: Mark(seq) for epoch, seq in self._ask(MARKS, (gateway, self._pool.name))}
+
+    def tried(self, gateway: str) -> float:
+        return math.inf if LEDGER in self._missing else 0
 
     def refusals(self, gateway: str) -> list[Refusal]:
         return []

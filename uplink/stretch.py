@@ -8,7 +8,7 @@ Invariant: what was made ready is used only where cursor and mark then stand as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
@@ -20,6 +20,8 @@ from .plan import Asked, Plan
 
 Key = tuple[str, int]
 """(gateway, epoch)"""
+Tried = Callable[[str], float]
+"""`Link.tried`."""
 
 
 class Log(cancelling.Log, Protocol):
@@ -40,6 +42,8 @@ class Stretch(NamedTuple):
     """Entries that ask for anything."""
     left_out: int
     """Entries that no longer do, because they were cancelled."""
+    tries: int
+    """See `Batch`."""
     is_full: bool
     """It ended because it was large enough, not because nothing followed."""
 
@@ -57,24 +61,24 @@ class Stretches:
         self._cancelling = cancelling.Cancelling(plan, log)
         self._ahead: Stretch | None = None
 
-    def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> Stretch | None:
-        """What follows `after`, None when nothing does. Entries before `begun` ask for nothing; `whole`: see `backend.Link`."""
+    def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, tried: Tried) -> Stretch | None:
+        """What follows `after`, None when nothing does. Entries before `begun` ask for nothing; `tried`: that of the link."""
         ahead, self._ahead = self._ahead, None
         if ahead and ahead.after == after and ahead.mark == marks.get(ahead.key, Mark()) and len(ahead.entries) <= limit:
             return ahead
-        return self._make(after, limit, marks, begun, whole)
+        return self._make(after, limit, marks, begun, tried)
 
-    def look_ahead(self, sent: Stretch, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> None:
+    def look_ahead(self, sent: Stretch, limit: int, marks: Mapping[Key, Mark], begun: int, tried: Tried) -> None:
         """Make ready what follows a stretch that the far end is at work on."""
         # What cancels what is decided when it is sent, so that an acknowledgement that comes until then counts.
         if sent.is_full and not self._plan.has_queues:
-            self._ahead = self._make(sent.through, limit, {**marks, sent.key: Mark(sent.through)}, begun, whole)
+            self._ahead = self._make(sent.through, limit, {**marks, sent.key: Mark(sent.through)}, begun, tried)
 
     def forget(self) -> None:
         """It may take long until there is a use for what was made ready."""
         self._ahead = None
 
-    def _make(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> Stretch | None:
+    def _make(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, tried: Tried) -> Stretch | None:
         entries, through = self._log.read(after, limit)
         if not entries:
             return None
@@ -85,8 +89,9 @@ class Stretches:
                 entries, through, is_full = entries[:number], entry.seq - 1, True
                 break
         mark = marks.get((first.gateway, first.epoch), Mark())
-        cancelled = self._cancelling.among(entries, mark, whole)
+        cancelled = self._cancelling.among(entries, mark, tried(first.gateway))
         asked = self._plan.ask(entries, mark.seq, cancelled) if first.seq >= begun else Asked([], 0, 0)
         if mark.done:
             asked = asked._replace(operations=asked.operations[mark.done :])
-        return Stretch(after, through, entries, mark, *asked, is_full)
+        tries = self._cancelling.last_tried(entries, cancelled)
+        return Stretch(after, through, entries, mark, *asked, tries, is_full)

@@ -226,7 +226,7 @@ def _literal(message: Message) -> str:
     """The row as SQL, each value escaped by the driver; topics and clients repeat, so their text is remembered."""
     msgid, topic, sender, node, qos, retain, payload, when = message
     text = text_or_bytes(payload)
-    content = f"X'{payload.hex()}'" if text is payload else escape_str(text)
+    content = escape_str(text) if isinstance(text, str) else f"X'{text.hex()}'"
     return (
         f"({escape_str(msgid)},{_text(topic)},{_text(sender)},{_text(node)},{qos:d},{retain:d},{content},'{utc(when // 1000)}')"
     )

@@ -47,7 +47,6 @@ class RedisLink:
     """See `backend.Link`."""
 
     largest = 1000
-    whole = True
 
     def __init__(self, wire: Wire, pool: Pool) -> None:
         self.warning = ""
@@ -58,6 +57,9 @@ class RedisLink:
 
     def marks(self, gateway: str) -> dict[int, Mark]:
         return self._ledger.marks(gateway)
+
+    def tried(self, gateway: str) -> float:
+        return 0  # a batch and its mark are one
 
     def refusals(self, gateway: str) -> list[Refusal]:
         return self._ledger.refusals(gateway)

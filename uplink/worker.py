@@ -232,14 +232,14 @@ class Worker:
 
     def _carry(self, link: Link) -> Wait:
         """One read of the log, and what it holds for us as one batch."""
-        stretch = self._stretches.next(self._standing.cursor, self._limit, self._marks, self._begun, link.whole)
+        stretch = self._stretches.next(self._standing.cursor, self._limit, self._marks, self._begun, link.tried)
         if stretch is None:
             return self._rest(link)
         key, mark, entries = stretch.key, stretch.mark, stretch.entries
         arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
         self._tally = Tally(len(entries), arrived + stretch.wanted, named_by(entries), stretch.left_out)
         if stretch.operations:
-            self._write(link, Batch(*key, mark, stretch.through, stretch.operations), stretch)
+            self._write(link, Batch(*key, mark, stretch.through, stretch.operations, stretch.tries), stretch)
         else:
             if self._keeps_marks and mark.seq > self._confirmed.get(key, 0):
                 self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
@@ -253,7 +253,7 @@ class Worker:
         return self._plan.ask([entry for entry in entries if confirmed < entry.seq <= mark.seq]).wanted
 
     def _write(self, link: Link, batch: Batch, stretch: Stretch) -> None:
-        look_ahead = partial(self._stretches.look_ahead, stretch, self._limit, self._marks, self._begun, link.whole)
+        look_ahead = partial(self._stretches.look_ahead, stretch, self._limit, self._marks, self._begun, link.tried)
         started = self._clock.monotonic()
         try:
             refusals = link.write(batch, look_ahead)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, Publish, PubRec, PubRel
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, PubComp, Publish, PubRec, PubRel, Unsubscribe
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.trimming import reach
-from tidegate.store.entry import DISCONNECTED, PUBLISH, Want
+from tidegate.store.entry import ACKED, DISCONNECTED, PUBLISH, Want
+from tidegate.store.local import QUEUE, FetchRule, Keep, LocalRules
 from tidegate.store.store import Store
 
 from tests.broker.world import NOW, World
+
+FETCHING = LocalRules(
+    fetches=(FetchRule("queue", True, 0, 0, True), FetchRule("", False, 0, 0, True)),
+    acks=(("queue", QUEUE),),
+    keeps=(Keep("#", 3_600_000),),
+)
 
 
 @pytest.fixture
@@ -257,3 +267,52 @@ def test_a_retained_copy_with_its_message_s_packet_id_does_not_hide_that_it_is_d
     getattr(world, end)()
     subscriber = _world(path).device("s", clean=False)
     assert sorted((m[3], m[1] & 1) for m in subscriber.messages()) == [(first[3], 0), (copy[3], 1)]
+
+
+def test_what_waits_behind_a_fetch_goes_on_when_that_is_unsubscribed_while_it_is_read(world: World) -> None:
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False)], FETCHING)
+    world.device("p").publish("b", b"stored")
+    subscriber = world.device("s", clean=False)
+    world.auto = False
+    subscriber.subscribe("a")
+    subscriber.subscribe("b")
+    while world.commits:
+        world.commit()
+    subscriber.send(Unsubscribe(9, ("a",)))
+    world.settle()
+    assert [message[3] for message in subscriber.messages()] == [b"stored"]
+    world.auto = True
+    world.device("p").publish("b", b"new")
+    assert [message[3] for message in subscriber.messages()] == [b"new"]
+
+
+def test_a_queue_s_late_acknowledgement_is_logged_in_the_commit_that_takes_its_message(world: World, path: Path) -> None:
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False), Want(ACKED, "#", 0, False)], FETCHING)
+    world.device("p").publish("queue", b"x", qos=2)
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("queue", 2)
+    world.kill()
+    world = _world(path)
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False), Want(ACKED, "#", 0, False)], FETCHING)
+    subscriber = world.device("s", clean=False)
+    (message,) = subscriber.messages()
+    world.auto = False
+    subscriber.send(PubRec(message[2]))
+    world.commit()  # and whatever is to be read was not read when the power went
+    world.kill()
+    with closing(sqlite3.connect(path)) as db:
+        acked = "SELECT count(*) FROM entry WHERE kind = ?"
+        assert db.execute("SELECT count(*) FROM taken").fetchone() == db.execute(acked, (ACKED,)).fetchone() == (1,)
+
+
+def test_a_queue_s_message_acknowledged_after_the_unsubscribe_is_taken(world: World, path: Path) -> None:
+    rules = replace(FETCHING, forgets=("",))
+    world.broker.router.set_wants([Want(PUBLISH, "#", 1, False)], rules)
+    world.device("p").publish("queue", b"x")
+    subscriber = world.device("s", clean=False)
+    subscriber.subscribe("queue")
+    (message,) = subscriber.messages()
+    subscriber.send(Unsubscribe(9, ("queue",)))
+    subscriber.send(PubAck(message[2]))
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM taken").fetchone() == (1,)

@@ -11,7 +11,8 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from .campaign import KINDS_OF_SIMULATION, campaign, run_seed, survival
+from .asking_plants import ASKING_PLANTS
+from .campaign import KINDS_OF_SIMULATION, Simulated, campaign, run_seed, survival
 from .more_plants import MORE_PLANTS
 from .plants import PLANTS
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return min(100, sheet.failed)
 
 
-PLANTED = {plant.__name__: plant for plant in (*PLANTS, *MORE_PLANTS)}
+PLANTED: dict[str, type[Simulated]] = {plant.__name__: plant for plant in (*PLANTS, *MORE_PLANTS, *ASKING_PLANTS)}
 
 
 def _show_survival(seeds: int, steps: int) -> int:

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+from .asking import Asking
 from .clocks import WrongClocks
 from .lying_disk import LyingDisk
 from .simulation import Simulation
 from .trimming import TrimmedSimulation
 
 MEMORY = Path("/dev/shm")
-Kinds = Sequence[type[Simulation]]
+
+
+class Simulated(Protocol):
+    """What a campaign needs of a simulation. The same directory and seed tell the same story."""
+
+    counts: Counter[str]
+
+    def __init__(self, directory: Path, seed: int) -> None: ...
+    def run(self, steps: int) -> None: ...
+    def finish(self) -> None: ...
+    def story(self) -> str: ...
+    def close(self) -> None: ...
+
+
+Kinds = Sequence[type[Simulated]]
+Found = TypeVar("Found", bound=Simulated)
 KINDS_OF_SIMULATION: dict[str, Kinds] = {
-    "all": (Simulation, TrimmedSimulation, LyingDisk, WrongClocks),
+    "all": (Simulation, TrimmedSimulation, LyingDisk, WrongClocks, Asking),
     "plain": (Simulation,),
     "trimmed": (TrimmedSimulation,),
     "lying": (LyingDisk,),
     "clocks": (WrongClocks,),
+    "asking": (Asking,),
 }
 
 
@@ -35,7 +54,7 @@ class Sheet:
     seconds: float = 0.0
 
 
-def run_seed(seed: int, steps: int, kind: type[Simulation] = Simulation) -> str:
+def run_seed(seed: int, steps: int, kind: type[Simulated] = Simulation) -> str:
     """One simulation to its end, and its story in short. Raises AssertionError where something is not as it must be."""
     with simulation_of(seed, kind) as simulation:
         simulation.run(steps)
@@ -60,7 +79,7 @@ def campaign(seconds: float, steps: int, first: int, kinds: Kinds, say: Callable
     return sheet
 
 
-def survival(kind: type[Simulation], seed: int, steps: int, at_most: int) -> int | None:
+def survival(kind: type[Simulated], seed: int, steps: int, at_most: int) -> int | None:
     """How many steps a planted bug survives from this seed on; None if it was not found in `at_most`."""
     survived = 0
     while survived < at_most:
@@ -76,7 +95,7 @@ def survival(kind: type[Simulation], seed: int, steps: int, at_most: int) -> int
 
 
 @contextmanager
-def simulation_of(seed: int, kind: type[Simulation]) -> Iterator[Simulation]:
+def simulation_of(seed: int, kind: type[Found]) -> Iterator[Found]:
     with tempfile.TemporaryDirectory(prefix="tidegate-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as directory:
         simulation = kind(Path(directory), seed)
         try:

@@ -13,7 +13,7 @@ from tidegate.uplink.backend import Link, Mark, Operation, Refusal
 from tidegate.uplink.pools import Pool
 from tidegate.uplink.progress import Progress
 from tidegate.uplink.rule import RuleFile
-from tidegate.uplink.stretch import Key, Stretch, Stretches
+from tidegate.uplink.stretch import Key, Stretch, Stretches, Tried
 from tidegate.uplink.worker import Wait, Worker
 
 from tests.broker.world import World
@@ -96,8 +96,8 @@ class PassedOverComesLate(Simulation):
 
 
 class TrustingStretches(Stretches):
-    def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> Stretch | None:
-        return self._ahead or super().next(after, limit, marks, begun, whole)
+    def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, tried: Tried) -> Stretch | None:
+        return self._ahead or super().next(after, limit, marks, begun, tried)
 
 
 class TrustingWorker(Worker):

@@ -129,7 +129,6 @@ class FarLink:
 
     warning = ""
     largest = 1000
-    whole = True
 
     def __init__(self, far: FarEnd) -> None:
         self._far = far
@@ -137,6 +136,9 @@ class FarLink:
     def marks(self, gateway: str) -> dict[int, Mark]:
         self._far.trouble(0.1)
         return {epoch: mark for (name, epoch), mark in self._far.state.marks.items() if name == gateway}
+
+    def tried(self, gateway: str) -> float:
+        return 0
 
     def refusals(self, gateway: str) -> list[Refusal]:
         self._far.trouble(0.1)

@@ -14,6 +14,7 @@ from tidegate.uplink.backend import Operation, Packed
 from tidegate.uplink.plan import TAKES
 from tidegate.uplink.redis_actions import coalesced, pack, unpack
 
+from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
 
 from .logfile import START
@@ -111,6 +112,61 @@ def test_a_message_that_was_half_sent_when_it_was_acknowledged_is_gone_in_the_en
         far.execute_command("ACL SETUSER default +rpush")
         rig.drain()
         assert far.keys("mqtt:msg:*") == [] and far.lrange("list", 0, -1) == rig.published()
+
+
+# -- queues on a cluster -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path) as cluster:
+        yield cluster
+
+
+def commands(cluster: Cluster, *names: str) -> int:
+    found = 0
+    for node in cluster.nodes:
+        with node.client() as far:
+            found += calls(far, *names)
+    return found
+
+
+def allow(cluster: Cluster, *rules: str) -> None:
+    for node in cluster.nodes:
+        with node.client() as far:
+            far.execute_command("ACL SETUSER default", *rules)
+
+
+def test_on_a_cluster_both_are_left_out_too(tmp_path: Path, cluster: Cluster) -> None:
+    with Rig(tmp_path, cluster.port, MESSAGES + QUEUE, "type = cluster") as rig, cluster.client() as far:
+        before = commands(cluster, "del", "zrem")
+        rig.log.publish("queue/1", b"stays")
+        gone = rig.log.publish("queue/1", b"x")
+        rig.log.publish_many(1500)
+        rig.log.acked("c", "queue/1", gone)
+        rig.drain()
+        assert far.zrange("mqtt:msg:queue/1", 0, -1) == rig.published()[:1]
+        assert commands(cluster, "del", "zrem") == before
+        assert balanced(rig) == {"delivered": 1501, "cancelled": 2}
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_on_a_cluster_what_an_attempt_left_there_is_taken_out(tmp_path: Path, cluster: Cluster, restarted: bool) -> None:
+    """Messages are stored by commands of their own: without the right to scripts the batch ends behind them."""
+    with Rig(tmp_path, cluster.port, MESSAGES + QUEUE, "type = cluster") as rig, cluster.client() as far:
+        allow(cluster, "-eval", "-evalsha")
+        gone = rig.log.publish("queue/1", b"x")
+        rig.step_until(lambda: rig.standing().state == "misconfigured", 5)
+        assert far.zcard("mqtt:msg:queue/1") == 1
+        rig.log.acked("c", "queue/1", gone)
+        later = rig.log.publish("queue/1", b"y")
+        rig.log.acked("c", "queue/1", later)
+        allow(cluster, "+eval", "+evalsha")
+        if restarted:
+            rig.restart()
+        rig.drain()
+        assert not far.exists("mqtt:msg:queue/1") and not far.exists(f"mqtt:msg:{rig.published()[0]}")
+        assert balanced(rig) == {"delivered": 1, "cancelled": 3}, "of what was tried the acknowledgement is sent"
 
 
 # -- presence ----------------------------------------------------------------------------------------------------------

@@ -72,13 +72,13 @@ class Bench:
             self.file.publish("t", b"%d" % (self.file.seq + 1))
 
     def next(self, after: int) -> Stretch | None:
-        return self.stretches.next(after, self.limit, self.marks, 0, True)
+        return self.stretches.next(after, self.limit, self.marks, 0, lambda _: 0)
 
     def send(self, after: int) -> Stretch:
         """The next batch is on its way to the far end, which takes its time."""
         stretch = self.next(after)
         assert stretch is not None
-        self.stretches.look_ahead(stretch, self.limit, self.marks, 0, True)
+        self.stretches.look_ahead(stretch, self.limit, self.marks, 0, lambda _: 0)
         return stretch
 
     def sent(self, after: int) -> Stretch:
