@@ -71,6 +71,10 @@ class Asker(Protocol):
         """What the channel said since it was asked last; empty where there is no channel."""
         ...
 
+    def check(self) -> None:
+        """Raises NotConnected if the far end can say nothing unasked any more, which no question would show."""
+        ...
+
     def close(self) -> None: ...
 
 

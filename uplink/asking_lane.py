@@ -44,7 +44,6 @@ class Log(Protocol):
     """What the lane needs of `lane_log.LaneLog`."""
 
     def births(self) -> list[tuple[str, int, int]]: ...
-    def bounds(self) -> tuple[int, int]: ...
     def read(self, after: int, limit: int, kinds: Collection[int] | None = None) -> tuple[list[Entry], int]: ...
     def online(self) -> list[str]: ...
     def sessions(self, clients: Collection[str]) -> set[str]: ...
@@ -112,8 +111,9 @@ class AskingLane:
         """Of the round that is under way: whose messages are asked for again."""
         self._next_round = float("-inf")
         self._saved_at = float("-inf")
-        self._standing = self._begin()
-        self._crowd = self._gather()
+        known = book.standing(lane.pool)
+        self._standing = self._begin(known)
+        self._crowd = self._gather(is_new=known is None)
         self._saved = self._standing._replace(state="")
         book.done(log.inbox_cursor(self._identity))
         self._save()
@@ -128,10 +128,13 @@ class AskingLane:
                 self._connect()
                 return GO_ON
             self._hear(self._asker)
-            if not self._has_room():
+            has_room = self._has_room()
+            asked = has_room and self._ask(self._asker)
+            self._well()  # not before: of a cluster some answer although what is asked cannot be answered
+            if not has_room:
                 return Wait(None, True)
-            return GO_ON if self._ask(self._asker) else self._rest()
-        except NotConnected as error:
+            return GO_ON if asked else self._rest()
+        except (NotConnected, Rejected) as error:  # refused, but no question: an error that we do not know, when we connected
             return self._lost(str(error))
         except Misconfigured as error:
             return self._refused_because_of_us(error)
@@ -149,38 +152,50 @@ class AskingLane:
 
     # -- the log ---------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> LaneStanding:
-        """Where the lane was; a new one begins with what comes. After a lost tail the numbers name other entries."""
+    def _begin(self, standing: LaneStanding | None) -> LaneStanding:
+        """Where the lane was; a new one begins where the gateway did, whose devices were here before it. After a lost tail the
+        numbers name other entries."""
         births = self._log.births()
-        gateway, epoch, _ = births[-1] if births else ("", 0, 0)
-        standing = self._book.standing(self._lane.pool)
+        gateway, epoch, first = births[-1] if births else ("", 0, 1)
         if standing is None:
-            return LaneStanding(self._log.bounds()[1], gateway, epoch)
+            return LaneStanding(first - 1, gateway, epoch)
         mine = [number for number, (*name, _) in enumerate(births) if tuple(name) == standing[1:3]]
         later = [seq for _, _, seq in (births[mine[-1] + 1 :] if mine else births)]
         cursor = min([standing.cursor, *(seq - 1 for seq in later)])
         return standing._replace(cursor=cursor, gateway=gateway, epoch=epoch, state="starting", error="", hint="")
 
-    def _gather(self) -> Crowd:
-        """Who is there: what was kept, and the sessions whose subscriptions were made before there were such rules."""
-        kept = {question.key: question for question in self._book.questions(self._lane.pool)}
-        for client, text, qos in self._log.subscriptions():
-            kept.setdefault((client, text), Question(client, text, qos, 0))
-        return Crowd(self._lane.reading, self._log.online(), kept.values())
+    def _gather(self, is_new: bool) -> Crowd:
+        """Who is there: what was kept, and the sessions whose subscriptions were made before there were such rules.
 
-    def _take_in(self) -> bool:
+        A new lane asks everything for them all: its file may have been lost with questions in it.
+        """
+        reading = self._lane.reading
+        crowd = Crowd(reading, self._log.online(), self._book.questions(self._lane.pool))
+        while is_new and self._read(crowd):
+            pass
+        for client, text, qos in self._log.subscriptions():
+            crowd.add(Question(client, text, qos, reading.asked_for(text, qos) if is_new else 0))
+        return crowd
+
+    def _read(self, crowd: Crowd) -> bool:
         """The next entries; whether there were any."""
         entries, through = self._log.read(self._standing.cursor, READ, KINDS)
         if through == self._standing.cursor:
             return False
-        crowd = self._crowd
         for entry in entries:
             crowd.take(entry)
         crowd.settle(self._log.sessions)
+        self._standing = self._standing._replace(cursor=through)
+        return True
+
+    def _take_in(self) -> bool:
+        """What is new in the log; whether there was anything."""
+        crowd = self._crowd
+        if not self._read(crowd):
+            return False
         for key in crowd.new:
             self._told.forget(key)
         crowd.new.clear()
-        self._standing = self._standing._replace(cursor=through)
         if crowd.changed or self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save()
         return True
@@ -191,7 +206,6 @@ class AskingLane:
         self._asker = self._connect_to()
         self._told.interrupted()
         self._next_round = self._clock.monotonic()
-        self._well()
 
     def _well(self) -> None:
         if self._standing.state == "connected":
@@ -220,7 +234,7 @@ class AskingLane:
     def _ask(self, asker: Asker) -> bool:
         """Ask something; whether there was anything to ask."""
         if self._clock.monotonic() >= self._next_round and not self._lookups and not self._again:
-            self._begin_round()
+            self._begin_round(asker)
         if waiting := self._still_there(self._crowd.due(LOOKUP, CLIENTS)):
             self._look_up(asker, [question.client for question in waiting], waiting)
         elif self._lookups:
@@ -238,8 +252,9 @@ class AskingLane:
         self._back_off = FIRST_BACK_OFF
         return True
 
-    def _begin_round(self) -> None:
+    def _begin_round(self, asker: Asker) -> None:
         """Everybody who is connected is asked for again."""
+        asker.check()
         self._next_round = self._clock.monotonic() + self._lane.interval if self._lane.interval else float("inf")
         online, reading = self._crowd.online, self._lane.reading
         if reading.rules.lookup:

@@ -10,18 +10,19 @@ from .errors import Misconfigured, NotConnected, Rejected
 _ENVIRONMENT = frozenset(
     (
         *(1015, 1021, 1028, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1129, 1152, 1156, 1158, 1159, 1160, 1161, 1180),
-        *(1181, 1203, 1205, 1206, 1213, 1226, 1290, 1297, 1317, 1613, 1614, 1637, 1665, 1792, 1836, 1874, 1878, 1927, 1969),
-        *(3024, 3100, 3168, 3572, 3579, 4031),
+        *(1181, 1203, 1205, 1206, 1213, 1226, 1290, 1297, 1317, 1613, 1614, 1637, 1792, 1836, 1874, 1878, 1927, 1969),
+        *(3024, 3032, 3100, 3101, 3168, 3169, 3170, 3572, 3579, 4031, 4081, 4082),
     )
 )
-"""Server or line: shutting down, read-only, full, too many connections, deadlock, time-outs, memory, cluster not ready."""
+"""Server or line: shutting down, read-only, offline, full, too many connections, deadlock, time-outs, memory, a group of
+servers that is not ready or decided otherwise."""
 _CLIENT = range(2000, 2100)
 """The driver's own: no connection, connection lost."""
 _LOGIN = (1045, 1251, 1275, 1698, 1820, 1862, 2049, 2054, 2059, 2061, 3118, 3159)
 _RIGHTS = (1044, 1142, 1143, 1227, 1370)
 _MISSING = (1051, 1054, 1146)
-_OURS = (1049, 1064, 1103, 1130, 1136, 1149, 1235, 1305, 1318, 1347, 1364, 1471, 1630, *_LOGIN, *_RIGHTS, *_MISSING)
-"""Login, rights, tables, columns and the text of a statement."""
+_OURS = (1049, 1064, 1103, 1130, 1136, 1149, 1235, 1305, 1318, 1347, 1364, 1471, 1630, 1665, *_LOGIN, *_RIGHTS, *_MISSING)
+"""Login, rights, tables, columns, the text of a statement, and what only a setting of the server mends."""
 
 
 def meaning(number: int, text: str, pool: str) -> Exception:
@@ -35,6 +36,10 @@ def meaning(number: int, text: str, pool: str) -> Exception:
 
 
 def _hint(number: int, pool: str) -> str:
+    if number == 3159:
+        return f"set backend.{pool}.ssl = true (and cacertfile): the server takes encrypted connections alone"
+    if number == 1665:
+        return "set binlog_format = ROW (or MIXED) on the server: we read what is committed, which STATEMENT cannot log"
     if number in _LOGIN:
         return f"set backend.{pool}.user and .password (or password_file) to what the server expects"
     if number in (1044, 1049):

@@ -40,7 +40,7 @@ _INDEXES = (
 )
 
 
-class _Connection(psycopg.Connection[TupleRow]):
+class Connection(psycopg.Connection[TupleRow]):
     """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
 
     answer_timeout: float | None = 10.0
@@ -71,12 +71,12 @@ SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES
 """As far as the server has them; the last came with PostgreSQL 12."""
 
 
-def open_connection(pool: Pool) -> _Connection:
+def open_connection(pool: Pool) -> Connection:
     """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
     settings = pool.settings
     timeout = settings["timeout"]
     try:
-        db = _Connection.connect(
+        db = Connection.connect(
             host=",".join(host for host, _ in settings["server"]),
             port=",".join(str(port) for _, port in settings["server"]),
             user=settings["username"],

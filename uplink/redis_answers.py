@@ -12,6 +12,8 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
     MovedError,
     NoPermissionError,
     RedisError,
@@ -41,6 +43,10 @@ def answers(pool: Pool, address: str) -> Iterator[None]:
         raise NotConnected(_where(address, str(error) or type(error).__name__)) from error
     except NoPermissionError as error:
         raise _rights(str(error)) from error
+    except ClusterDownError as error:
+        if pool.settings["type"] != "cluster" and not isinstance(error, MasterDownError):
+            raise _other_type(pool) from error
+        raise NotConnected(_where(address, str(error))) from error
     except (MovedError, AskError, ClusterCrossSlotError) as error:
         raise _other_type(pool) from error
     except ResponseError as error:

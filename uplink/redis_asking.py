@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
-from tidegate.store.topic import matches
+from tidegate.store.topic import is_wild, matches
 
 from .asking import Fetch, Fetched, Found
 from .pools import Pool
@@ -31,7 +31,7 @@ GONE_FOR = 10.0
 """Seconds between two looks that find an index entry without its message."""
 MOST_GONE = 10_000
 SCANS, SCAN_KEYS = 100, 1_000
-"""Looking for retained messages by wildcard: so many steps at most, of about so many keys."""
+"""Looking for retained messages by wildcard: so many steps at most on each server, of about so many keys."""
 _GLOB = str.maketrans({character: f"\\{character}" for character in "*?[]\\^"})
 
 
@@ -81,17 +81,20 @@ class RedisAsker:
         return Fetched(young, 0 if question.after else skipped, standing.read, further)
 
     def retained(self, topic_filter: str) -> list[Found]:
-        if not {"+", "#"} & set(topic_filter.split("/")):
+        if not is_wild(topic_filter):
             return self._retained([topic_filter])
-        if isinstance(self._server, Slots):
-            return []
-        return self._retained(self._scan(self._server, topic_filter))
+        wires = self._server.masters() if isinstance(self._server, Slots) else [self._server]
+        return self._retained(list(dict.fromkeys(topic for wire in wires for topic in self._scan(wire, topic_filter))))
 
     def fileno(self) -> int:
         return self._channel.fileno() if self._channel is not None else -1
 
     def heard(self) -> list[bytes]:
         return self._channel.heard() if self._channel is not None else []
+
+    def check(self) -> None:
+        if self._channel is not None:
+            self._channel.check()
 
     def close(self) -> None:
         self._server.close()
@@ -159,8 +162,10 @@ class RedisAsker:
         pattern = pattern.removesuffix("/*") + "*" if topic_filter.endswith("/#") else pattern
         place, topics = b"0", dict[str, None]()
         for _ in range(SCANS):
-            (answer,) = self._ask([(b"SCAN", place, b"MATCH", b"mqtt:retain:" + pattern.encode(), b"COUNT", b"%d" % SCAN_KEYS)])
-            place, keys = answer
+            with answers(self._pool, wire.address):
+                place, keys = wire.ask(
+                    *(b"SCAN", place, b"MATCH", b"mqtt:retain:" + pattern.encode(), b"COUNT", b"%d" % SCAN_KEYS)
+                )
             names = [key[len(b"mqtt:retain:") :].decode(errors="replace") for key in keys]
             topics |= dict.fromkeys(name for name in names if matches(topic_filter, name))
             if place == b"0":

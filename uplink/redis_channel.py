@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError
 from .errors import Misconfigured
 from .pools import Pool
 from .redis_answers import answers
-from .redis_wire import connect
+from .redis_wire import connect, packed
 
 MOST = 1_000
 """Messages taken at once."""
@@ -23,6 +23,7 @@ class Channel:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._wire = connect(pool)
+        self._said: list[bytes] = []
         name = pool.settings["channel"]
         try:
             with answers(pool, self._wire.address):
@@ -40,13 +41,28 @@ class Channel:
 
     def heard(self) -> list[bytes]:
         """What was said since the last time, without waiting."""
-        found: list[bytes] = []
         with answers(self._pool, self._wire.address):
-            while len(found) < MOST and self._wire.has_answer():
-                answer = self._wire.take()
-                if isinstance(answer, list) and answer[0] == b"message":
-                    found.append(bytes(answer[2]))
-        return found
+            while len(self._said) < MOST and self._wire.has_answer():
+                self._take()
+        said, self._said = self._said, []
+        return said
+
+    def check(self) -> None:
+        """Raises NotConnected when nobody answers: a line that fell silent is like one that has no news."""
+        with answers(self._pool, self._wire.address):
+            self._wire.put([packed((b"PING",))])
+            while self._take() != b"pong":
+                pass
+
+    def _take(self) -> bytes:
+        """What kind the next answer is; a message is kept."""
+        answer = self._wire.take()
+        if isinstance(answer, Exception):
+            raise answer
+        kind, *_, text = answer
+        if kind == b"message":
+            self._said.append(bytes(text))
+        return bytes(kind)
 
     def close(self) -> None:
         self._wire.close()

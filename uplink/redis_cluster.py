@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from .backend import Batch, Mark, Operation, Packed, Refusal
+from .backend import Batch, Mark, Meanwhile, Operation, Packed, Refusal, nothing
 from .errors import Misconfigured
 from .pools import Pool
 from .redis_actions import coalesced, pack, unpack
@@ -55,16 +55,20 @@ class ClusterLink:
         self._slots = Slots(pool)
         self._ledger = Ledger(pool.name, self._slots.ask, tagged=True)
         self._command_keys = CommandKeys(self._slots.any_wire)
+        self._beyond: dict[tuple[str, int], Mark] = {}
+        """(gateway, epoch) -> where the ledger stands, if a node that lost its data has put the mark before that."""
 
     def marks(self, gateway: str) -> dict[int, Mark]:
         ledger = self._ledger.ask(b"HGETALL", self._ledger.key(gateway))
         fields = dict(zip(ledger[::2], ledger[1::2], strict=True))
         tags = fields.pop(_TAGS, b"").split()
-        found = read_marks([part for field in fields.items() for part in field])
+        stands = found = read_marks([part for field in fields.items() for part in field])
         for tag in tags:
             there = read_marks(self._ledger.ask(b"HGETALL", self._node_key(tag, gateway)))
             # A node whose mark is gone has lost all; one that has not heard of an epoch joined after it.
             found = {epoch: min(mark, there.get(epoch, mark)) if there else Mark() for epoch, mark in found.items()}
+        self._beyond = {key: mark for key, mark in self._beyond.items() if key[0] != gateway}
+        self._beyond |= {(gateway, epoch): mark for epoch, mark in stands.items() if mark != found[epoch]}
         return found
 
     def refusals(self, gateway: str) -> list[Refusal]:
@@ -73,7 +77,7 @@ class ClusterLink:
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:
         self._ledger.settle(gateway, refusals)
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
         batch = batch._replace(operations=coalesced(batch.operations))
         messages: list[tuple[Operation, Command]] = []
         by_slot: dict[int, list[_Write]] = {}
@@ -174,8 +178,9 @@ class ClusterLink:
         notes: list[bytes] = []
         for refusal in refusals:
             notes += (b"%d:%d:%d" % refusal[:3], b"%b\0%b" % (refusal.reason.encode(), refusal.original))
+        expected = self._beyond.pop((batch.gateway, batch.epoch), batch.expected)
         arguments = [
-            b"2", ledger, self._ledger.refused_key(batch.gateway), epoch, mark_text(batch.expected), through,
+            b"2", ledger, self._ledger.refused_key(batch.gateway), epoch, mark_text(expected), through,
             _TAGS, b" ".join(tags),
             *notes,
         ]  # fmt: skip

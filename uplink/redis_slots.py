@@ -97,6 +97,10 @@ class Slots:
         """All open connections."""
         return list(self._open.values())
 
+    def masters(self) -> list[Wire]:
+        """A connection to each node that has slots."""
+        return [self._wire(address) for address in dict.fromkeys(address for *_, address in self._ranges)]
+
     def tags(self) -> list[bytes]:
         """For each node that has slots a hash tag of its first one."""
         first: dict[Address, int] = {}
@@ -122,7 +126,7 @@ class Slots:
             if isinstance(answer, MovedError):
                 raise NotConnected(f"slot {each.slot} has moved to {answer.host}:{answer.port}")
             if isinstance(answer, AskError):
-                wire = self._wire((answer.host, answer.port))
+                wire = self._wire((answer.host or self._address(each.slot)[0], answer.port))
                 with answers(self._pool, wire.address):
                     wire.put([packed((b"ASKING",)), each.in_full()])
                     _, answer = wire.take(), wire.take()
@@ -145,16 +149,18 @@ class Slots:
             except NotConnected as error:
                 trouble = error
                 continue
-            found = [(low, high, (host.decode() or address[0], port)) for low, high, (host, port, *_), *_ in slots]
-            if not found:
-                raise NotConnected(f"{wire.address} is in a cluster without slots")
-            return found
+            if slots:  # without a host it is the one we asked
+                return [(low, high, ((host or b"").decode() or address[0], port)) for low, high, (host, port, *_), *_ in slots]
+            trouble = NotConnected(f"{wire.address} is in a cluster without slots")
         raise trouble or Misconfigured("no server is named", f"set backend.redis.{self._pool.name}.server")
 
     def _node(self, slot: int) -> Wire:
+        return self._wire(self._address(slot))
+
+    def _address(self, slot: int) -> Address:
         for low, high, address in self._ranges:
             if low <= slot <= high:
-                return self._wire(address)
+                return address
         raise NotConnected(f"no node of the cluster has slot {slot}")
 
     def _wire(self, address: Address) -> Wire:

@@ -9,6 +9,7 @@ Invariant: a wire that raised anything but a ResponseError is not used again.
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ from redis.connection import SSLConnection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
+from .backend import Meanwhile, nothing
 from .errors import Misconfigured, NotConnected
 from .pools import Pool
 from .redis_actions import pack
 from .redis_answers import answers
+
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""Who only listens learns within a minute that the other host is gone; the system's own times are hours."""
 
 
 class Wire:
@@ -31,9 +36,10 @@ class Wire:
         self.address = address
         self._connection = connection
 
-    def send(self, data: bytes) -> Any:
+    def send(self, data: bytes, meanwhile: Meanwhile = nothing) -> Any:
         """One packed command and its answer."""
         self._connection.send_packed_command([data], check_health=False)
+        meanwhile()
         return self._connection.read_response(disable_decoding=True)
 
     def ask(self, *command: bytes) -> Any:
@@ -80,11 +86,16 @@ def packed(command: Sequence[bytes]) -> bytes:
 
 def connect(pool: Pool) -> Wire:
     """The pool's only server, or the master that its sentinels name. Raises NotConnected, Misconfigured."""
-    if pool.settings["type"] == "sentinel":
-        host, port = _master(pool)
-    else:
+    if pool.settings["type"] != "sentinel":
         ((host, port),) = pool.settings["server"]
-    return connect_to(pool, host, port)
+        return connect_to(pool, host, port)
+    wire = connect_to(pool, *_master(pool))
+    try:
+        _check_office(pool, wire)
+    except BaseException:
+        wire.close()
+        raise
+    return wire
 
 
 def connect_to(pool: Pool, host: str, port: int) -> Wire:
@@ -110,12 +121,21 @@ def connect_to(pool: Pool, host: str, port: int) -> Wire:
     return Wire(connection, address)
 
 
+def _check_office(pool: Pool, wire: Wire) -> None:
+    """A sentinel that lags behind the others names a master that is none any more; who only reads would stay there."""
+    with answers(pool, wire.address):
+        (answer,) = wire.exchange([(b"ROLE",)])
+    if not isinstance(answer, Exception) and answer[0] != b"master":
+        raise NotConnected(f"{wire.address} is no master any more")
+
+
 def _link_options(pool: Pool) -> dict[str, Any]:
     settings = pool.settings
     options: dict[str, Any] = {
         "socket_timeout": settings["timeout"],
         "socket_connect_timeout": settings["timeout"],
         "socket_keepalive": True,
+        "socket_keepalive_options": _KEEPALIVE,
         "retry": Retry(NoBackoff(), 0),
     }
     if settings["ssl"]:

@@ -185,6 +185,9 @@ class SqlAsker:
         self._session.check()
         return []
 
+    def check(self) -> None:
+        self._session.check()
+
     def close(self) -> None:
         self._session.close()
 

@@ -18,7 +18,7 @@ import pymysql
 from pymysql.converters import escape_str
 
 from . import sql_actions, sql_positions
-from .backend import Batch, Mark, Shown
+from .backend import Batch, Mark, Meanwhile, Shown
 from .errors import Rejected
 from .mysql_session import COLUMNS, Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
 from .pools import Pool
@@ -121,7 +121,7 @@ class MyLink(SqlLink):
         with answers(self._pool):
             self._cursor.executemany(sql, rows)
 
-    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+    def _apply(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> bool:
         with answers(self._pool):
             if not self._move_mark(batch):
                 self._db.rollback()

@@ -1,14 +1,7 @@
-"""Real MySQL beside the system's MariaDB, where somebody has unpacked it: TIDEGATE_MYSQL_ROOT=DIR adds it to the SQL tests.
+"""Real MySQL beside the system's MariaDB: `tests/fetch_mysql` unpacks it into .mysql, TIDEGATE_MYSQL_ROOT names another root.
 
-Debian has it in sid only. A private apt root downloads it with all its libraries, libc included, and its own loader runs it;
-nothing is installed (`$R` is a directory of ours):
-
-    mkdir -p $R/lists/partial $R/cache/archives/partial $R/root; : > $R/status
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main" > $R/sid.list
-    A="-o Dir::Etc::sourcelist=$R/sid.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$R/lists -o Dir::Cache=$R/cache"
-    A="$A -o Dir::State::status=$R/status"; apt-get $A update
-    apt-get $A -y --no-install-recommends --download-only install mysql-server-core
-    for d in $R/cache/archives/*.deb; do dpkg-deb -x $d $R/root; done        # then TIDEGATE_MYSQL_ROOT=$R/root
+Where it is not, its tests are skipped and say so; with TIDEGATE_REAL_MYSQL=required, as in the build, they fail. As root it
+runs as root, because what it is unpacked in may be closed to others.
 """
 
 from __future__ import annotations
@@ -22,11 +15,16 @@ from pathlib import Path
 
 from .sql_servers import DATABASE, PASSWORD, USER, MariaDb, copy, own_directory, quietly
 
-ROOT = os.environ.get("TIDEGATE_MYSQL_ROOT", "")
+_FETCHED = Path(__file__).parents[2] / ".mysql" / "root"
+ROOT = os.environ.get("TIDEGATE_MYSQL_ROOT", "") or (str(_FETCHED) if (_FETCHED / "complete").exists() else "")
+MISSING = "real MySQL is not here: sh tests/fetch_mysql .mysql"
+IS_SKIPPED = not ROOT and os.environ.get("TIDEGATE_REAL_MYSQL") != "required"
 
 
 class MySql(MariaDb):
     """MySQL 9 as Debian sid has it."""
+
+    runs_as = "root"
 
     @classmethod
     @functools.cache
@@ -54,6 +52,7 @@ class MySql(MariaDb):
 
 
 def _program(directory: Path) -> Sequence[str]:
+    assert ROOT, MISSING
     libraries = next(Path(ROOT).glob("usr/lib/*-linux-gnu/ld-linux-*")).parent
     loader = next(libraries.glob("ld-linux-*"))
     return [
@@ -61,4 +60,5 @@ def _program(directory: Path) -> Sequence[str]:
         *(f"--datadir={directory / 'data'}", f"--basedir={ROOT}/usr", f"--lc-messages-dir={ROOT}/usr/share/mysql"),
         *(f"--plugin-dir={ROOT}/usr/lib/mysql/plugin", "--secure-file-priv=NULL", "--innodb-redo-log-capacity=16M"),
         *("--innodb-buffer-pool-size=32M", f"--tmpdir={directory}"),
+        *(["--user=root"] if os.geteuid() == 0 else []),
     ]

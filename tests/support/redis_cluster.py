@@ -20,15 +20,30 @@ from .waiting import wait_until
 
 
 class Cluster:
-    """Use as a context manager; `client()` talks to all, `nodes` are the servers, each announced behind its proxy."""
+    """Use as a context manager; `client()` talks to all, `nodes` are the servers, each announced behind its proxy.
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    `options` are those of every server beside its own.
+    """
+
+    def __init__(self, directory: Path, *options: str, password: str = "", certificates: Path | None = None) -> None:
         ports = random.sample(range(10_000, 20_000), 3)
         self.proxies = [Proxy(port) for port in ports]
         self.nodes = [
-            RedisServer(directory, *_options(port, proxy.port), *options, port=port)
+            RedisServer(
+                directory,
+                *_options(port, proxy.port, certificates),
+                *options,
+                port=port,
+                password=password,
+                certificates=certificates,
+            )
             for port, proxy in zip(ports, self.proxies, strict=True)
         ]
+        self._options: dict[str, Any] = {"password": password} if password else {}
+        self._login = ["-a", password] if password else []
+        if certificates is not None:
+            self._options |= {"ssl": True, "ssl_ca_certs": str(certificates / "ca.pem")}
+            self._login += ["--tls", "--cacert", str(certificates / "ca.pem")]
         self._stack = ExitStack()
 
     @property
@@ -41,7 +56,7 @@ class Cluster:
                 self._stack.enter_context(proxy)
                 self._stack.enter_context(node)
             addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
-            create = ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"]
+            create = ["redis-cli", *self._login, "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"]
             subprocess.run(create, check=True, capture_output=True)
             self.wait_until_ok()
             self._stack = self._stack.pop_all()
@@ -58,7 +73,7 @@ class Cluster:
         """A client that decodes answers to text, unless asked otherwise."""
         options.setdefault("decode_responses", True)
         nodes = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
-        return redis.RedisCluster(startup_nodes=nodes, **options)
+        return redis.RedisCluster(startup_nodes=nodes, **(self._options | options))
 
     def owner(self, key: str) -> tuple[int, RedisServer]:
         """The key's slot and the node that has it."""
@@ -164,10 +179,11 @@ def is_linked(server: RedisServer) -> bool:
         return bool(client.info("replication").get("master_link_status") == "up")
 
 
-def _options(port: int, announced: int) -> tuple[str, ...]:
+def _options(port: int, announced: int, certificates: Path | None) -> tuple[str, ...]:
     """The bus takes port + 10000, below which no port is given to outgoing connections."""
+    tls = ("--tls-cluster", "yes", "--cluster-announce-tls-port", str(announced)) if certificates is not None else ()
     return (
         "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000",
         "--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", str(announced),
-        "--cluster-announce-bus-port", str(port + 10_000), "--cluster-require-full-coverage", "no",
+        "--cluster-announce-bus-port", str(port + 10_000), "--cluster-require-full-coverage", "no", *tls,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """A real redis-server for one test: its own directory and port, killed, frozen and started again at will.
 
 Started without append-only file and snapshots unless asked: `dump` writes one, and after `kill` the next `start` loads the
-last. With `sentinel`, the lines of a sentinel's file, it is a sentinel; with `certificates` it speaks TLS alone. Stopped by
-its own process id only.
+last. With `sentinel`, the lines of a sentinel's file, it is a sentinel; with `certificates`, the directory where
+`make_certificates` put them, it speaks TLS alone. Stopped by its own process id only.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class RedisServer:
             folder = self._certificates
             arguments += [
                 "--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no",
-                "--tls-ca-cert-file", str(folder / "ca.crt"), "--tls-cert-file", str(folder / "server.crt"),
+                "--tls-ca-cert-file", str(folder / "ca.pem"), "--tls-cert-file", str(folder / "server.pem"),
                 "--tls-key-file", str(folder / "server.key"),
             ]  # fmt: skip
         if self._sentinel:
@@ -122,8 +122,8 @@ class RedisServer:
         options.setdefault("password", self._password or None)
         options.setdefault("decode_responses", True)
         if self._certificates is not None:
-            options |= {"ssl": True, "ssl_ca_certs": str(self._certificates / "ca.crt")}
-        return redis.Redis(port=self.port, **options)
+            options |= {"ssl": True, "ssl_ca_certs": str(self._certificates / "ca.pem")}
+        return redis.Redis("127.0.0.1", self.port, **options)
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -8,10 +8,10 @@ import pytest
 
 from tests.support.sql_servers import SqlServer
 
-from .sql_rig import SERVERS, tables
+from .sql_rig import EVERY_SERVER, SERVERS, tables
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
+@pytest.fixture(scope="module", params=EVERY_SERVER)
 def running(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
     with SERVERS[request.param]() as server:
         yield server

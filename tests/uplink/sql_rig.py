@@ -5,16 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from tidegate.store.entry import PUBLISH
 from tidegate.uplink.rule import SHIPPED
 from tidegate.uplink.sql_statement import text_or_bytes
 
-from tests.support.real_mysql import ROOT, MySql
+from tests.support.real_mysql import IS_SKIPPED, MISSING, MySql
 from tests.support.sql_servers import PASSWORD, USER, MariaDb, Postgres, SqlServer
 
 from .rig import Rig
 
-SERVERS: dict[str, type[SqlServer]] = {"pgsql": Postgres, "mysql": MariaDb, **({"mysql-9": MySql} if ROOT else {})}
+SERVERS: dict[str, type[SqlServer]] = {"pgsql": Postgres, "mysql": MariaDb, "mysql-9": MySql}
+NEEDS_MYSQL = pytest.mark.skipif(IS_SKIPPED, reason=MISSING)
+EVERY_SERVER = ("pgsql", "mysql", pytest.param("mysql-9", marks=NEEDS_MYSQL))
+"""Their names, for a fixture's `params`."""
 _FUNCTIONS = (
     ("client.connected.1", "on_client_connected"),
     ("client.disconnected.1", "on_client_disconnected"),

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from tidegate.store.inbox import MESSAGE, RETAINED, SUBSCRIBE, UNSUBSCRIBE
 from tidegate.store.msgid import message_id
+from tidegate.uplink.redis_channel import Channel
 from tidegate.uplink.rule import load
 
 from tests.support.redis_server import RedisServer
 
-from .lane_rig import LOOKUP, PUBSUB, QUEUE, LaneRig
+from .lane_rig import INTERVAL, LOOKUP, PUBSUB, QUEUE, LaneRig
 from .lane_rig import RETAINED as LOOK_UP_RETAINED
 
 
@@ -127,6 +128,29 @@ def test_the_channel_makes_and_takes_away_subscriptions_and_counts_what_is_wrong
         (UNSUBSCRIBE, "c1", [["a", 1]]),
     ]
     assert rig.lane._standing.refused == 2
+
+
+def test_a_channel_that_fell_silent_is_noticed_although_nobody_is_asked_for(rig: LaneRig, server: RedisServer) -> None:
+    rig.log.leave("c1")
+    rig.ask()
+    server.freeze()
+    rig.clock.now += INTERVAL
+    rig.step_until(lambda _: "lookup_unreachable" in "".join(rig.said), 5)
+    server.thaw()
+    rig.ask()
+    with server.client() as far:
+        assert far.publish("mqtt_channel", json.dumps({"type": "subscribe", "topic": "a", "clientid": "c1"}))
+    rig.step_until(lambda _: bool(rig.answers()))
+
+
+def test_what_the_channel_says_while_it_is_checked_is_not_lost(tmp_path: Path, server: RedisServer) -> None:
+    with LaneRig(tmp_path, server.port, LOOKUP) as rig, server.client() as far:
+        channel = Channel(rig.pool)
+        for word in ("one", "two"):
+            far.publish("mqtt_channel", word)
+        channel.check()
+        assert channel.heard() == [b"one", b"two"]
+        channel.close()
 
 
 def test_a_channel_on_a_cluster_is_a_mistake(tmp_path: Path) -> None:

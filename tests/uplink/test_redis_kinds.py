@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tidegate.uplink.retry import Due, send_again
 from tidegate.uplink.to_redis import connect
 from tidegate.uplink.worker import Wait
 
+from tests.support.certificates import make_certificates
 from tests.support.redis_cluster import Cluster, Watched
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -40,7 +40,7 @@ def rig(tmp_path: Path, cluster: Cluster) -> Iterator[Rig]:
 
 def drain_in_time(rig: Rig) -> None:
     """Servers that elect need time, which no clock of ours moves."""
-    wait_until(lambda: rig.step() == Wait(None, True))
+    wait_until(lambda: rig.step() == Wait(None, True), say=rig.standing)
 
 
 def test_everything_arrives_on_a_cluster_once_and_in_order(rig: Rig, cluster: Cluster) -> None:
@@ -123,6 +123,44 @@ def test_a_node_that_comes_back_empty_is_filled_again(rig: Rig, cluster: Cluster
         node.start()
         drain_in_time(rig)
         assert_holds_everything(rig, cluster)
+
+
+def test_a_node_that_is_filled_again_gets_batches_that_grow(rig: Rig, cluster: Cluster) -> None:
+    """Although the ledger on another stands further on, and trouble before has made them small."""
+    rig.log.publish_many(300)
+    rig.drain()
+    keeper = cluster.owner(LEDGER)[1]
+    with next(node for node in cluster.nodes if node is not keeper).client() as other:
+        other.flushall()
+    for proxy in cluster.proxies:
+        proxy.set("refuse")
+    for _ in range(10):
+        rig.step()
+    for proxy in cluster.proxies:
+        proxy.set("pass")
+    rig.drain(40)
+    assert_holds_everything(rig, cluster)
+
+
+def test_a_cluster_that_is_down_for_want_of_one_node_is_waited_for(tmp_path: Path) -> None:
+    """As Redis ships it, all nodes refuse when one is away."""
+    with Cluster(tmp_path, "--cluster-require-full-coverage", "yes") as cluster:
+        _, owner = cluster.owner(LEDGER)
+        away = next(node for node in cluster.nodes[1:] if node is not owner)
+        with Rig(tmp_path, cluster.port, LIST, "type = cluster") as rig:
+            rig.drain()
+            away.kill()
+            with owner.client() as client:
+                wait_until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "fail")
+            rig.log.publish_many(10)
+            for _ in range(20):
+                rig.step()
+            assert rig.standing().state == "unreachable"
+            assert not [line for line in rig.said if line.startswith("pool_misconfigured")]
+            away.start()
+            drain_in_time(rig)
+            with cluster.client() as far:
+                assert far.lrange("list", 0, -1) == rig.published()
 
 
 def test_what_a_cluster_refuses_goes_to_quarantine_alone_and_can_be_sent_again(tmp_path: Path, cluster: Cluster) -> None:
@@ -213,20 +251,10 @@ def test_a_master_s_name_that_no_sentinel_knows_is_named(tmp_path: Path) -> None
             assert rig.standing().state == "unreachable", "who does not answer may know it"
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A signer, ca.crt, and what it signed for 127.0.0.1: server.crt and server.key."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    subprocess.run(
-        [*key, "-keyout", folder / "ca.key", "-out", folder / "ca.crt", "-subj", "/CN=signer"], check=True, capture_output=True
-    )
-    subprocess.run(
-        [*key, "-keyout", folder / "server.key", "-out", folder / "server.crt", "-subj", "/CN=server", "-CA", folder / "ca.crt",
-         "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return folder
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """The directory with ca.pem, which signed the server's."""
+    return make_certificates(tmp_path)[0].parent
 
 
 @pytest.fixture
@@ -236,7 +264,7 @@ def secure(tmp_path: Path, certificates: Path) -> Iterator[RedisServer]:
 
 
 def test_a_server_behind_tls_gets_everything(tmp_path: Path, secure: RedisServer, certificates: Path) -> None:
-    settings = f"ssl = true\ncacertfile = {certificates / 'ca.crt'}"
+    settings = f"ssl = true\ncacertfile = {certificates / 'ca.pem'}"
     with Rig(tmp_path, secure.port, ALL, settings) as rig:
         rig.log.publish_many(300)
         rig.drain()

@@ -1,4 +1,4 @@
-"""What arrives in PostgreSQL and MariaDB, table by table, on real servers: one contract for both."""
+"""What arrives in PostgreSQL, MariaDB and MySQL, table by table, on real servers: one contract for all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 from tidegate.store.entry import SUBSCRIBED
 from tidegate.uplink.rule import SHIPPED
 
-from tests.support.sql_servers import MariaDb, Postgres, SqlServer
+from tests.support.sql_servers import Postgres, SqlServer
 
 from .logfile import GATEWAY, START
 from .rig import Rig
 from .sql_rig import (
+    NEEDS_MYSQL,
+    SERVERS,
     assert_holds_everything,
     function_rule,
     mark,
@@ -400,10 +402,14 @@ def test_bytes_in_a_text_column(tmp_path: Path, postgres: SqlServer, way: str, f
         assert [row.seq for row in gate.quarantine()] == ([] if found else [bad] * 3)
 
 
-def test_a_collation_without_case_is_named_with_the_alter(tmp_path: Path) -> None:
-    with MariaDb() as server:
+@pytest.mark.parametrize(
+    ("name", "collation"),
+    [("mysql", "utf8mb4_general_ci"), pytest.param("mysql-9", "utf8mb4_0900_ai_ci", marks=NEEDS_MYSQL)],
+)
+def test_a_collation_without_case_is_named_with_the_alter(tmp_path: Path, name: str, collation: str) -> None:
+    with SERVERS[name]() as server:
         tables(server)
-        server.run("ALTER TABLE mqtt_msg CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
+        server.run(f"ALTER TABLE mqtt_msg CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}")
         with rig(tmp_path, server) as gate:
             gate.log.publish("t", b"x")
             gate.drain()

@@ -1,4 +1,4 @@
-"""What PostgreSQL and MariaDB answer on behalf of clients, on real servers; rows are also those that others wrote."""
+"""What PostgreSQL, MariaDB and MySQL answer on behalf of clients, on real servers; rows are also those that others wrote."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tidegate.uplink.errors import Misconfigured, NotConnected, Rejected
 from tidegate.uplink.pools import Pool
 from tidegate.uplink.rule import load
 
-from tests.support.sql_servers import MariaDb, Postgres, SqlServer
+from tests.support.sql_servers import SqlServer
 from tests.support.waiting import wait_until
 
 from .logfile import START
-from .sql_rig import settings, tables, utc
+from .sql_rig import EVERY_SERVER, SERVERS, settings, tables, utc
 
 NARROW = {
     "pgsql": ("ALTER TABLE mqtt_acked ALTER topic TYPE varchar(64), ALTER mid TYPE integer", "DROP TABLE tidegate_position"),
@@ -366,9 +366,9 @@ def test_a_missing_table_and_a_wrong_password_name_what_helps(tmp_path: Path, po
         connect(wrong)
 
 
-@pytest.mark.parametrize("kind", [Postgres, MariaDb])
-def test_a_server_that_goes_is_noticed_and_one_that_is_frozen_too(tmp_path: Path, kind: type[SqlServer]) -> None:
-    with kind() as server:
+@pytest.mark.parametrize("name", EVERY_SERVER)
+def test_a_server_that_goes_is_noticed_and_one_that_is_frozen_too(tmp_path: Path, name: str) -> None:
+    with SERVERS[name]() as server:
         tables(server)
         pool = pool_of(tmp_path, server)
         with closing(connect(pool)) as asker:

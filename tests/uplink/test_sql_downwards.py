@@ -11,7 +11,7 @@ from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 from tests.support.sql_servers import SqlServer
 
-from .sql_rig import SERVERS, function_rule, settings, tables
+from .sql_rig import EVERY_SERVER, SERVERS, function_rule, settings, tables
 
 DEADLINE = 30.0
 HOOKS = (
@@ -21,7 +21,7 @@ HOOKS = (
 )
 
 
-@pytest.fixture(params=list(SERVERS))
+@pytest.fixture(params=EVERY_SERVER)
 def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
     with SERVERS[request.param]() as server:
         tables(server)

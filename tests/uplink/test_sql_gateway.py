@@ -19,13 +19,13 @@ from tests.support.gateway import Gateway
 from tests.support.sql_servers import PASSWORD, SqlServer
 from tests.support.waiting import wait_until
 
-from .sql_rig import OWN_TABLE, SERVERS, messages, rules, settings
+from .sql_rig import EVERY_SERVER, OWN_TABLE, SERVERS, messages, rules, settings
 
 DEADLINE = 60.0
 TOML = '[gateway]\nname = "barn"\n\n[uplink]\nbackends = ["sqlite", "{backend}"]\n'
 
 
-@pytest.fixture(params=list(SERVERS))
+@pytest.fixture(params=EVERY_SERVER)
 def server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
     with SERVERS[request.param]() as server:
         yield server

@@ -12,10 +12,10 @@ import pytest
 from tests.support.certificates import make_certificates
 from tests.support.sql_servers import USER, SqlServer
 
-from .sql_rig import SERVERS, assert_holds_everything, rig, tables
+from .sql_rig import EVERY_SERVER, SERVERS, assert_holds_everything, rig, tables
 
 
-@pytest.fixture(params=list(SERVERS))
+@pytest.fixture(params=EVERY_SERVER)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlServer]:
     """One that takes no password over a line that is not encrypted."""
     with SERVERS[request.param]() as server:

@@ -20,7 +20,7 @@ from tests.support.sql_servers import SqlServer
 
 from .logfile import GATEWAY, START
 from .rig import Rig
-from .sql_rig import SERVERS, function_rule, settings, tables, utc
+from .sql_rig import EVERY_SERVER, SERVERS, function_rule, settings, tables, utc
 
 AWAY = "1111111111111111"
 HERE_CODE, AWAY_CODE = gateway_code(GATEWAY), gateway_code(AWAY)
@@ -111,7 +111,7 @@ class FarSql:
         return str(found[0][0]) if found else ""
 
 
-@pytest.fixture(scope="module", params=["redis", *SERVERS])
+@pytest.fixture(scope="module", params=["redis", *EVERY_SERVER])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer | SqlServer]:
     if request.param == "redis":
         with RedisServer(tmp_path_factory.mktemp("redis")) as server:
