@@ -28,7 +28,7 @@ from .people import people
 
 CUT, BLIND = "cut after the commit, before the reply", "other cuts (not counted)"
 BROKER, CHILD = "broker killed (-9)", "uplink child killed (-9)"
-DEADLINE, DRAIN, LAST_WORDS = 60.0, 180.0, 10.0
+DEADLINE, DRAIN, LAST_WORDS = 60.0, 180.0, 5.0
 BLIND_SHARE = 0.2
 BURST = 1.5
 """Seconds whose messages are sent at once before the broker is killed."""
