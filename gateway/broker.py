@@ -149,7 +149,7 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
+            PingReq: self._on_ping,
             Disconnect: self.connecting.on_disconnect,
             Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
@@ -255,7 +255,7 @@ class Broker:
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
         self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
-        self.sessions.fold_for_stop(self.delivery.live)
+        self.sessions.fold_for_stop(self.delivery.live, self.rows.room)
         self._begin_commit()
 
     def trim(self, plan: Plan) -> None:
@@ -442,6 +442,11 @@ class Broker:
                 self._handlers[type(event)](client, session, event)
             generation = self.router.generation if self._durable else NEVER_PLAIN
 
+    def _on_ping(self, client: Client, session: Session, _: PingReq) -> None:
+        """Who has nothing else to say is idle."""
+        session.rest()
+        self.delivery.send(client, encode(PingResp(), client.version))
+
     def _on_publish(
         self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes
     ) -> None:
@@ -465,6 +470,8 @@ class Broker:
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
                     self.rows.add_exchange()
+                else:
+                    self.rows.passing += 1
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:

@@ -337,6 +337,8 @@ class Connecting:
         if session.expiry:
             broker.sessions.sleep(session, broker.delivery.live, broker.now)
         else:
+            if not session.persistent:
+                broker.rows.passing -= len(session.received)
             broker.sessions.drop(session)
         self.wills.ended(client, session, with_will)
 

@@ -114,7 +114,11 @@ class Delivery(Retaining):
             if qos and seq:
                 if session.behind:
                     continue
-                if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+                if (
+                    client.blocked
+                    or client.out_size > TURN_BYTES
+                    or (len(session.inflight) + len(session.releasing) >= session.window)
+                ):
                     session.behind = True
                     session.next_seq = seq
                     self._sated.append(session)

@@ -124,6 +124,7 @@ class Retaining(Outlet):
         session.retained = NO_LIST
         due = session.retained_due.get(topic_filter)
         if due is None or due[0] is target:
+            session.retained_due = session.retained_due or {}
             session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
 
     def read_failed(self, session: Session, error: Exception) -> None:

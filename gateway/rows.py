@@ -5,8 +5,9 @@ more than an equal share begin nothing new with QoS 2, and at the limit none doe
 subscriber waits with a window of 0 and ends what it has begun. Of positions the oldest go: their clients may fetch again what
 they had.
 
-How many rows went with a cursor only the store knows. What is added is counted here, and when that is much the reader counts. A
-clean stop writes down what is under way with QoS 1 as well, at most a window for each connection, whatever the limit.
+A session that ends with its connection has its guards in memory only: they are counted by themselves, with the same limit.
+
+How many rows went with a cursor only the store knows. What is added is counted here, and when that is much the reader counts.
 
 Invariant: `exchanges` and `positions` are never less than what is there, and nothing is refused before the reader has counted.
 """
@@ -57,7 +58,7 @@ class Rows:
     """See the module; `limit` in bytes, half of it for either kind."""
 
     def __init__(self, broker: Broker, limit: int) -> None:
-        self.exchanges = self.positions = 0
+        self.exchanges = self.positions = self.passing = 0
         self._broker = broker
         self._limit = limit // 2 // ROW
         self._large: frozenset[int] = frozenset()
@@ -83,17 +84,31 @@ class Rows:
 
     def tick(self) -> None:
         """Called each second."""
-        if self.full or self.positions > self._limit:
+        if self._full or self._large or self.positions > self._limit:
             self._ask()
+        broker = self._broker
+        if self.passing > self._limit * MANY:
+            self._say_full("connections without a session that lasts", self.passing)
+        if broker.router.level is None:
+            broker.pressure.let_send_again(lambda client: client.session is None or not self.stalls(client.session))
 
     @property
     def full(self) -> bool:
         """Whether anybody is refused."""
-        return self._full or bool(self._large)
+        return self._full or bool(self._large) or self.passing > self._limit * MANY
+
+    @property
+    def room(self) -> int:
+        """For so many exchanges more, at least; a clean stop writes down those of QoS 1 as well."""
+        return max(0, self._limit - self.exchanges)
 
     def stalls(self, session: Session) -> bool:
         """Whether the session may begin nothing new with QoS 2."""
-        return session.persistent and (self._full or session.name.id in self._large)
+        if session.persistent:
+            return self._full or session.name.id in self._large
+        if self.passing <= self._limit * MANY:
+            return False
+        return self.passing >= self._limit or len(session.received) * len(self._broker.clients) >= self._limit
 
     def settle(self, session: Session) -> None:
         """Give the session its window, or none."""
@@ -118,30 +133,30 @@ class Rows:
 
     def _have(self, found: Found) -> None:
         self.exchanges, self.positions, _ = found
-        were_full = self.full
+        were_full = self._full or self._large
         self._full = found.exchanges >= self._limit * (FULL_UNTIL if self._full else 1)
         self._large = found.large if found.exchanges > self._limit * MANY else frozenset()
-        if self.full or self.positions > self._limit:
+        if self._full or self._large or self.positions > self._limit:
             self._next = self._broker.now + PAUSE
-        if were_full or self.full:
+        if were_full or self._full or self._large:
             self._tell()
         if self.positions > self._limit:
             self._forget_positions()
 
     def _tell(self) -> None:
         broker = self._broker
-        if self.full:
-            who = "every session" if self._full else "sessions with more than an equal share"
-            text = "max_exchange_bytes is used up: nothing new begins with QoS 2 before clients end what they have begun"
-            broker.report("exchanges_full", text, WARNING, "", concerns=who, rows=self.exchanges)
+        if self._full or self._large:
+            self._say_full("every session" if self._full else "sessions with more than an equal share", self.exchanges)
         else:
             broker.report("exchanges_flow", "there is room for QoS 2 again", INFO, "")
-        if broker.router.level is None:
-            broker.pressure.let_send_again(lambda client: client.session is None or not self.stalls(client.session))
         for session in [client.session for client in broker.clients if client.session is not None]:
             self.settle(session)
             if session.behind and session.window:
                 broker.delivery.pump(session)
+
+    def _say_full(self, who: str, rows: int) -> None:
+        text = "max_exchange_bytes is used up: nothing new begins with QoS 2 before clients end what they have begun"
+        self._broker.report("exchanges_full", text, WARNING, "", concerns=who, rows=rows)
 
     def _forget_positions(self) -> None:
         """The oldest of clients without a session, and of all if that was not enough."""

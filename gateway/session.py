@@ -212,6 +212,15 @@ class Session:
     def is_subscribed(self, topic: str) -> bool:
         return any(matches(text, topic) for text in self.subscriptions)
 
+    def rest(self) -> None:
+        """Give back what is empty: its client is idle, or gone."""
+        self.matched = NO_DICT
+        self.inflight, self.kept = self.inflight or NO_DICT, self.kept or NO_DICT
+        self.releasing, self.received = self.releasing or NO_DICT, self.received or NO_DICT
+        self.retaining, self.retained_due = self.retaining or NO_DICT, self.retained_due or NO_DICT
+        self.handled = self.handled or NO_DICT
+        self.backlog, self.resend, self.retained = self.backlog or NO_LIST, self.resend or NO_LIST, self.retained or NO_LIST
+
     def drop(self, reason: str, count: int = 1) -> None:
         """So many of its messages are given up."""
         if self.dropped is NO_DICT:

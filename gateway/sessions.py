@@ -187,8 +187,8 @@ class Sessions:
             session.next_seq = live + 1
         session.behind = True
         session.backlog = session.retained = session.resend = NO_LIST
-        session.retained_due = session.matched = NO_DICT
-        session.inflight, session.releasing = session.inflight or NO_DICT, session.releasing or NO_DICT
+        session.retained_due = NO_DICT
+        session.rest()
         if session.progress is not None:
             session.progress.rest()
         session.client = None
@@ -273,21 +273,32 @@ class Sessions:
         if session.client is None:
             self._awake.pop(session, None)
 
-    def fold_for_stop(self, live: int) -> None:
-        """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""
+    def fold_for_stop(self, live: int, room: int = 1 << 62) -> None:
+        """A clean stop: positions as handed out, and every delivery that is still unacknowledged.
+
+        For `room` deliveries with QoS 1; a session for which no more is left finds its own as after a crash.
+        """
         suspect = max((s.suspect for s in self._by_id.values() if s.position(live) < s.suspect), default=0)
-        self._log.change("INSERT OR REPLACE INTO meta (key, value) VALUES ('suspect', ?)", suspect)
         for session in self._by_id.values():
             if not session.persistent:
                 continue
-            inflight, releasing = session.inflight, session.releasing
-            session.inflight = session.releasing = NO_DICT
-            self._store_cursor(session, session.position(live))
-            session.inflight, session.releasing = inflight, releasing
-            rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
-            rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
-            for seq, packet_id, state in rows:
-                self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, state))
+            room -= len(session.inflight)
+            if room >= 0:
+                self._fold_with_deliveries(session, live)
+            else:
+                self._store_cursor(session, session.position(live))
+                suspect = self._log.next_seq
+        self._log.change("INSERT OR REPLACE INTO meta (key, value) VALUES ('suspect', ?)", suspect)
+
+    def _fold_with_deliveries(self, session: Session, live: int) -> None:
+        inflight, releasing = session.inflight, session.releasing
+        session.inflight = session.releasing = NO_DICT
+        self._store_cursor(session, session.position(live))
+        session.inflight, session.releasing = inflight, releasing
+        rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
+        rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
+        for seq, packet_id, state in rows:
+            self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, state))
 
     def _store_cursor(self, session: Session, cursor: int) -> None:
         if cursor <= session.stored_cursor:

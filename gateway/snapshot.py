@@ -90,7 +90,7 @@ class Snapshot:
                 "free_floor": config.free_floor,
                 "retained_bytes": broker.retained.bytes,
                 "session_bytes": broker.sessions.bytes,
-                "exchanges": broker.rows.exchanges,
+                "exchanges": broker.rows.exchanges + broker.rows.passing,
                 "positions": broker.rows.positions,
                 "positions_forgotten": broker.counters["positions_forgotten"],
                 "exchanges_full": int(broker.rows.full),

@@ -116,7 +116,7 @@ class Link(Protocol):
     def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
         """Apply the batch and move the mark; None when the mark was not where expected and nothing was done.
 
-        `meanwhile` may be called once, while the far end is at work and nothing is left to be sent."""
+        `meanwhile` may be called once, while the far end is at work and its answer is not there yet."""
         ...
 
     def repack(self, data: bytes) -> Write:

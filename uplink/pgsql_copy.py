@@ -39,7 +39,6 @@ _TIME = struct.Struct(">iq")
 _YEAR_2000 = 946_684_800
 _SIZE = 4
 _size = struct.Struct(">i").pack
-_first = struct.Struct(">hi").pack
 
 
 class Encoder:
@@ -60,12 +59,15 @@ class Encoder:
     def _encode(self, messages: Sequence[Message]) -> bytes:
         column, origin = self._column, self._origin
         parts: list[bytes] = []
+        known, arrived = None, b""
         for msgid, topic, sender, _, qos, retain, payload, when in messages:
-            name, content = msgid.encode(), column(payload)
-            parts += (
-                _first(len(MESSAGE), len(name)), name, origin(topic, sender, qos, retain), _time(when // 1000),
-                _size(len(content)), content,
-            )  # fmt: skip
+            second = when // 1000
+            if second != known:
+                known, arrived = second, _TIME.pack(8, (second - _YEAR_2000) * 1_000_000)
+            name = msgid.encode()
+            # Most are plain text, which any column takes as it is.
+            content = payload if payload.isascii() and b"\0" not in payload else column(payload)
+            parts += (_first(len(name)), name, origin(topic, sender, qos, retain), arrived, _size(len(content)), content)
         return b"".join(parts)
 
     def _encode_origin(self, topic: str, sender: str, qos: int, retain: int) -> bytes:
@@ -82,17 +84,17 @@ def can_encode(columns: Mapping[str, Column]) -> bool:
     return texts <= _TEXT and integers <= _INTEGERS.keys() and types["arrived"] == "timestamp" and types["payload"] in _PAYLOAD
 
 
-def copy(db: Connection, then: str, pieces: Iterable[bytes], meanwhile: Meanwhile) -> None:
-    """COPY the pieces, and run `then` in the same query; `meanwhile` is called when all of it is on its way."""
+def copy(db: Connection, first: str, pieces: Iterable[bytes], then: str, meanwhile: Meanwhile) -> None:
+    """COPY the pieces between two other statements in the same query; `meanwhile` when all of it is on its way."""
     connection = db.pgconn
-    connection.send_query(f"{COPY} (FORMAT BINARY); {then}".encode())
-    _check(db.wait(execute(connection)), ExecStatus.COPY_IN)
+    connection.send_query(f"{first}; {COPY} (FORMAT BINARY); {then}".encode())
+    _check(db.wait(execute(connection)))
     for piece in pieces:
         for start in range(0, len(piece), LARGEST):
             db.wait(copy_to(connection, piece[start : start + LARGEST]))
     db.wait(_end(connection))
     meanwhile()
-    _check(db.wait(fetch_many(connection)), ExecStatus.COMMAND_OK)
+    _check(db.wait(fetch_many(connection)))
 
 
 def _end(connection: PGconn) -> PQGen[None]:
@@ -101,12 +103,12 @@ def _end(connection: PGconn) -> PQGen[None]:
     yield from send(connection)
 
 
-def _check(results: Iterable[PGresult], wanted: ExecStatus) -> None:
+def _check(results: Iterable[PGresult]) -> None:
     for result in results:
-        if result.status != wanted:
+        if result.status == ExecStatus.FATAL_ERROR:
             raise error_from_result(result)
 
 
-@functools.lru_cache(maxsize=1024)
-def _time(seconds: int) -> bytes:
-    return _TIME.pack(8, (seconds - _YEAR_2000) * 1_000_000)
+@functools.lru_cache(maxsize=64)
+def _first(size: int) -> bytes:
+    return struct.pack(">hi", len(MESSAGE), size)

@@ -8,25 +8,24 @@ Invariant: what was made ready is used only where cursor and mark then stand as 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
 from tidegate.store.reader import READ_BYTES
 
+from . import cancelling
 from .backend import Mark, Operation
-from .cancelling import Cancelling
-from .plan import Plan
+from .plan import Asked, Plan
 
 Key = tuple[str, int]
 """(gateway, epoch)"""
 
 
-class Log(Protocol):
+class Log(cancelling.Log, Protocol):
     """What this needs of `store.reader.LogReader`."""
 
     def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
-    def taken(self, first: int, last: int) -> set[int]: ...
 
 
 class Stretch(NamedTuple):
@@ -55,7 +54,7 @@ class Stretches:
     def __init__(self, plan: Plan, log: Log) -> None:
         self._plan = plan
         self._log = log
-        self._cancelling = Cancelling(plan, log)
+        self._cancelling = cancelling.Cancelling(plan, log)
         self._ahead: Stretch | None = None
 
     def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> Stretch | None:
@@ -87,17 +86,7 @@ class Stretches:
                 break
         mark = marks.get((first.gateway, first.epoch), Mark())
         cancelled = self._cancelling.among(entries, mark, whole)
-        asked = self._operations(entries, mark, cancelled) if first.seq >= begun else ([], 0, 0)
+        asked = self._plan.ask(entries, mark.seq, cancelled) if first.seq >= begun else Asked([], 0, 0)
+        if mark.done:
+            asked = asked._replace(operations=asked.operations[mark.done :])
         return Stretch(after, through, entries, mark, *asked, is_full)
-
-    def _operations(self, entries: list[Entry], mark: Mark, cancelled: Collection[int]) -> tuple[list[Operation], int, int]:
-        operations: list[Operation] = []
-        wanted = left_out = 0
-        kinds, make = self._plan.kinds, self._plan.operations
-        for entry in entries:
-            if entry.kind in kinds and entry.seq > mark.seq:
-                made = make(entry, entry.seq in cancelled)
-                wanted += bool(made)
-                left_out += not made and entry.seq in cancelled and bool(make(entry))
-                operations += made
-        return operations[mark.done :], wanted, left_out

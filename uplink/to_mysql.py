@@ -28,6 +28,7 @@ from .sql_limits import Column, gathered
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_positions import POSITION
 from .sql_rows import Message, Own, Row, utc
+from .sql_statement import text_or_bytes
 
 __all__ = ["actions", "connect", "connect_asker", "gap_action", "schema_session", "show"]
 
@@ -127,7 +128,10 @@ class MyLink(SqlLink):
                 self._db.rollback()
                 return False
             try:
-                for group in arrange(rows):
+                groups = arrange(rows)
+                for group in groups:
+                    if group is groups[-1] and group.messages:
+                        self._db.meanwhile = meanwhile
                     self._insert(group.messages)
                     self._rest(group)
                 self._db.commit()
@@ -221,10 +225,8 @@ _INSERT = "INSERT INTO mqtt_msg (msgid, topic, sender, node, qos, retain, payloa
 def _literal(message: Message) -> str:
     """The row as SQL, each value escaped by the driver; topics and clients repeat, so their text is remembered."""
     msgid, topic, sender, node, qos, retain, payload, when = message
-    try:
-        content = escape_str(payload.decode())
-    except UnicodeDecodeError:
-        content = f"X'{payload.hex()}'"
+    text = text_or_bytes(payload)
+    content = f"X'{payload.hex()}'" if text is payload else escape_str(text)
     return (
         f"({escape_str(msgid)},{_text(topic)},{_text(sender)},{_text(node)},{qos:d},{retain:d},{content},'{utc(when // 1000)}')"
     )

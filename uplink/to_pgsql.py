@@ -10,6 +10,7 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import base64
+import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ actions, gap_action = sql_actions.actions, sql_actions.gap_action
 COPY_FROM = 200
 """Messages from which COPY is faster than INSERTs in the same pipeline, in spite of its three more round trips."""
 _BYTEA = 17
+_Bound = tuple[str, Sequence[object]]
+"""A statement and its values."""
 
 
 def connect(pool: Pool) -> PgLink:
@@ -130,46 +133,49 @@ class PgLink(SqlLink):
 
     def _run(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> None:
         groups = arrange(rows)
-        copies = any(len(group.messages) >= COPY_FROM for group in groups)
+        opening = [("BEGIN", ()), *self._mark_moves(batch)]
+        if any(len(group.messages) >= COPY_FROM for group in groups):
+            self._copy_groups(opening, groups, meanwhile)
+            return
         with self._db.pipeline():
-            self._db.execute("BEGIN")
-            self._move_mark(batch)
-            if not copies:
-                for group in groups:
-                    self._insert(group.messages)
-                    self._rest(group)
-                self._db.execute("COMMIT")
-        if copies:
-            self._copy_groups(groups, meanwhile)
+            for sql, values in opening:
+                self._db.execute(sql, values)
+            for group in groups:
+                self._insert(group.messages)
+                self._rest(group)
+            self._db.execute("COMMIT")
 
-    def _copy_groups(self, groups: Sequence[Group], meanwhile: Meanwhile) -> None:
-        *before, last = groups
-        for group in before:
-            self._copy(group.messages, "", nothing)
+    def _copy_groups(self, opening: Sequence[_Bound], groups: Sequence[Group], meanwhile: Meanwhile) -> None:
+        bind = psycopg.ClientCursor(self._db).mogrify
+        first = "; ".join([bind(sql, values) for sql, values in opening])
+        for group in groups[:-1]:
+            self._copy(first, group.messages, "", nothing)
             with self._db.pipeline():
                 self._rest(group)
-        self._copy(last.messages, "" if last.has_more else "COMMIT", meanwhile)
+            first = ""
+        last = groups[-1]
+        self._copy(first, last.messages, "" if last.has_more else "COMMIT", meanwhile)
         if last.has_more:
             with self._db.pipeline():
                 self._rest(last)
                 self._db.execute("COMMIT")
 
-    def _move_mark(self, batch: Batch) -> None:
+    def _mark_moves(self, batch: Batch) -> Sequence[_Bound]:
         """By compare-and-set; when it is not where expected the division fails, and with it the transaction."""
         if LEDGER in self._missing:
-            return
+            return ()
         key = self._mark_key(batch)
-        if batch.expected == Mark():
-            self._db.execute(
-                "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
-                " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
-                key,
-            )
-        self._db.execute(
+        make = (
+            "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
+            " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
+            key,
+        )
+        move = (
             "WITH moved AS (UPDATE tidegate_ledger SET seq = %s, at = now() WHERE gateway = %s AND epoch = %s AND pool = %s"
             " AND seq = %s RETURNING 1) SELECT 1 / count(*) FROM moved",
             (batch.through, *key, batch.expected.seq),
         )
+        return (make, move) if batch.expected == Mark() else (move,)
 
     def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
         bad: dict[int, str] = {}
@@ -184,11 +190,13 @@ class PgLink(SqlLink):
             self._db.execute("ROLLBACK")
         return bad
 
-    def _copy(self, messages: Sequence[Message], then: str, meanwhile: Meanwhile) -> None:
-        """Then, on the same way where that is possible, run another statement."""
+    def _copy(self, first: str, messages: Sequence[Message], then: str, meanwhile: Meanwhile) -> None:
+        """Between two other statements, each of which may be empty; all in one query where that is possible."""
         if self._encoder is not None and messages:
-            copy(self._db, then, self._encoder.rows(messages), meanwhile)
+            copy(self._db, first, self._encoder.rows(messages), then, meanwhile)
             return
+        if first:
+            self._db.execute(first)
         if messages:
             with self._db.cursor() as cursor, cursor.copy(COPY) as rows:
                 for message in messages:
@@ -221,11 +229,16 @@ class PgLink(SqlLink):
         return self._as_text(payload) if text is payload else text
 
     def _content(self, payload: bytes) -> bytes:
-        found = self._payload("mqtt_msg", payload)
-        return found.encode() if isinstance(found, str) else found
+        """What `_payload` makes of it, as mqtt_msg holds it."""
+        if "mqtt_msg" in self._takes_raw or text_or_bytes(payload) is not payload:
+            return payload
+        return self._printable(payload)
 
     def _as_text(self, payload: bytes) -> str:
-        return base64.b64encode(payload).decode() if self._base64 else payload.hex()
+        return self._printable(payload).decode()
+
+    def _printable(self, payload: bytes) -> bytes:
+        return base64.b64encode(payload) if self._base64 else binascii.hexlify(payload)
 
     def _prepared(self, rows: list[Row]) -> list[Row]:
         """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
@@ -25,6 +26,7 @@ from .plan import Plan
 from .progress import Quarantined, Standing
 from .rarely import Rarely
 from .retry import Due, send_again, settle_again
+from .stretch import Log as StretchLog
 from .stretch import Stretch, Stretches
 
 FIRST_BATCH = 100
@@ -47,14 +49,12 @@ class Wait(NamedTuple):
 GO_ON = Wait(0.0, True)
 
 
-class Log(Protocol):
+class Log(StretchLog, Protocol):
     """What the worker needs of `store.reader.LogReader`."""
 
     def births(self) -> list[tuple[str, int, int]]: ...
     def bounds(self) -> tuple[int, int]: ...
     def beginning(self) -> int: ...
-    def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
-    def taken(self, first: int, last: int) -> set[int]: ...
 
 
 class Book(Protocol):
@@ -250,13 +250,13 @@ class Worker:
         """Entries that the far end has without our having heard so: their answer was lost."""
         if mark.seq <= confirmed:
             return 0
-        beyond = [e for e in entries if confirmed < e.seq <= mark.seq and e.kind in self._plan.kinds]
-        return sum(bool(self._plan.operations(entry)) for entry in beyond)
+        return self._plan.ask([entry for entry in entries if confirmed < entry.seq <= mark.seq]).wanted
 
     def _write(self, link: Link, batch: Batch, stretch: Stretch) -> None:
+        look_ahead = partial(self._stretches.look_ahead, stretch, self._limit, self._marks, self._begun, link.whole)
         started = self._clock.monotonic()
         try:
-            refusals = link.write(batch, lambda: self._look_ahead(link, stretch))
+            refusals = link.write(batch, look_ahead)
         except Rejected as error:
             if error.rows:
                 self._set_aside(link, batch, error.rows, stretch)
@@ -269,9 +269,6 @@ class Worker:
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
         self._adapt(len(stretch.entries), link.largest, self._clock.monotonic() - started)
-
-    def _look_ahead(self, link: Link, stretch: Stretch) -> None:
-        self._stretches.look_ahead(stretch, self._limit, self._marks, self._begun, link.whole)
 
     def _send_again(self, link: Link, due: Due) -> None:
         """A record from quarantine, because a person asked for it; what waits in the log follows."""

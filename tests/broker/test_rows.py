@@ -68,7 +68,7 @@ def test_at_the_limit_nobody_begins_anything_also_after_a_restart(make: Make) ->
     again = make()
     assert begin(again.device("another", 5, properties=EXPIRY), 1, 1) == [ReasonCode.QUOTA_EXCEEDED]
     passing = again.device("passing", 5)
-    assert begin(passing, 1, 1) == [ReasonCode.SUCCESS], "without a session there is no row"
+    assert begin(passing, 1, 1) == [ReasonCode.SUCCESS], "without a session that lasts there is no row"
     again.kill()
 
 
@@ -80,9 +80,25 @@ def test_before_5_the_acknowledgement_is_withheld_until_there_is_room_and_then_t
     for number in range(1, taken + 1):
         device.send(PubRel(number))
     world.wait(PAUSE + 1)
+    world.wait(1)
     assert device.closed
     again = world.device("v4", clean=False)
     assert len(begin(again, taken + 1, 5)) == 5
+    world.kill()
+
+
+def test_guards_in_memory_of_connections_without_a_session_are_bounded_too(make: Make) -> None:
+    world = make()
+    greedy, modest = world.device("greedy"), world.device("modest")
+    assert len(begin(greedy, 1, 200)) < ROWS
+    world.wait(1)
+    assert "connections without a session" in world.said[-1]
+    assert len(begin(modest, 1, 2)) == 2
+    greedy.cut()
+    assert world.broker.rows.passing == 2
+    modest.send(PubRel(1))
+    assert world.broker.rows.passing == 1
+    assert len(begin(world.device("greedy"), 1, 5)) == 5
     world.kill()
 
 
@@ -143,6 +159,26 @@ def test_what_was_begun_is_ended_over_a_new_connection_too(make: Make) -> None:
     again = world.device("s", 5, clean=False, properties=EXPIRY)
     assert [message[3] for message in again.messages()] == sent, "sent again, and nothing new"
     world.kill()
+
+
+def test_a_clean_stop_writes_no_more_than_there_is_room_for_and_nothing_is_lost(make: Make) -> None:
+    world = make()
+    devices = [world.device(f"s{number}", 5, clean=False, properties=EXPIRY) for number in range(5)]
+    for device in devices:
+        device.subscribe("t", 1)
+    publisher = world.device("p")
+    for number in range(15):
+        publisher.publish("t", b"%d" % number, packet_id=number + 1)
+    assert [len(device.messages()) for device in devices] == [15] * 5
+    world.stop()
+    again = make()
+    assert rows(again, "inflight") == 30 <= ROWS
+    for number in range(5):
+        device = again.device(f"s{number}", 5, clean=False, properties=EXPIRY)
+        messages = device.messages()
+        assert [message[3] for message in messages] == [b"%d" % sent for sent in range(15)]
+        assert all(message[1] & 8 for message in messages), "they may be there already: DUP"
+    again.kill()
 
 
 def test_positions_of_clients_without_end_are_bounded_the_oldest_go(tmp_path: Path) -> None:

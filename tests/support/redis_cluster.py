@@ -111,8 +111,23 @@ class Cluster:
 class Watched:
     """A master, its replica, and three sentinels that watch it under the name mymaster; both announced behind proxies."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        password: str = "",
+        sentinel_password: str = "",
+        certificates: Path | None = None,
+    ) -> None:
         self._directory = directory
+        self._password = password
+        self._sentinel_password = sentinel_password
+        self._certificates = certificates
+        self._secrets = f"sentinel auth-pass mymaster {password}\n" if password else ""
+        if password:
+            options += ("--masterauth", password)
+        if certificates is not None:
+            options += ("--tls-replication", "yes")
         self.proxies: dict[RedisServer, Proxy] = {}
         self.master = self._server(options)
         leader = ("--replicaof", f"127.0.0.1 {self.proxies[self.master].port}", "--repl-diskless-sync-delay", "0")
@@ -127,7 +142,14 @@ class Watched:
                 self._stack.enter_context(server)
             wait_until(lambda: is_linked(self.replica))
             for _ in range(3):
-                self.sentinels.append(self._stack.enter_context(RedisServer(self._directory, sentinel=self._conf())))
+                sentinel = RedisServer(
+                    self._directory,
+                    *(("--tls-replication", "yes") if self._certificates is not None else ()),
+                    password=self._sentinel_password,
+                    sentinel=self._conf(),
+                    certificates=self._certificates,
+                )
+                self.sentinels.append(self._stack.enter_context(sentinel))
             wait_until(lambda: all(self._knows_all(sentinel) for sentinel in self.sentinels))
             self._stack = self._stack.pop_all()
         return self
@@ -156,7 +178,9 @@ class Watched:
         port = free_port()
         proxy = Proxy(port)
         announced = ("--replica-announce-ip", "127.0.0.1", "--replica-announce-port", str(proxy.port))
-        server = RedisServer(self._directory, *announced, *options, port=port)
+        server = RedisServer(
+            self._directory, *announced, *options, port=port, password=self._password, certificates=self._certificates
+        )
         self.proxies[server] = proxy
         return server
 
@@ -164,6 +188,7 @@ class Watched:
         return (
             f"sentinel monitor mymaster 127.0.0.1 {self.proxies[self.master].port} 2\n"
             "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+            f"{self._secrets}"
         )
 
     @staticmethod

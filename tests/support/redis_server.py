@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +40,9 @@ class RedisServer:
         self._directory = directory / f"redis-{self.port}"
         self._copy = directory / f"redis-{self.port}-kept"
         self._directory.mkdir(parents=True)
-        self._options: Sequence[str] = [*options, *(("--requirepass", password) if password else ())]
+        self._options = [*options, *(("--requirepass", password) if password else ())]
+        if "--cluster-enabled" in options and "--cluster-announce-bus-port" not in options:
+            self._options += ["--cluster-port", str(free_port())]  # 10,000 above the other it may be taken by then
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -75,8 +76,8 @@ class RedisServer:
             ]  # fmt: skip
         if self._sentinel:
             conf = self._directory / "sentinel.conf"  # which the sentinel rewrites
-            conf.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n{self._sentinel}")
-            arguments = [str(conf), "--sentinel"]
+            conf.write_text(self._sentinel)
+            arguments = [str(conf), "--sentinel", *arguments]
         self._process = subprocess.Popen(
             [program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )

@@ -84,9 +84,17 @@ class Devices(LogFile):
 
 
 class LaneRig:
-    """`log` to append to, `lane` to step; `told` counts how often the broker was told."""
+    """`log` to append to, `lane` to step; `told` counts how often the broker was told. `before`: what the log holds already."""
 
-    def __init__(self, directory: Path, port: int, rules: str, settings: str = "", backend: str = "redis") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        rules: str,
+        settings: str = "",
+        backend: str = "redis",
+        before: Callable[[Devices], None] = lambda _: None,
+    ) -> None:
         self.data = directory / "data"
         self.data.mkdir(exist_ok=True)
         self.pool_name = f"{backend}.pool1"
@@ -94,6 +102,7 @@ class LaneRig:
         self.said = Said()
         self.told = 0
         self.log = Devices(self.data)
+        before(self.log)
         self.progress = Progress(self.data)
         self.book = LaneBook(self.progress)
         self.reader = LaneLog(self.data / "log.db")

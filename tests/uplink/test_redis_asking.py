@@ -17,7 +17,7 @@ from tidegate.uplink.rule import load
 
 from tests.support.redis_server import RedisServer
 
-from .lane_rig import INTERVAL, LOOKUP, PUBSUB, QUEUE, LaneRig
+from .lane_rig import INTERVAL, LOOKUP, PUBSUB, QUEUE, Devices, LaneRig
 from .lane_rig import RETAINED as LOOK_UP_RETAINED
 
 
@@ -62,6 +62,24 @@ def test_a_vector_tells_what_is_unread_of_each_gateway(rig: LaneRig, server: Red
     rig.log.subscribe("c1", "pubsub/a")
     rig.ask()
     assert payloads(rig) == ["CCCC1", "CCCC2", "AAAA3", "CCCC3"]
+
+
+def test_who_subscribes_before_the_first_lane_is_there_is_answered(tmp_path: Path, server: RedisServer) -> None:
+    """A session that ends with its connection stands nowhere but in the log."""
+
+    def come(log: Devices) -> None:
+        log.arrive("before", persistent=False)
+        log.subscribe("before", "pubsub/a")
+        log.leave("before")
+        log.new_run(2)
+        log.arrive("c1", persistent=False)
+        log.subscribe("c1", "pubsub/a")
+
+    with server.client() as far:
+        put(far, "pubsub/a", "one", "one")
+    with LaneRig(tmp_path, server.port, PUBSUB, before=come) as rig:
+        rig.ask()
+        assert [(answer.client, answer.payload) for answer in rig.answers()] == [("c1", b"one")]
 
 
 def test_without_a_vector_the_single_position_counts_and_without_any_the_window(rig: LaneRig, server: RedisServer) -> None:

@@ -283,6 +283,38 @@ def test_after_a_fail_over_the_new_master_is_asked_and_listened_to(tmp_path: Pat
             watched.master.thaw()
 
 
+def test_sentinels_and_servers_behind_tls_with_passwords_are_asked(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    (tmp_path / "secret").write_text("data\n")
+    with Watched(tmp_path, password="data", sentinel_password="watch", certificates=tmp_path) as watched:
+        with watched.master.client() as far:
+            fill(far)
+            far.wait(1, 5000)
+        settings = f"{watched.settings()}\nssl = true\ncacertfile = ca.pem\npassword_file = secret\n"
+        with LaneRig(tmp_path, 1, RULES, settings + "sentinel_password = watch") as rig:
+            arrive(rig)
+            rig.ask()
+            assert_everybody_is_answered_once(rig)
+            watched.master.kill()
+            ask_in_time(rig)
+            wait_until(lambda: _step(rig) and say_subscribe(watched.replica, "after"))
+            wait_until(lambda: rig.lane.step() and heard(rig) == ["after"])
+        (tmp_path / "wrong").mkdir()
+        wrong = settings.replace(
+            "cacertfile = ca.pem\npassword_file = secret", f"cacertfile = {tmp_path}/ca.pem\npassword = data"
+        )
+        with LaneRig(tmp_path / "wrong", 1, RULES, wrong + "sentinel_password = nonsense") as rig:
+            rig.step_until(lambda _: state(rig) == "misconfigured", 5)
+            assert "sentinel_password" in rig.book.standing(rig.pool_name).hint  # type: ignore[union-attr]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    with RedisServer(tmp_path, certificates=tmp_path) as server, LaneRig(tmp_path, server.port, RULES, "ssl = true") as rig:
+        rig.step_until(lambda _: state(rig) == "misconfigured", 5)
+        assert "cacertfile" in rig.book.standing(rig.pool_name).hint  # type: ignore[union-attr]
+
+
 def info(node: Any, name: str) -> Any:
     with node.client() as client:
         found = client.execute_command("CLUSTER INFO")[name]

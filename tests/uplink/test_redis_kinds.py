@@ -62,6 +62,16 @@ def test_everything_arrives_on_a_cluster_once_and_in_order(rig: Rig, cluster: Cl
     assert rig.standing().state == "connected"
 
 
+def test_on_message_store_stores_every_qos_on_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
+    store = MESSAGES.splitlines(keepends=True)[1].replace("on_message_publish", "on_message_store")
+    with Rig(tmp_path, cluster.port, store, "type = cluster") as rig, cluster.client() as client:
+        for qos in range(3):
+            rig.log.publish("t", b"%d" % qos, qos=qos)
+        rig.drain()
+        found = [client.hget(f"mqtt:msg:{msgid}", "qos") for msgid in client.zrange("mqtt:msg:t", 0, -1)]
+        assert found == ["0", "1", "2"]
+
+
 def test_answers_that_are_lost_on_any_node_double_nothing(rig: Rig, cluster: Cluster) -> None:
     rig.log.publish_many(300)
     rig.step()
@@ -233,11 +243,19 @@ def test_a_cluster_that_is_down_for_a_moment_is_waited_for(rig: Rig, cluster: Cl
 
 def test_the_master_fails_over_while_we_write(tmp_path: Path) -> None:
     with Watched(tmp_path) as watched, Rig(tmp_path, 1, ALL, watched.settings()) as rig:
+        rig.log.connected("c", START)
         rig.log.publish_many(300)
         rig.step_until(lambda: rig.standing().delivered > 0)
         watched.master.kill()
         rig.log.publish_many(100)
+        rig.log.disconnected("c", START + 5000)
         drain_in_time(rig)
+        with watched.replica.client() as client:
+            assert client.hgetall("mqtt:client:c") == {
+                "state": "0",
+                "online_at": str(START // 1000),
+                "offline_at": str(START // 1000 + 5),
+            }
         assert_holds_everything(rig, watched.replica)
         assert rig.standing().state == "connected"
 

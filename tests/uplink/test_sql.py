@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tidegate.store.entry import SUBSCRIBED
+from tidegate.uplink.backend import Batch, Mark
 from tidegate.uplink.rule import SHIPPED
 
 from tests.support.sql_servers import Postgres, SqlServer
@@ -296,6 +298,19 @@ def test_a_payload_that_is_too_large_is_refused_alone(tmp_path: Path, server: Sq
         assert server.rows("SELECT length(payload) FROM mqtt_msg ORDER BY id") == [(65_535,), (5,)]
 
 
+def test_there_is_time_for_something_else_while_the_server_works(gate: Rig, server: SqlServer) -> None:
+    gate.configure(server.port, function_rule(server.backend, "message.publish.1", "on_message_publish"), settings(server))
+    gate.log.publish_many(500)
+    there: list[int] = []
+    with closing(gate.connect()) as link:
+        batch = Batch(GATEWAY, 1, Mark(), 500, gate.plan.ask(gate.log.entries()).operations)
+        assert link.write(batch, lambda: there.append(gate.log.publish("t"))) == []
+        assert there == [501]
+        assert [row[0] for row in messages(server)] == gate.published()[:500]
+        assert link.write(Batch(GATEWAY, 1, Mark(500), 501, ())) == []
+        assert there == [501]
+
+
 def test_a_mark_that_moved_meanwhile_stops_the_batch(gate: Rig, server: SqlServer) -> None:
     gate.log.publish_many(50)
     gate.step()
@@ -400,6 +415,15 @@ def test_bytes_in_a_text_column(tmp_path: Path, postgres: SqlServer, way: str, f
         binary = [(found.decode(), b"\xff\x00")] if found else []
         assert postgres.rows("SELECT t, b FROM own ORDER BY t") == sorted([*binary, ("text", b"text")])
         assert [row.seq for row in gate.quarantine()] == ([] if found else [bad] * 3)
+
+
+def test_on_message_store_stores_every_qos(tmp_path: Path, server: SqlServer) -> None:
+    text = function_rule(server.backend, "message.publish.1", "on_message_store")
+    with Rig(tmp_path, server.port, text, settings(server), server.backend) as gate:
+        for qos in range(3):
+            gate.log.publish("t", b"%d" % qos, qos=qos)
+        gate.drain()
+        assert [(row[3], row[5]) for row in messages(server)] == [(0, b"0"), (1, b"1"), (2, b"2")]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
+from tidegate.uplink.asking import AskingBackend
 
 from tests.support.certificates import make_certificates
 from tests.support.sql_servers import USER, SqlServer
@@ -45,6 +49,10 @@ def test_a_checked_line_and_one_to_somebody_else(tmp_path: Path, server: SqlServ
         gate.log.publish_many(20)
         gate.drain()
         assert_holds_everything(gate, server)
+        far_end = cast(AskingBackend, importlib.import_module(f"tidegate.uplink.to_{server.backend}"))
+        with closing(far_end.connect_asker(gate.pool)) as asker:
+            server.run("INSERT INTO mqtt_sub (clientid, topic, qos) VALUES ('c', 't', 1)")
+            assert asker.subscriptions(["c"]) == {"c": [("t", 1)]}
     other = tmp_path / "other"
     other.mkdir()
     make_certificates(other)

@@ -15,6 +15,7 @@ from tidegate.uplink.asking import Asker, Fetch
 from tidegate.uplink.redis_stored import standing_of
 from tidegate.uplink.worker import Wait
 
+from tests.support.redis_cluster import Cluster
 from tests.support.redis_server import RedisServer
 from tests.support.sql_servers import SqlServer
 
@@ -22,6 +23,7 @@ from .logfile import GATEWAY, START
 from .rig import Rig
 from .sql_rig import EVERY_SERVER, SERVERS, function_rule, settings, tables, utc
 
+Running = RedisServer | Cluster | SqlServer
 AWAY = "1111111111111111"
 HERE_CODE, AWAY_CODE = gateway_code(GATEWAY), gateway_code(AWAY)
 DAY = 86_400_000
@@ -51,14 +53,15 @@ class Far(Protocol):
     def retained(self) -> dict[str, bytes]: ...
     def stored(self, topic: str) -> list[str]: ...
     def vector(self) -> dict[str, int]: ...
-    def acked(self) -> str: ...
+    def acked(self, topic: str = "a/b") -> str: ...
 
 
 class FarRedis:
-    backend, settings = "redis", ""
+    backend = "redis"
 
-    def __init__(self, server: RedisServer, client: Any) -> None:
+    def __init__(self, server: RedisServer | Cluster, client: Any) -> None:
         self.port = server.port
+        self.settings = "type = cluster" if isinstance(server, Cluster) else ""
         self._client = client
 
     def presence(self) -> tuple[int, int]:
@@ -80,8 +83,8 @@ class FarRedis:
         pairs = [part.encode() for pair in found.items() for part in pair]
         return {code: seq for code, (_, seq) in standing_of(pairs, b"").read.items()}
 
-    def acked(self) -> str:
-        return str(self._client.get("mqtt:acked:c:a/b") or "")
+    def acked(self, topic: str = "a/b") -> str:
+        return str(self._client.get(f"mqtt:acked:c:{topic}") or "")
 
 
 class FarSql:
@@ -106,23 +109,27 @@ class FarSql:
         found = self._server.rows("SELECT gateway, seq FROM tidegate_position WHERE clientid = 'c' AND gateway <> ''")
         return {str(code): int(str(seq)) for code, seq in found}
 
-    def acked(self) -> str:
-        found = self._server.rows("SELECT m.msgid FROM mqtt_acked a JOIN mqtt_msg m ON m.id = a.mid WHERE a.clientid = 'c'")
+    def acked(self, topic: str = "a/b") -> str:
+        acked = "SELECT m.msgid FROM mqtt_acked a JOIN mqtt_msg m ON m.id = a.mid"
+        found = self._server.rows(f"{acked} WHERE a.clientid = 'c' AND a.topic = '{topic}'")
         return str(found[0][0]) if found else ""
 
 
-@pytest.fixture(scope="module", params=["redis", *EVERY_SERVER])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer | SqlServer]:
+@pytest.fixture(scope="module", params=["redis", "redis-cluster", *EVERY_SERVER])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     if request.param == "redis":
         with RedisServer(tmp_path_factory.mktemp("redis")) as server:
             yield server
+    elif request.param == "redis-cluster":
+        with Cluster(tmp_path_factory.mktemp("redis")) as cluster:
+            yield cluster
     else:
         with SERVERS[request.param]() as sql:
             yield sql
 
 
 @pytest.fixture
-def far(running: RedisServer | SqlServer) -> Iterator[Far]:
+def far(running: Running) -> Iterator[Far]:
     if isinstance(running, SqlServer):
         running.recreate()
         tables(running)
