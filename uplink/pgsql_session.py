@@ -64,6 +64,13 @@ class Connection(psycopg.Connection[TupleRow]):
                 gen.close()
 
 
+_WATCH_THE_LINE = """
+SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES
+  ('tcp_keepalives_idle', %s::text), ('tcp_keepalives_interval', %s), ('tcp_keepalives_count', '3'), ('tcp_user_timeout', %s)
+) AS wanted (name, value) USING (name)"""
+"""As far as the server has them; the last came with PostgreSQL 12."""
+
+
 def open_connection(pool: Pool) -> Connection:
     """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
     settings = pool.settings
@@ -91,6 +98,8 @@ def open_connection(pool: Pool) -> Connection:
             f"SET timezone = 'UTC'; SET statement_timeout = {milliseconds}; "
             f"SET idle_in_transaction_session_timeout = {3 * milliseconds}"
         )
+        # In the middle of a pipeline neither of the two runs: a line that is lost there would keep its locks for hours.
+        db.execute(_WATCH_THE_LINE, (str(round(6 * timeout) or 1), str(round(timeout) or 1), str(9 * milliseconds)))
     return db
 
 

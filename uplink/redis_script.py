@@ -285,13 +285,26 @@ for e, ref, err in string.gmatch(redis.call('HGET', mark, name .. '!') or '', '(
   if tonumber(e) == epoch and seq > after then keep(e .. ':' .. ref, err) end
 end
 
+local named = {}
+for n = 2, #KEYS do named[KEYS[n]] = true end
+
+-- a slot is moving away and an operation before has deleted the key: it can be made again only where the slot arrives
+local function has_left(err, i)
+  if not string.find(err, 'non local key', 1, true) then return false end
+  if ARGV[i] ~= 'U' then return true end
+  for j = i + 2, i + 1 + tonumber(ARGV[i+1]) do
+    if named[ARGV[j]] then return true end
+  end
+  return false
+end
+
 local i, status = 5, 'done'
 for ref in string.gmatch(refs, '%S+') do
   local op = ARGV[i]
   local seq, number = string.match(ref, '^(%d+):(%d+)$')
   if not is_done(tonumber(seq), tonumber(number)) then
     local err = ops[op](i)
-    if err and concerns_us(err) then
+    if err and (concerns_us(err) or has_left(err, i)) then
       status = err
       break
     end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.support.real_mysql import ROOT
+from tests.support.real_mysql import MISSING, ROOT
 
 from .far_end import FarEnd
 from .redis_far_end import SingleRedis
@@ -19,7 +19,7 @@ FAR_ENDS: dict[str, type[FarEnd]] = {kind.name: kind for kind in _KINDS}
 def not_here(name: str) -> str:
     """Why this one cannot run here; empty if it can."""
     if name == "mysql":
-        return "" if ROOT else "set TIDEGATE_MYSQL_ROOT to an unpacked MySQL (tests/support/real_mysql.py tells how)"
+        return "" if ROOT else MISSING
     if name == "mariadb":
         found = shutil.which("mariadbd", path="/usr/sbin:/usr/bin")
         return "" if found else "mariadb-server is not installed: apt-get install mariadb-server"

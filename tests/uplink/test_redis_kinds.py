@@ -123,6 +123,26 @@ def test_keys_made_while_their_slot_is_on_its_way_wait_for_its_arrival(rig: Rig,
     assert_holds_everything(rig, cluster)
 
 
+def test_a_key_that_is_deleted_and_made_again_while_its_slot_is_on_its_way_is_not_refused(rig: Rig, cluster: Cluster) -> None:
+    rig.configure(cluster.port, ALL + command(10, "DEL list2") + command(11, "RPUSH list2 ${msgid}"), "type = cluster")
+    for key in ("mqtt:retain:r", "list2"):
+        rig.log.publish("r", b"before", retain=True)
+        rig.drain()
+        source, target = cluster.begin_move(key)
+        rig.log.publish("r", b"", retain=True)
+        rig.log.publish("r", b"after", retain=True)
+        for _ in range(5):
+            rig.step()
+        assert rig.standing().state == "unreachable"
+        cluster.end_move(key, source, target)
+        rig.drain()
+        assert rig.quarantine() == []
+        with cluster.client() as client:
+            assert client.hget("mqtt:retain:r", "payload") == "after"
+            assert client.lrange("list2", 0, -1) == rig.published()[-1:]
+    assert_holds_everything(rig, cluster)
+
+
 def test_a_node_that_comes_back_empty_is_filled_again(rig: Rig, cluster: Cluster) -> None:
     rig.log.publish_many(300)
     rig.drain()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import select
+import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psycopg
 import pymysql
 import pytest
+from tidegate.uplink.pgsql_session import open_connection
+from tidegate.uplink.worker import Wait
 
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -21,6 +25,8 @@ from .logfile import GATEWAY, START
 from .rig import Rig
 from .sql_rig import SERVERS, assert_holds_everything, mark, messages, rig, rules, settings, tables
 
+TCP_REPAIR = 19
+"""Of Linux; Python has no name for it."""
 CUTS = int(os.environ.get("TIDEGATE_CUTS", "6"))
 """The whole campaign: TIDEGATE_CUTS=50."""
 
@@ -198,6 +204,28 @@ def test_a_row_that_somebody_locks_is_waited_for(gate: Rig, server: SqlServer) -
     assert_holds_everything(gate, server)
 
 
+@pytest.mark.parametrize("running", ["pgsql"], indirect=True)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a connection vanish without a word")
+def test_a_line_that_is_lost_in_the_middle_of_a_pipeline_keeps_its_locks_for_seconds(tmp_path: Path, server: SqlServer) -> None:
+    idle = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%ledger FOR UPDATE' AND wait_event = 'ClientRead'"
+    with rig(tmp_path, server) as gate:
+        gate.log.publish_many(10)
+        gate.drain()
+        with closing(open_connection(gate.pool)) as lost, suppress(psycopg.OperationalError), lost.pipeline():
+            lost.execute("BEGIN")
+            lost.execute("SELECT * FROM tidegate_ledger FOR UPDATE")
+            lost.pgconn.send_flush_request()
+            lost.pgconn.flush()
+            wait_until(lambda: server.rows(idle))
+            lost.pgconn.consume_input()
+            vanish(lost.fileno())
+        gate.log.publish("t/1", b"x")
+        gate.step()
+        assert gate.standing().state == "unreachable"
+        wait_until(lambda: gate.step() == Wait(None, True))
+        assert_holds_everything(gate, server)
+
+
 def test_two_gateways_that_deadlock_both_arrive(tmp_path: Path, server: SqlServer) -> None:
     server.run("CREATE TABLE pair (name varchar(9) PRIMARY KEY, n int)", "INSERT INTO pair VALUES ('a', 0), ('b', 0)")
     update = "\"update pair set n = n + 1 where name = '{}'\""
@@ -317,3 +345,11 @@ def server_name(server: SqlServer) -> str:
 
 def readable(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0)[0])
+
+
+def vanish(descriptor: int) -> None:
+    """The connection is gone, and the other end is told nothing; the descriptor leads nowhere."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock, socket.socket() as nowhere:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # nothing is owed that would be sent again
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        os.dup2(nowhere.fileno(), descriptor)
