@@ -393,8 +393,9 @@ class Worker:
         return Wait(None, True)
 
     def _lost(self, text: str) -> Wait:
+        if self._link is not None:  # it may have been too much at once; who was never reached did not say so
+            self._limit = max(1, self._limit // 2)
         self._drop_link()
-        self._limit = max(1, self._limit // 2)
         self._told_lost |= self._say_rarely("pool_unreachable", "cannot reach the far end", reason=text)
         self._standing = self._standing._replace(state="unreachable", error=text, hint="", rate=0.0)
         self._save_soon()
@@ -418,7 +419,8 @@ class Worker:
             self._link = None
 
     def _adapt(self, sent: int, largest: int, seconds: float) -> None:
-        if seconds < QUICK and sent >= self._limit:
+        # What was sent may have been made ready before the last time the limit grew.
+        if seconds < QUICK and sent * 2 >= self._limit:
             self._limit = min(largest, self._limit * 2)
         elif seconds > SLOW:
             self._limit = max(1, self._limit // 2)

@@ -212,6 +212,23 @@ def test_back_off_grows_to_a_bound_and_says_little(tmp_path: Path) -> None:
     simulation.close()
 
 
+def test_batches_double_while_the_far_end_is_quick_and_an_outage_before_does_not_make_them_small(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 1)
+    simulation.far.calm = True
+    ways = iter([_unreachable] * 100)
+    connect = simulation.far.connect
+    simulation.far.connect = lambda: next(ways, connect)()  # type: ignore[method-assign]
+    simulation.start()
+    for number in range(4000):
+        simulation.log.publish("once", b"%d" % number)
+    marks: list[int] = []
+    for _ in range(110):
+        simulation.clock.now += simulation.worker.step().seconds or 0.0
+        marks += [mark.seq for mark in simulation.far.state.marks.values() if mark.seq not in marks]
+    assert marks == [100, 200, 400, 800, 1600, 2600, 3600, 4000]
+    simulation.close()
+
+
 def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, 1)
     simulation.far.calm = True
