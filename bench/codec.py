@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import mqtt5
-from tidegate.gateway.mqtt.connection import Acks, Connection, TopicNames
+from tidegate.gateway.mqtt.connection import Acks, Connection, Terms, TopicNames
 from tidegate.gateway.mqtt.packets import Connect, Packet, PubAck, Publish, PubRec, encode
 from tidegate.gateway.mqtt.properties import Property, encode_block
 
@@ -89,7 +89,7 @@ def cut(data: bytes) -> list[bytes]:
 
 def opened(version: int) -> Connection[str]:
     """A server's end past its CONNECT."""
-    connection = Connection(TopicNames(), LARGEST, 10)
+    connection = Connection(Terms(TopicNames(), LARGEST, 10))
     assert len(connection.receive(encode(Connect(version, "bench"), version))) == 1
     return connection
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,8 +51,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--large", action="store_true", help="10^7 rows as well: some GB and many minutes")
     options = parser.parse_args()
-    print("| waiting rows | ingest, µs each | start-up, ms | drain into Redis, µs each | trim, µs each |")
-    print("|---:|---:|---:|---:|---:|")
+    print("| waiting rows | ingest, µs | start-up, ms | drain, µs | our CPU | in Redis | its sorted set | trim, µs |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for count in [10**exponent for exponent in range(3, 8 if options.large else 7)]:
         print(f"| {count:,} | " + " | ".join(f"{value:,.1f}" for value in rows(count)) + " |", flush=True)
     print("\n| sessions that sleep | µs a message stored | return of all, ms a session | µs a message | reads of the log |")
@@ -69,17 +70,17 @@ def main() -> int:
     return 0
 
 
-def rows(count: int) -> tuple[float, float, float, float]:
-    """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting."""
+def rows(count: int) -> tuple[float, ...]:
+    """Ingest (the last rows of the filling), start-up, drain and trim with so many rows waiting; see `Drain`."""
     port = brokers.free_port()
     with brokers.Broker(brokers.Tidegate(True, brokers.FarEnd("redis", port), "16GiB")) as broker:
         broker.stop()  # the pool has its cursor
         path = broker.directory / "data" / "log.db"
         ingest = _fill(path, count)
         start_up = broker.start()
-        drain = _drain(port, count)
+        drain = _drain(port, count, broker.cpu_seconds)
         broker.stop(signal.SIGTERM)
-        return ingest * 1e6, start_up * 1e3, drain * 1e6, _trim(path, min(count, TRIMMED)) * 1e6
+        return ingest * 1e6, start_up * 1e3, *(part * 1e6 for part in drain), _trim(path, min(count, TRIMMED)) * 1e6
 
 
 def _fill(path: Path, count: int) -> float:
@@ -99,18 +100,32 @@ def _fill(path: Path, count: int) -> float:
     return took / late
 
 
-def _drain(port: int, count: int) -> float:
+class Drain(NamedTuple):
+    """Seconds per message: by the clock; of our processors; in Redis, as it counts itself, while we wait; of that in the sorted
+    set that holds all ids."""
+
+    seconds: float
+    ours: float
+    in_redis: float
+    in_sorted_set: float
+
+
+def _drain(port: int, count: int, used: Callable[[], float]) -> Drain:
     with brokers.redis(port), closing(Redis(port=port)) as far:
         end = time.perf_counter() + DEADLINE
         key = f"mqtt:msg:{TOPIC}"
         while not (first := int(far.zcard(key))):
             assert time.perf_counter() < end, "nothing is drained"
             time.sleep(0.001)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), used()
         while int(far.zcard(key)) < count:
             assert time.perf_counter() < end, f"{far.zcard(key)} of {count} drained"
             time.sleep(0.001)
-        return (time.perf_counter() - began) / max(1, count - first) if count > first else 0.0
+        left = max(1, count - first)
+        took, ours = (time.perf_counter() - began) / left, (used() - cpu) / left
+        spent = {name: figures["usec"] / count / 1e6 for name, figures in far.info("commandstats").items()}
+        scripts = sum(spent.get(f"cmdstat_{name}", 0.0) for name in ("eval", "evalsha"))
+        return Drain(took, ours, scripts, spent["cmdstat_zadd"])
 
 
 def _trim(path: Path, count: int) -> float:
@@ -187,10 +202,10 @@ def churn() -> tuple[float, float]:
     """Publishing, each time after a subscription to something else: to a topic with many subscribers, and to many topics."""
     router = Router()
     for number in range(CROWD):
-        session = Session(Name(f"s{number}"), 0, 0, 0)
+        session = Session(Name(f"s{number}"), 0, 0)
         router.subscribe("hot/+", session, Subscription(1, False, False, 0, 0))
         router.subscribe(f"site/+/{number}", session, Subscription(1, False, False, 0, 0))
-    other = Session(Name("other"), 0, 0, 0)
+    other = Session(Name("other"), 0, 0)
     hot = router.topics[b"hot/1"]
     many = [router.topics[b"site/1/%d" % number] for number in range(CROWD)]
 

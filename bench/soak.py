@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -30,15 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from balance import Sheet, balance
 
 from tests.faults import bad_disk
-from tests.faults.traffic import Peer, Receiver, Sender, describe
-from tests.support.client import Closed
+from tests.faults.crowd import Crowd
+from tests.faults.traffic import Peer, Receiver, SteadySender, describe
 from tests.support.gateway import Gateway
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
 SENDERS, STAYING, VISITING = 40, 4, 4
-RATE = 5.0
-"""Messages a second of each sender."""
 DISK = "384m"
 SETTLE = 60.0
 TOML = '[gateway]\nname = "soak"\n\n[uplink]\nbackends = ["sqlite", "redis"]\n'
@@ -49,23 +46,6 @@ backend.redis.hook.message.publish.1 = {{"action": {{"function": "on_message_pub
 backend.redis.hook.message.publish.2 = {{"action": {{"commands": ["RPUSH ids ${{msgid}}"]}}, "pool": "pool1"}}
 """
 Fault = Callable[[], AbstractContextManager[None]]
-
-
-class SteadySender(Sender):
-    """A sender that keeps to a rate instead of filling its window."""
-
-    due = 0.0
-
-    def turn(self) -> None:
-        self.listen()
-        now = time.monotonic()
-        if self.due <= now and self.sending:
-            self.due = max(self.due, now - 2.0) + 1 / RATE
-            super().turn()
-
-    def window_for_one(self) -> None:
-        """Let `turn` start one message at most, as long as fewer than the window are unanswered."""
-        self._window = min(50, len(self._unanswered) + len(self._released) + 1)
 
 
 class Lane:
@@ -111,11 +91,11 @@ class Soak:
         self.senders = [SteadySender(f"s{n}", f"soak/{n}", 1 + n % 2, 4 + n // 2 % 2) for n in range(SENDERS)]
         self.receivers = [Receiver(f"r{n}", "soak/#", 1 + n % 2, 4 + n // 2 % 2) for n in range(STAYING + VISITING)]
         self.peers: list[Peer] = [*self.receivers, *self.senders]
+        self.crowd = Crowd(gateway.port, self.peers)
         self.visitors = self.receivers[STAYING:]
         self.near = Lane(self._near_faults(disk), chance)
         self.far = Lane(self._far_faults(proxy), chance)
         self._chance = chance
-        self._away: dict[Peer, float] = {}
 
     def run_for(self, seconds: float) -> None:
         """Faults and traffic."""
@@ -130,7 +110,7 @@ class Soak:
 
     def settle(self) -> bool:
         """Nothing new, no faults: whether everything came to rest in time."""
-        self._away.clear()
+        self.crowd.call_back()
         for sender in self.senders:
             sender.sending = False
         end = time.monotonic() + SETTLE
@@ -148,37 +128,14 @@ class Soak:
         return all(receiver.has_all(self.senders) for receiver in self.receivers)
 
     def _traffic(self) -> None:
-        if not self.near.faulty:
-            self._connect()
-        open_now = [peer.client.sock for peer in self.peers if peer.client is not None]
-        select.select(open_now, (), (), 0.02)
-        for peer in self.peers:  # all of them: what came together with a CONNACK makes no socket readable
-            if peer.client is None:
-                continue
-            try:
-                if isinstance(peer, SteadySender):
-                    peer.window_for_one()
-                peer.turn()
-            except (Closed, OSError):
-                peer.lose()
-
-    def _connect(self) -> None:
-        now = time.monotonic()
-        for peer in self.peers:
-            if peer.client is None and now >= self._away.get(peer, 0.0):
-                try:
-                    peer.connect(self.gateway.port)
-                except (Closed, OSError):
-                    peer.lose()
+        self.crowd.step(connecting=not self.near.faulty)
 
     def _visit(self) -> None:
         """Now and then a visitor goes away for a while."""
         if not self.near.faulty and self._chance.random() < 0.005:
             peer = self._chance.choice(self.visitors)
             if peer.client is not None:
-                peer.client.sock.shutdown(2)
-                peer.lose()
-                self._away[peer] = time.monotonic() + self._chance.uniform(0.5, 20.0)
+                self.crowd.send_away(peer, self._chance.uniform(0.5, 20.0))
 
     def _near_faults(self, disk: Path | None) -> dict[str, Fault]:
         faults: dict[str, Fault] = {"broker killed": self._killed, "broker stopped": self._frozen}
@@ -207,8 +164,7 @@ class Soak:
     @contextmanager
     def _killed(self) -> Iterator[None]:
         self.gateway.kill()
-        for peer in self.peers:
-            peer.lose()
+        self.crowd.lose()
         self.gateway.start()
         yield
 
@@ -218,8 +174,7 @@ class Soak:
         with bad_disk.failing(self.gateway.pid, bad_disk.FLUSHES, "EIO"):
             yield
             self.gateway.kill()
-        for peer in self.peers:
-            peer.lose()
+        self.crowd.lose()
         self.gateway.start()
 
     def _frozen(self) -> AbstractContextManager[None]:

@@ -135,7 +135,7 @@ class App:
             run: (code, epoch) for run, code, epoch in store.connection.execute("SELECT id, code, epoch FROM run")
         }
         self.access = Access(config.password_file)
-        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes)
+        held = shares(config.disk_budget, config.max_retained_bytes, config.max_session_bytes, config.max_exchange_bytes)
         self.broker = Broker(
             log,
             self._commit,
@@ -147,6 +147,8 @@ class App:
                 max_inflight=config.max_inflight,
                 max_queued_bytes=config.max_queued_bytes,
                 max_queued_together=config.max_queued_together,
+                max_unfinished_together=config.max_unfinished_together,
+                max_wills_together=config.max_wills_together,
                 max_connections=config.max_connections,
                 max_connections_per_address=config.max_connections_per_address,
                 max_keep_alive=config.max_keep_alive,
@@ -157,6 +159,7 @@ class App:
                 max_subscriptions=config.max_subscriptions or 1 << 62,
                 max_retained_bytes=held.retained,
                 max_session_bytes=held.sessions,
+                max_exchange_bytes=held.exchanges,
             ),
             config.durability,
             config.commit_delay,

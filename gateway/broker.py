@@ -17,6 +17,7 @@ from typing import Any
 
 from tidegate.store.catchup import RETAINED
 from tidegate.store.entry import PUBLISH, RETAIN
+from tidegate.store.few import NO_DICT
 from tidegate.store.history import SET_CLEARED
 from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
 from tidegate.store.names import KEEP_FIRST, Unused
@@ -27,14 +28,14 @@ from tidegate.store.unstorable import Unstorable
 
 from .accounts import charge
 from .aside import ADD_GUARD, SET_RETAINED, put_aside
-from .connecting import TOPIC_ALIASES, Access, Connecting, Limits
+from .connecting import TOPIC_ALIASES, Access, Connecting, Limits, Stranger
 from .delivery import Delivery
 from .exchanges import Exchanges
 from .gaps import Gaps
 from .held import Retained
 from .limits import Absence
 from .made import MadeSubscriptions
-from .mqtt.connection import Acks, Connection, Fault
+from .mqtt.connection import Acks, Connection, Fault, Terms
 from .mqtt.packets import (
     Auth,
     Disconnect,
@@ -49,10 +50,12 @@ from .mqtt.packets import (
     encode,
 )
 from .mqtt.reasons import ReasonCode
+from .mqtt.unfinished import Unfinished
 from .offline import Offline
 from .pressure import Pressure
 from .queued import Queued
 from .routing import Router, Topic
+from .rows import Rows
 from .session import Client, Link, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
@@ -105,9 +108,12 @@ class Broker:
         """Bytes that may wait for the disk; above it the clients that add to them are read no further."""
         self.clients: dict[Client, None] = {}
         """Connections, in the order in which they came: what happens to all of them happens in the same order in every run."""
+        self.strangers: dict[Client, Stranger] = {}
+        """Those of them that have not said who they are."""
         self.addresses: Counter[str] = Counter()
         """Connections of each address."""
         self.retained = Retained(limits.max_retained_bytes)
+        self.unfinished = Unfinished(max(limits.max_unfinished_together, limits.max_packet_size))
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
         self.received = self.stored = 0
@@ -118,6 +124,7 @@ class Broker:
         self.read = read
         self._later = later
         self._limits = limits
+        self._terms: Terms[Topic] = Terms(self.router.topics, limits.max_packet_size, TOPIC_ALIASES, unfinished=self.unfinished)
         self._durable = durability != "memory"
         self._delay = commit_delay
         self.message_id = message_id
@@ -127,6 +134,8 @@ class Broker:
         self._paused: list[Client] = []
         self.connecting = Connecting(self, access, limits, durability, new_client_id)
         self.pressure = Pressure(self)
+        self.rows = Rows(self, limits.max_exchange_bytes)
+        self.delivery.added_delivery = self.rows.add_exchange
         self._absence = Absence(self, limits)
         exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
         self.subscribing = subscribing
@@ -140,7 +149,7 @@ class Broker:
             PubComp: exchanges.on_pubcomp,
             Subscribe: subscribing.on_subscribe,
             Unsubscribe: subscribing.on_unsubscribe,
-            PingReq: lambda client, *_: self.delivery.send(client, encode(PingResp(), client.version)),
+            PingReq: self._on_ping,
             Disconnect: self.connecting.on_disconnect,
             Auth: lambda client, *_: self.connecting.drop(client, ReasonCode.PROTOCOL_ERROR),
         }
@@ -151,6 +160,7 @@ class Broker:
         self.made.load(db)
         self.offline.load(db)
         self.gaps.load(db)
+        self.rows.load(db)
         for row in db.execute(RETAINED):
             self.retained.put(*row)
 
@@ -158,15 +168,14 @@ class Broker:
 
     def opened(self, link: Link, peer: str, listener: Any) -> Client:
         """A socket was accepted. Above the limit of its address it is closed at once, before it can say anything."""
-        connection: Connection[Topic] = Connection(self.router.topics, self._limits.max_packet_size, TOPIC_ALIASES)
-        client = Client(link, connection, peer, listener, self.now)
-        client.deadline = self.now + self._limits.connect_timeout
+        client = Client(link, Connection(self._terms), peer, self.now)
         address = peer.rpartition(":")[0]
         if self._limits.max_connections_per_address and self.addresses[address] >= self._limits.max_connections_per_address:
             self.connecting.turn_away(client, address)
             return client
         self.addresses[address] += 1
         self.clients[client] = None
+        self.strangers[client] = Stranger(listener, self.now + self._limits.connect_timeout)
         return client
 
     def receive(self, client: Client, data: bytes) -> None:
@@ -187,6 +196,8 @@ class Broker:
 
     def turn_over(self) -> None:
         """All sockets that had something to say have said it: answer, and hand on to the disk what they brought."""
+        while (connection := self.unfinished.worst()) is not None:
+            self.connecting.drop_unfinished(connection)
         if self.delivery.dirty:
             self.delivery.flush()
         if not self._committing:
@@ -221,19 +232,19 @@ class Broker:
     def tick(self) -> None:
         """Once a second: keep-alive, expiry, delayed wills, positions."""
         now = self.now
+        for client in [client for client, stranger in self.strangers.items() if now > stranger.deadline]:
+            self.connecting.drop(client, None)
         for client in list(self.clients):
-            if client.session is None:
-                if now > client.deadline and client.held is None:
-                    self.connecting.drop(client, None)
-            elif client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
+            if client.keep_alive and now - client.last_seen > client.keep_alive * 1.5 and not client.paused:
                 self.connecting.drop(client, ReasonCode.KEEP_ALIVE_TIMEOUT)
-        self.connecting.publish_due_wills()
+        self.connecting.wills.publish_due()
         for session in self.sessions.expired(now):
             self.sessions.drop(session)
             self.counters["sessions_expired"] += 1
         self.sessions.fold(self.delivery.live)
         self._absence.tick()
         self.offline.tick()
+        self.rows.tick()
         self.delivery.shrink_tail()
         self.delivery.flush()
         self._begin_commit()
@@ -242,9 +253,9 @@ class Broker:
         """A clean stop: say good-bye, write down where every session stands. What is left to commit stays in the log."""
         for client in list(self.clients):
             self.connecting.drop(client, ReasonCode.SERVER_SHUTTING_DOWN)
-        self.connecting.publish_due_wills(at_stop=True)
+        self.connecting.wills.publish_due(at_stop=True)
         self.offline.fold()
-        self.sessions.fold_for_stop(self.delivery.live)
+        self.sessions.fold_for_stop(self.delivery.live, self.rows.room)
         self._begin_commit()
 
     def trim(self, plan: Plan) -> None:
@@ -258,8 +269,12 @@ class Broker:
         batch.together.append(range(first, len(batch.changes)))
         batch.size += plan.cost
         self.gaps.add(plan.lost)
-        for session in charge(self.router, plan.lost):
+        charged = charge(self.router, plan)
+        for session in charged:
             self.sessions.store_account(session)
+        if charged:
+            gone = {seq for taken in plan.messages for seq in taken.seqs}
+            self.when_durable(self.delivery.give_up(gone, charged))
         self._begin_commit()
 
     def collect(self, unused: Unused) -> None:
@@ -427,6 +442,11 @@ class Broker:
                 self._handlers[type(event)](client, session, event)
             generation = self.router.generation if self._durable else NEVER_PLAIN
 
+    def _on_ping(self, client: Client, session: Session, _: PingReq) -> None:
+        """Who has nothing else to say is idle."""
+        session.rest()
+        self.delivery.send(client, encode(PingResp(), client.version))
+
     def _on_publish(
         self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes
     ) -> None:
@@ -441,9 +461,17 @@ class Broker:
                 if client.version == 5 and len(session.received) >= self._limits.max_inflight:
                     self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
                     return
+                if self.rows.stalls(session):
+                    self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
+                    return
+                if session.received is NO_DICT:
+                    session.received = {}
                 session.received[packet_id] = None
                 if session.persistent:
                     self.log.change(ADD_GUARD, session.name, packet_id)
+                    self.rows.add_exchange()
+                else:
+                    self.rows.passing += 1
                 self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
             self.acknowledge(client, PUBREC | packet_id)
         elif qos == 1:

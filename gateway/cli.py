@@ -11,7 +11,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -62,7 +62,10 @@ def main() -> None:
 @click.option("--listen", "-l", multiple=True, metavar="HOST:PORT", help="Listen here instead (may be repeated).")
 def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> None:
     """Run the gateway in the foreground; logs go to stderr."""
-    config = _load(config_file, data, listen)
+    try:
+        config = load(config_file or find_config(os.environ), data, listen)
+    except ConfigError as error:
+        _cannot_start(error.beside.log_format, error, 2)
     from tidegate.store.schema import StoreError
 
     from . import app
@@ -71,9 +74,22 @@ def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) ->
     try:
         code = app.run(config)
     except PasswordFileError as error:
-        raise _Failure(str(error), 2) from None
+        _cannot_start(config.log_format, error, 2)
     except (app.StartError, StoreError) as error:
-        raise _Failure(str(error)) from None
+        _cannot_start(config.log_format, error, 1)
+    sys.exit(code)
+
+
+def _cannot_start(log_format: str, error: Exception, code: int) -> NoReturn:
+    """The last words, for whoever reads the log: a program gets them as it gets the others."""
+    if log_format != "json":
+        raise _Failure(str(error), code) from None
+    from tidegate.store.report import ERROR, Report
+
+    report = Report(log_format)
+    for line in str(error).splitlines():
+        report("cannot_start", line, ERROR, line)
+    report.close()
     sys.exit(code)
 
 

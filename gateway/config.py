@@ -49,11 +49,13 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The files that belong to a gateway.toml: all are checked together, also when one of them has a mistake."""
+    """What is known of a gateway.toml also when it has a mistake: the files that belong to it and are checked together with it,
+    and how its mistakes are to be told."""
 
     conf_dir: Path
     password_file: Path | None = None
     backends: tuple[str, ...] = ()
+    log_format: str = "text"
 
 
 class ConfigError(Exception):
@@ -115,6 +117,8 @@ class Config:
     max_inflight: int
     max_queued_bytes: int
     max_queued_together: int
+    max_unfinished_together: int
+    max_wills_together: int
     max_connections: int
     max_connections_per_address: int
     max_keep_alive: int
@@ -125,6 +129,7 @@ class Config:
     max_subscriptions: int
     max_retained_bytes: int
     max_session_bytes: int
+    max_exchange_bytes: int
     sys_interval: int
     clock_trust: str
     clock_wait: float
@@ -137,7 +142,7 @@ class Config:
 
     @property
     def beside(self) -> Beside:
-        return Beside(self.conf_dir, self.password_file, self.backends)
+        return Beside(self.conf_dir, self.password_file, self.backends, self.log_format)
 
 
 def load(
@@ -172,7 +177,8 @@ class _Loader:
         policies = self._policies()
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
-            raise ConfigError(mistakes, Beside(base.absolute(), password_file, values["uplink.backends"] or ()))
+            backends, log_format = values["uplink.backends"] or (), values["log.format"] or "text"
+            raise ConfigError(mistakes, Beside(base.absolute(), password_file, backends, log_format))
         place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
         return Config(
             name=values["gateway.name"],
@@ -189,6 +195,8 @@ class _Loader:
             max_inflight=values["limits.max_inflight"],
             max_queued_bytes=values["limits.max_queued_bytes"],
             max_queued_together=values["limits.max_queued_together"],
+            max_unfinished_together=values["limits.max_unfinished_together"],
+            max_wills_together=values["limits.max_wills_together"],
             max_connections=values["limits.max_connections"],
             max_connections_per_address=values["limits.max_connections_per_address"],
             max_keep_alive=values["limits.max_keep_alive"],
@@ -199,6 +207,7 @@ class _Loader:
             max_subscriptions=values["limits.max_subscriptions"],
             max_retained_bytes=values["limits.max_retained_bytes"],
             max_session_bytes=values["limits.max_session_bytes"],
+            max_exchange_bytes=values["limits.max_exchange_bytes"],
             sys_interval=values["log.sys_interval"],
             clock_trust=values["clock.trust"],
             clock_wait=values["clock.wait"],
@@ -227,7 +236,8 @@ class _Loader:
             raise self._unreadable(line, text) from None
 
     def _unreadable(self, line: int, text: str) -> ConfigError:
-        return ConfigError([Mistake(self._file, line, text)], Beside(self._base.absolute()))
+        log_format = self._environ.get(_variable("log", "format"), "text")
+        return ConfigError([Mistake(self._file, line, text)], Beside(self._base.absolute(), log_format=log_format))
 
     def _check_names(self) -> None:
         known = [*KEYS, "listener"]

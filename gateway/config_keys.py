@@ -131,6 +131,8 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_inflight": Key(number(1, 65_535), 1000),
         "max_queued_bytes": Key(_size(1 << 10, 1 << 40), "1MiB"),
         "max_queued_together": Key(_size(1 << 20, 1 << 40), "64MiB"),
+        "max_unfinished_together": Key(_size(1 << 20, 1 << 40), "64MiB"),
+        "max_wills_together": Key(_size(1 << 20, 1 << 40), "16MiB"),
         "max_connections": Key(number(1, 1_000_000), 10_000),
         "max_connections_per_address": Key(number(0, 1_000_000), 0),
         "max_keep_alive": Key(number(1, 65_535), 65_535),
@@ -141,6 +143,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_subscriptions": Key(number(0, 1 << 50), 10_000),
         "max_retained_bytes": Key(_size(0, 1 << 50), "0"),
         "max_session_bytes": Key(_size(0, 1 << 50), "0"),
+        "max_exchange_bytes": Key(_size(0, 1 << 50), "0"),
     },
     "clock": {
         "trust": Key(choice("auto", "always", "never"), "auto"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED
 from tidegate.store.log import Log, Name
@@ -19,15 +19,17 @@ from tidegate.store.report import WARNING, Say
 
 from .delivery import Delivery
 from .made import MadeSubscriptions
-from .mqtt.packets import ConnAck, Connect, Disconnect, Will, encode
-from .mqtt.properties import Properties, Property, encode_block
+from .mqtt.packets import ConnAck, Connect, Disconnect, encode
+from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
 from .pressure import Pressure
 from .refusals import Refusals
 from .routing import Router, Topic
+from .rows import Rows
 from .session import NEVER, Client, Session
 from .sessions import Sessions
 from .subscribing import Subscribing
+from .wills import Wills
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Limits:
     max_inflight: int = 1000
     max_queued_bytes: int = 1 << 20
     max_queued_together: int = 64 << 20
+    max_unfinished_together: int = 64 << 20
+    max_wills_together: int = 16 << 20
     max_connections: int = 10_000
     max_connections_per_address: int = 0
     max_keep_alive: int = 65_535
@@ -49,8 +53,16 @@ class Limits:
     max_subscriptions: int = 1 << 62
     max_retained_bytes: int = 1 << 62
     max_session_bytes: int = 1 << 62
+    max_exchange_bytes: int = 1 << 62
     """Of all together, on disk (`held`)."""
     connect_timeout: float = 10.0
+
+
+class Stranger(NamedTuple):
+    """A connection before its CONNECT: where it came in, and when that must have come."""
+
+    listener: Any
+    deadline: float
 
 
 class Access(Protocol):
@@ -69,8 +81,11 @@ class Broker(Protocol):
     made: MadeSubscriptions
     subscribing: Subscribing
     clients: dict[Client, None]
+    strangers: dict[Client, Stranger]
     addresses: Counter[str]
+    counters: Counter[str]
     pressure: Pressure
+    rows: Rows
     now: float
 
     def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
@@ -101,14 +116,13 @@ class Connecting:
         self._limits = limits
         self._durability = durability
         self._new_client_id = new_client_id
-        self._wills: dict[Session, tuple[float, Will]] = {}
-        """Delayed ones, and when they are due."""
+        self.wills = Wills(broker, limits.max_wills_together)
 
     # -- in --------------------------------------------------------------------------------------------------------
 
     def on_connect(self, client: Client, packet: Connect) -> None:
         client.version = 5 if packet.version == 5 else 4
-        refusal = self._refusal(client, packet)
+        refusal = self._refusal(packet, self._broker.strangers.pop(client).listener)
         if refusal is not None:
             self._refuse(client, packet, refusal)
             return
@@ -120,7 +134,7 @@ class Connecting:
         if before is not None and before.client is not None:
             self.drop(before.client, ReasonCode.SESSION_TAKEN_OVER)
             before = broker.sessions.get(clientid)
-        self._settle_will(before, ends=packet.clean_start)
+        self.wills.settle(before, publish=packet.clean_start)
         durable = False
         if before is not None and packet.clean_start:
             durable = before.persistent
@@ -150,7 +164,7 @@ class Connecting:
             self._connected(client, session, answer)
         broker.subscribing.bring(session, made)
 
-    def _refusal(self, client: Client, packet: Connect) -> ReasonCode | None:
+    def _refusal(self, packet: Connect, listener: Any) -> ReasonCode | None:
         if not packet.client_id and (packet.version == 3 or (packet.version == 4 and not packet.clean_start)):
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
         longest = self._limits.max_keep_alive
@@ -160,11 +174,15 @@ class Connecting:
             return ReasonCode.BAD_AUTHENTICATION_METHOD
         if len(self._broker.clients) > self._limits.max_connections:
             return ReasonCode.SERVER_BUSY
-        if not self._access.authenticate(packet.username, packet.password, client.listener):
+        if not self._access.authenticate(packet.username, packet.password, listener):
             return ReasonCode.NOT_AUTHORIZED
         if not self._broker.sessions.takes(packet.client_id, persistent=self._expiry(packet) > 0):
             text = "max_session_bytes is used up: a new session is refused; let sessions end with session_expiry, or raise it"
             self._broker.report("sessions_full", text, WARNING)
+            return ReasonCode.QUOTA_EXCEEDED
+        if packet.will is not None and not self.wills.takes(packet.will, self._broker.sessions.get(packet.client_id)):
+            text = "max_wills_together is used up: a CONNECT with a will is refused; let wills be smaller, or raise it"
+            self._broker.report("wills_full", text, WARNING, client=packet.client_id, size=len(packet.will.payload))
             return ReasonCode.QUOTA_EXCEEDED
         return None
 
@@ -195,6 +213,17 @@ class Connecting:
         client_id = client.session.name.text if client.session is not None else ""
         self.refusals.note(self._broker.log.at, client.peer, client_id, client.username, f"cannot be stored: {why}")
 
+    def drop_unfinished(self, connection: object) -> None:
+        """It has held an incomplete packet for the longest time, and too much of them is there."""
+        broker = self._broker
+        client = next(client for client in broker.clients if client.connection is connection)
+        broker.counters["unfinished_dropped"] += 1
+        name = client.session.name.text if client.session is not None else ""
+        text = "max_unfinished_together is used up: a client that does not send the rest of its packet is disconnected"
+        self.refusals.note(broker.log.now, client.peer, name, client.username, "a packet that it did not finish")
+        broker.report("unfinished_dropped", text, WARNING, peer=client.peer, client=name)
+        self.drop(client, ReasonCode.QUOTA_EXCEEDED)
+
     def _expiry(self, packet: Connect) -> int:
         """Session expiry in seconds: v5 as asked (3.1.2.11.2), 3.1.1 none or for ever; within our own bound."""
         if packet.version == 5:
@@ -209,11 +238,11 @@ class Connecting:
         client.keep_alive = min(packet.keep_alive or self._limits.max_keep_alive, self._limits.max_keep_alive)
         if not packet.keep_alive and self._limits.max_keep_alive == 65_535:
             client.keep_alive = 0
-        client.will = packet.will
         if packet.will is not None:
-            client.will_delay = int(packet.will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
+            self.wills.keep(client, packet.will)
         receive_maximum = int(packet.properties.get(Property.RECEIVE_MAXIMUM, 65_535))
-        session.window = min(receive_maximum, self._limits.max_inflight)
+        client.window = min(receive_maximum, self._limits.max_inflight)
+        self._broker.rows.settle(session)
         client.maximum_packet_size = int(packet.properties.get(Property.MAXIMUM_PACKET_SIZE, 0))
         if session.subscriptions:
             self._broker.router.presence_changed(session)
@@ -290,6 +319,8 @@ class Connecting:
     def detach(self, client: Client, with_will: bool) -> None:
         """The connection is over for the broker; its session sleeps or ends."""
         broker = self._broker
+        client.connection.end()
+        broker.strangers.pop(client, None)
         if client in broker.clients:
             del broker.clients[client]
             address = client.peer.rpartition(":")[0]
@@ -303,17 +334,13 @@ class Connecting:
         if broker.router.wanted(DISCONNECTED):
             broker.log.append(DISCONNECTED, session.name)
             broker.log.change("UPDATE client SET state = 0, offline_at = ? WHERE id = ?", broker.log.now, session.name)
-        will = client.will if with_will else None
         if session.expiry:
             broker.sessions.sleep(session, broker.delivery.live, broker.now)
         else:
+            if not session.persistent:
+                broker.rows.passing -= len(session.received)
             broker.sessions.drop(session)
-        if will is None:
-            return
-        if client.will_delay and session.expiry:
-            self._wills[session] = broker.now + min(client.will_delay, session.expiry), will
-        else:
-            self._publish_will(session, will)
+        self.wills.ended(client, session, with_will)
 
     def _close(self, client: Client) -> None:
         """Send what is there, then close the socket."""
@@ -321,24 +348,3 @@ class Connecting:
         self._broker.delivery.flush_one(client)
         client.closing = True
         client.link.close()
-
-    # -- wills -----------------------------------------------------------------------------------------------------
-
-    def publish_due_wills(self, at_stop: bool = False) -> None:
-        """Wills whose delay is over (3.1.3.2.2); a stop does not wait for any."""
-        for session in [session for session, (due, _) in self._wills.items() if at_stop or due <= self._broker.now]:
-            self._publish_will(session, self._wills.pop(session)[1])
-
-    def _settle_will(self, session: Session | None, ends: bool) -> None:
-        """The client is back in time: its delayed will is not sent [MQTT-3.1.3-9], unless the session ends now (3.1.3.2.2)."""
-        if session is not None and session in self._wills:
-            _, will = self._wills.pop(session)
-            if ends:
-                self._publish_will(session, will)
-
-    def _publish_will(self, session: Session, will: Will) -> None:
-        kept: Properties = {key: value for key, value in will.properties.items() if key != Property.WILL_DELAY_INTERVAL}
-        topic = self._broker.router.topics[will.topic.encode()]
-        if topic.reserved:
-            return
-        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))

@@ -11,12 +11,12 @@ later QoS 1 message may overtake them, 4.6), and what it has not got is at or ab
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.catchup import ROWS, Fetched
 from tidegate.store.entry import ADDRESSED, FOREIGN, PUBLISH, QOS_MASK, RETAIN
+from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
@@ -27,14 +27,11 @@ from .queued import Queued
 from .retaining import Retaining
 from .routing import Router, Target, Topic
 from .session import RELEASED, SENT, Client, Session
-from .walk import ReadLog, Walk, piece_of, wanted
+from .tail import Tail
+from .walk import ReadLog, Walk, wanted
 
 DUP = 8
-TAIL_BYTES = 24 << 20
-"""Memory for recent batches, from which sessions a little behind are served; given back when nothing more comes."""
 RESEND_AT_ONCE = 500
-TAIL_REST = 30
-"""Ticks (seconds) without a new batch until then."""
 Feed = Callable[[Session, Progress, Client], bool]
 
 
@@ -48,11 +45,7 @@ class Delivery(Retaining):
         """What a session fetches is handed out by `offline`."""
         self.session_of: Callable[[str], Session | None] = lambda clientid: None
         self._walk = Walk(read, self)
-        self._tail: deque[Batch] = deque()
-        self._recent: Piece | None = None
-        """The last piece that was made of the tail."""
-        self._tail_bytes = 0
-        self._tail_rest = 0
+        self._tail = Tail()
         self._sated: list[Session] = []
 
     def flush(self) -> None:
@@ -69,8 +62,10 @@ class Delivery(Retaining):
         """Give a durable batch to everyone connected, and remember it for those who are a little behind."""
         router = self._router
         generation = router.generation
+        only_messages = True
         for row in batch.rows:
             if row[4] != PUBLISH or not row[7] & QOS_MASK:
+                only_messages = False
                 if row[4] == ADDRESSED:
                     self._push_addressed(row)
                 continue
@@ -81,25 +76,21 @@ class Delivery(Retaining):
                 self.fan_out(topic, row[0], row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3])
         if batch.rows:
             self.live = batch.first_seq + len(batch.rows) - 1
-            batch.keep_rows()
-            self._tail.append(batch)
-            self._tail_bytes += batch.size
-            self._tail_rest = 0
-            while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
-                self._tail_bytes -= self._tail.popleft().size
+            self._tail.add(batch, only_messages)
 
     def shrink_tail(self) -> None:
         """Called each second: give the tail's memory back when nobody has published for a while."""
         self._walk.tidy()
-        self._tail_rest += 1
-        if self._tail_rest > TAIL_REST and self._tail:
-            self.forget_tail()
+        self._tail.tick()
 
     def forget_tail(self) -> None:
         """What was published is read from the log from now on."""
-        self._tail.clear()
-        self._tail_bytes = 0
-        self._recent = None
+        self._tail.forget()
+
+    def give_up(self, gone: set[int], sessions: Iterable[Session]) -> Callable[[], None]:
+        """The log lets these go: what holds them in memory lets them go too. To be called when that is durable."""
+        self._tail.give_up(max(gone))
+        return self._walk.give_up(gone, sessions)
 
     def fan_out(
         self, topic: Topic, seq: int, flags: int, payload: bytes, properties: bytes, sender: Any, at: int, mono: int, run: int
@@ -123,7 +114,11 @@ class Delivery(Retaining):
             if qos and seq:
                 if session.behind:
                     continue
-                if client.blocked or client.out_size > TURN_BYTES or session.room() <= 0:
+                if (
+                    client.blocked
+                    or client.out_size > TURN_BYTES
+                    or (len(session.inflight) + len(session.releasing) >= session.window)
+                ):
                     session.behind = True
                     session.next_seq = seq
                     self._sated.append(session)
@@ -174,13 +169,13 @@ class Delivery(Retaining):
             else:
                 again.append((seq, packet_id, 2))
         session.behind = True
-        session.resend = sorted(again)
+        session.resend = sorted(again) or NO_LIST
         self.pump(session)
 
     def _resend_on(self, session: Session, client: Client) -> None:
         """Ask for the next of what is to be sent again, within the client's receive maximum [MQTT-3.3.4-9]."""
         outstanding = len(session.inflight) + len(session.releasing) - len(session.resend)
-        count = min(session.window - outstanding, RESEND_AT_ONCE)
+        count = min(client.window - outstanding, RESEND_AT_ONCE)
         if count <= 0:
             return
         seqs = [seq for seq, _, _ in session.resend[:count]]
@@ -254,9 +249,9 @@ class Delivery(Retaining):
                 self._walk.leave(session)
                 session.behind = False
                 session.dirty = True
-            elif self._tail and session.next_seq >= self._tail[0].first_seq:
+            elif session.next_seq >= self._tail.first:
                 self._walk.leave(session)
-                self._take_from_tail(session)
+                self._keep(session, self._tail.piece(session.next_seq), self._walk.limit)
             else:
                 self._read_on(session, client)
 
@@ -265,11 +260,16 @@ class Delivery(Retaining):
         if session.plain >= 0 and self._send_alike(session, client):
             self._prefetch(session, client)
             return
-        backlog, inflight, out, v5 = session.backlog, session.inflight, client.out, client.version == 5
+        backlog, v5 = session.backlog, client.version == 5
+        if session.inflight is NO_DICT:
+            session.inflight = {}
+        inflight = session.inflight
         room, size, sent, packet_id = session.room(), client.out_size, 0, session.next_id
         plans: dict[tuple[bytes, int, int], bytes | None] = {}
-        if not out:
+        if client.out is NO_LIST:
             self.dirty.append(client)
+            client.out = []
+        out = client.out
         taken = 0
         while taken < len(backlog) and room > 0 and size <= TURN_BYTES:
             message = backlog[taken]
@@ -292,6 +292,7 @@ class Delivery(Retaining):
             room -= 1
             sent += 1
         del backlog[:taken]
+        session.backlog = backlog or NO_LIST
         session.next_id, client.out_size = packet_id, size
         session.dirty = True
         session.taken += sent
@@ -320,8 +321,13 @@ class Delivery(Retaining):
             packets = [heads[m[1]] + PACKET_ID[n] + b"\0" + m[3] for m, n in zip(messages, packet_ids, strict=True)]
         else:
             packets = [heads[m[1]] + PACKET_ID[n] + m[3] for m, n in zip(messages, packet_ids, strict=True)]
-        inflight.update(zip(packet_ids, [message[0] for message in messages], strict=True))
+        seqs = [message[0] for message in messages]
+        if inflight is NO_DICT:
+            session.inflight = dict(zip(packet_ids, seqs, strict=True))
+        else:
+            inflight.update(zip(packet_ids, seqs, strict=True))
         del backlog[:count]
+        session.backlog = backlog or NO_LIST
         session.next_id = (first + count - 1) % 65_535 + 1
         session.dirty = True
         session.taken += count
@@ -340,12 +346,6 @@ class Delivery(Retaining):
         key = 4 | (32 if target.retain_as_published and flags & RETAIN else 0) | (client.version == 5)
         return _dup(self._variant(topic, key, bytes(length), b"")[0], flags)
 
-    def _take_from_tail(self, session: Session) -> None:
-        """Fill the backlog from the batches in memory; one piece of them serves all who are at its place."""
-        if self._recent is None or not self._recent.first <= session.next_seq <= self._recent.through:
-            self._recent = piece_of(self._tail, session.next_seq)
-        self._keep(session, self._recent, self._walk.limit)
-
     def _read_on(self, session: Session, client: Client) -> None:
         if wanted(session):
             self._walk.ask(session, client)
@@ -356,7 +356,7 @@ class Delivery(Retaining):
         """Ask for the next piece while this one is being sent: disk and wire work side by side."""
         if len(session.backlog) >= ROWS or session.reading is client or session.next_seq > self.live or self._walk.crowded:
             return
-        if not self._tail or session.next_seq < self._tail[0].first_seq:
+        if session.next_seq < self._tail.first:
             self._read_on(session, client)
 
     def hand_over(self, session: Session, client: Client, piece: Piece | None, limit: int) -> int:
@@ -371,8 +371,11 @@ class Delivery(Retaining):
     def _keep(self, session: Session, piece: Piece, limit: int) -> None:
         leaves_now = min(TURN_BYTES, session.room() * (max(0, piece.plain) + MESSAGE))
         messages, through = piece.take(session.next_seq, wanted(session), max(limit, leaves_now))
+        messages = self._walk.left(messages)
         if messages:
             session.plain = piece.plain if not session.backlog or session.plain == piece.plain else -1
+            if session.backlog is NO_LIST:
+                session.backlog = []
             session.backlog.extend(messages)
         session.next_seq = through + 1
 
@@ -423,12 +426,7 @@ class Delivery(Retaining):
 
     def in_memory(self, seq: int) -> Row | None:
         """The row of an entry that the tail still holds."""
-        if not self._tail or seq < self._tail[0].first_seq:
-            return None
-        for batch in self._tail:
-            if seq < batch.first_seq + len(batch.rows):
-                return batch.rows[seq - batch.first_seq]
-        return None
+        return self._tail.row(seq)
 
 
 def _is(session: Session, sender: Any) -> bool:

@@ -102,10 +102,15 @@ def _missing_extra() -> str:
 
 
 def _used(data: Path | None) -> str:
-    """Redis begins empty and would be sent the readings of an earlier showing too, which nobody here could account for."""
-    if data is None or not (data / "log.db").exists():
+    """What lies there is not ours to mix with; of a log, Redis would be sent an earlier showing's readings too."""
+    try:
+        there = sorted(path.name for path in data.iterdir()) if data is not None and data.exists() else []
+    except OSError as error:
+        return f"{data} cannot be read: {error.strerror}; give --data a new directory"
+    if not there:
         return ""
-    return f"{data} already holds a log (log.db) and the demo begins with a new one: give --data another directory"
+    holds = "already holds a log (log.db)" if "log.db" in there else f"is not empty ({', '.join(there[:3])})"
+    return f"{data} {holds} and the demo begins with a new log: give --data a new directory"
 
 
 class _Demo:

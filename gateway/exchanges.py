@@ -94,6 +94,8 @@ class Exchanges:
                 self._broker.log.change(
                     "DELETE FROM received WHERE client = ? AND packet_id = ?", session.name, packet.packet_id
                 )
+            else:
+                self._broker.rows.passing -= 1
         elif client.version == 5:
             answer = encode(PubComp(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND), 5)
             self._broker.when_durable(self._broker.delivery.send_if_connected, session, client, answer)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from tidegate.store.topic import TopicTree
 from tidegate.store.trim import WAL_SHARE
 
-RETAINED_PART, SESSIONS_PART = 4, 8
-"""Of the disk budget (less the write-ahead log's share) a quarter may be retained messages, an eighth sessions."""
+RETAINED_PART, SESSIONS_PART, EXCHANGES_PART = 4, 8, 16
+"""Of the disk budget (less the write-ahead log's share) a quarter may be retained messages, an eighth sessions, a sixteenth
+exchanges and positions (`rows`)."""
 PAGE = 4096
 ROW = 64
 LARGE = 400
@@ -30,12 +31,15 @@ class Shares(NamedTuple):
 
     retained: int
     sessions: int
+    exchanges: int
 
 
-def shares(disk_budget: int, retained: int = 0, sessions: int = 0) -> Shares:
+def shares(disk_budget: int, retained: int = 0, sessions: int = 0, exchanges: int = 0) -> Shares:
     """As told, or what the disk budget leaves; 0 = not told."""
     budget = max(disk_budget - WAL_SHARE, disk_budget // 2)
-    return Shares(retained or budget // RETAINED_PART, sessions or budget // SESSIONS_PART)
+    return Shares(
+        retained or budget // RETAINED_PART, sessions or budget // SESSIONS_PART, exchanges or budget // EXCHANGES_PART
+    )
 
 
 def row_bytes(length: int) -> int:

@@ -156,7 +156,7 @@ class Absence:
             given_up = [packet_id for _, packet_id in oldest]
         session.taken += got.messages
         count = got.messages + len(given_up)
-        session.dropped[reason] += count
+        session.drop(reason, count)
         count += self._release(session, got.through)
         for packet_id in given_up:
             seq = session.inflight.pop(packet_id)

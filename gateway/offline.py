@@ -27,6 +27,7 @@ from tidegate.store.history import (
     FORGET_ADDRESSED,
     FORGET_POSITIONS,
     MOVE_FETCH,
+    NOTE_FORGOTTEN,
     SET_POSITION,
     STALE_POSITIONS,
     TAKE,
@@ -41,7 +42,7 @@ from tidegate.store.local import PUBSUB, QUEUE, TOLD, FetchRule
 from tidegate.store.log import Name
 from tidegate.store.piece import Stored
 from tidegate.store.report import INFO
-from tidegate.store.topic import filters_overlap, matches
+from tidegate.store.topic import filters_overlap, is_wild, matches
 
 from .outlet import TURN_BYTES
 from .progress import END, Fetch, Progress
@@ -145,10 +146,18 @@ class Offline:
                 broker.log.change(DELETE_FETCH, session.name, text)
         self._take_over(session, text)
         self._withdraw(session)
-        if broker.router.local.forgets_position(text):
-            if progress is not None:
-                progress.forget_topics(lambda topic: matches(text, topic) and not session.is_subscribed(topic))
-            broker.log.change(FORGET_POSITIONS, session.name, text, json.dumps(list(session.subscriptions)))
+
+    def forget_positions(self, session: Session, text: str, seq: int) -> None:
+        """After `unsubscribed`; `seq`: the entry that tells far ends of it, 0 if none does."""
+        broker, progress = self._broker, session.progress
+        if not broker.router.local.forgets_position(text):
+            return
+        if progress is not None:
+            progress.forget_topics(lambda topic: matches(text, topic) and not session.is_subscribed(topic))
+        which = session.name, text, json.dumps(list(session.subscriptions))
+        if seq and is_wild(text):
+            broker.log.change(NOTE_FORGOTTEN, *which, seq)
+        broker.log.change(FORGET_POSITIONS, *which)
 
     def _withdraw(self, session: Session) -> None:
         """What no subscription of the client brings any more, so that it may come again with another."""
@@ -265,8 +274,9 @@ class Offline:
             return
         topics = self._broker.router.topics
         for raw, reached in progress.positions(session.unread()):
-            if self._has_position(session, topics[raw]):
+            if self._has_position(session, topics[raw], leaving):
                 log.change(SET_POSITION, self._name(session), topics[raw], reached[-1], log.now)
+                self._broker.rows.add_position()
             names = progress.names_of(reached)
             if self._is_told(session, topics[raw], leaving):
                 for name in names:
@@ -287,16 +297,20 @@ class Offline:
         elif progress.is_idle():
             session.progress = None
 
-    def _has_position(self, session: Session, topic: Topic) -> bool:
+    def _has_position(self, session: Session, topic: Topic, leaving: str) -> bool:
         """By the rules; one that an UNSUBSCRIBE dropped does not come back with what was still under way."""
         router = self._broker.router
-        dropped = router.local.forgets_position(topic.text) and not session.is_subscribed(topic.text)
+        dropped = router.local.forgets_position(topic.text) and not self._is_subscribed(session, topic, leaving)
         return bool(router.fresh(topic).acks & PUBSUB) and not dropped
 
     def _is_told(self, session: Session, topic: Topic, leaving: str) -> bool:
         """Whether far ends hear of the position: not after the UNSUBSCRIBE, which may have dropped it there."""
         if not self._broker.router.fresh(topic).acks & TOLD:
             return False
+        return self._is_subscribed(session, topic, leaving)
+
+    def _is_subscribed(self, session: Session, topic: Topic, leaving: str) -> bool:
+        """Or was until now, by the filter that is `leaving`."""
         return session.is_subscribed(topic.text) or bool(leaving and matches(leaving, topic.text))
 
     def _name(self, session: Session) -> Name:

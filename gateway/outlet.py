@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tidegate.store.entry import DELIVERED
+from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.local import TOLD
 from tidegate.store.log import Ack, Log
 
@@ -43,12 +44,16 @@ class Outlet:
         self._max_queued = max_queued_bytes
         self.queued = queued
         self._message_id = message_id
+        self.added_delivery: Callable[[], None] = lambda: None
+        """A delivery of QoS 2 gets a row in the store."""
 
     def send(self, client: Client, data: bytes) -> None:
         """Add bytes to what the client gets at the end of this turn."""
-        if not client.out:
+        if client.out is NO_LIST:
             self.dirty.append(client)
-        client.out.append(data)
+            client.out = [data]
+        else:
+            client.out.append(data)
         client.out_size += len(data)
 
     def flush(self) -> None:
@@ -57,19 +62,19 @@ class Outlet:
         for client in dirty:
             if client.held is not None:
                 continue  # the CONNACK leaves first
-            out, client.out, client.out_size = client.out, [], 0
+            out, client.out, client.out_size = client.out, NO_LIST, 0
             if out and not client.closing:
                 client.link.write(out[0] if len(out) == 1 else b"".join(out))
 
     def flush_one(self, client: Client) -> None:
         """Write what one client is still to get, because its connection ends now."""
-        out, client.out, client.out_size = client.out, [], 0
+        out, client.out, client.out_size = client.out, NO_LIST, 0
         if out and not client.closing and client.held is None:
             client.link.write(b"".join(out))
 
     def send_first(self, client: Client, connack: bytes) -> None:
         """The CONNACK, before what was sent since the session was attached."""
-        client.out.insert(0, connack)
+        client.out = [connack, *client.out]
         client.out_size += len(connack)
         self.dirty.append(client)
 
@@ -84,9 +89,11 @@ class Outlet:
                     data = struct.pack(f">{len(packets)}I", *packets)
                 except struct.error:
                     data = b"".join(map(_bytes_of, packets))
-            if not client.out:
+            if client.out is NO_LIST:
                 dirty.append(client)
-            client.out.append(data)
+                client.out = [data]
+            else:
+                client.out.append(data)
             client.out_size += len(data)
 
     def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
@@ -119,8 +126,12 @@ class Outlet:
         packet_id = session.free_packet_id()
         session.taken += 1
         if retain:
+            if session.retaining is NO_DICT:
+                session.retaining = {}
             session.retaining[packet_id] = seq
         if qos == 1:
+            if session.inflight is NO_DICT:
+                session.inflight = {}
             session.inflight[packet_id] = seq
             session.dirty = True
             self.send(client, parts[0] + PACKET_ID[packet_id] + parts[1])
@@ -130,6 +141,8 @@ class Outlet:
 
     def _send_qos2(self, session: Session, client: Client, seq: int, packet_id: int, parts: tuple[bytes, bytes]) -> None:
         """QoS 2: the packet id of a session that survives must be on disk before the packet leaves [MQTT-4.4.0-1]."""
+        if session.releasing is NO_DICT:
+            session.releasing = {}
         session.releasing[packet_id] = (seq, SENT)
         session.dirty = True
         packet = parts[0] + PACKET_ID[packet_id] + parts[1]
@@ -138,6 +151,7 @@ class Outlet:
             self.send(client, packet)
             return
         self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
+        self.added_delivery()
         self._log.batch.after.append((self.send_if_connected, session, client, packet))
 
     def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
@@ -194,7 +208,7 @@ class Outlet:
             session.progress.give_up(seq, fetched=qos == 1)
         if qos == 1:
             if session.inflight.pop(packet_id, None) is not None:
-                session.dropped["no_longer_stored"] += 1
+                session.drop("no_longer_stored")
             forget_kept(self._log, session, (packet_id,))
             return
         seq, _ = session.releasing[packet_id]

@@ -1,4 +1,5 @@
-"""Publishes that are refused: to `$SYS`, and while the disk budget is used up to topics whose policy is `reject_new`.
+"""Publishes that are refused: to `$SYS`, to topics whose policy is `reject_new` while the disk budget is used up, with QoS 2
+while there is no room for exchanges (`rows`).
 
 An MQTT 5 client is told, by an acknowledgement that says "quota exceeded": it keeps or drops the message as it likes.
 Before 5.0 there are no such words. The acknowledgement is withheld then, so that the client keeps the message, and the client
@@ -10,6 +11,7 @@ Invariant: a message of QoS 1 or 2 that was refused has no entry, and no acknowl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tidegate.store.report import WARNING
@@ -22,6 +24,9 @@ from .session import Client
 if TYPE_CHECKING:
     from .broker import Broker
 
+QUIET = 60.0
+"""Seconds without any refusal after which the next one is told."""
+
 
 class Pressure:
     """See the module. `refused` counts publishes."""
@@ -30,24 +35,31 @@ class Pressure:
         self.refused = 0
         self._broker = broker
         self._withheld: dict[Client, None] = {}
+        self._told = 0
+        """The level that was told last."""
+        self._refusing_at = float("-inf")
 
     def set_level(self, level: int | None) -> None:
         """Refuse what has a lower priority than `level` and the policy `reject_new`; None: refuse nothing."""
         broker = self._broker
         before = broker.router.level
-        if not broker.router.set_level(level):
-            return
+        changed = broker.router.set_level(level)
+        level = broker.router.level
         if level is not None:
-            text = "the disk budget is used up: publishes of a lower priority with when_full = reject_new are refused"
-            broker.report("budget_refuses", text, WARNING, below=level)
-        if before is not None and (level is None or level < before):
-            self._let_send_again()
+            # A far end that drains slowly makes a little room again and again: that is told once.
+            if level > self._told or broker.now - self._refusing_at >= QUIET:
+                text = "the disk budget is used up: publishes of a lower priority with when_full = reject_new are refused"
+                broker.report("budget_refuses", text, WARNING, below=level)
+                self._told = level
+            self._refusing_at = broker.now
+        if changed and before is not None and (level is None or level < before):
+            self.let_send_again()
 
-    def _let_send_again(self) -> None:
-        withheld, self._withheld = self._withheld, {}
-        for client in withheld:
-            if client in self._broker.clients:
-                self._broker.connecting.drop(client, None)
+    def let_send_again(self, may: Callable[[Client], bool] = lambda client: True) -> None:
+        """There is room for them: who was refused without a word connects and sends again."""
+        for client in [client for client in self._withheld if may(client)]:
+            del self._withheld[client]
+            self._broker.connecting.drop(client, None)
         self._broker.delivery.flush()
 
     def refuse(self, client: Client, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tidegate.store.catchup import BYTES, Fetched
 from tidegate.store.entry import FOREIGN, QOS_MASK
+from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.log import Log
 from tidegate.store.report import ERROR, Say
 
@@ -39,9 +40,12 @@ class Retaining(Outlet):
 
     def queue_retained(self, client: Client, topic_filter: str, target: Target, seqs: list[int]) -> None:
         """Retained messages for a new subscription; only numbers wait, and an earlier queue of the filter is replaced."""
-        target.session.retained_due.pop(topic_filter, None)
-        target.session.retained_due[topic_filter] = (target, sorted(seqs))
-        self._fetch_retained(target.session, client)
+        session = target.session
+        if session.retained_due is NO_DICT:
+            session.retained_due = {}
+        session.retained_due.pop(topic_filter, None)
+        session.retained_due[topic_filter] = (target, sorted(seqs))
+        self._fetch_retained(session, client)
 
     def add_retained(self, client: Client, topic_filter: str, target: Target, seq: int) -> None:
         """One more for a subscription that is there."""
@@ -77,7 +81,7 @@ class Retaining(Outlet):
             session.retained_due[topic_filter] = (target, left)
             if not left:
                 del session.retained_due[topic_filter]
-            session.retained.extend((topic_filter, target, message) for message in got.messages)
+            session.retained = [*session.retained, *((topic_filter, target, message) for message in got.messages)]
         self.pump(session)
 
     def _send_waiting_retained(self, session: Session, client: Client) -> None:
@@ -102,6 +106,7 @@ class Retaining(Outlet):
                 if qos and self._router.watches(topic) and topic.acks and not message[2] & FOREIGN:
                     self._follow(session, topic, message[0], message[6], message[8])
         del session.retained[:taken]
+        session.retained = session.retained or NO_LIST
         if client.blocked and session.retained:
             self._put_retained_back(session)
         if len(session.retaining) > 2 * session.window:
@@ -116,9 +121,10 @@ class Retaining(Outlet):
         """They are read again when the client reads; until then only their numbers wait."""
         topic_filter, target, _ = session.retained[0]
         seqs = [message[0] for _, _, message in session.retained]
-        session.retained.clear()
+        session.retained = NO_LIST
         due = session.retained_due.get(topic_filter)
         if due is None or due[0] is target:
+            session.retained_due = session.retained_due or {}
             session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
 
     def read_failed(self, session: Session, error: Exception) -> None:

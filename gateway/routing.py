@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tidegate.store.entry import DELIVERED, POSITION, PUBLISH, STORED_QOS0, Want
+from tidegate.store.few import NO_DICT
 from tidegate.store.local import NO_RULES, TOLD, LocalRules
 from tidegate.store.log import Name
 from tidegate.store.policy import Policies
@@ -151,8 +152,10 @@ class Router:
         self._all_changed()
 
     def set_level(self, level: int | None) -> bool:
-        """Whether this changes what is refused."""
-        if level == self.level or not any(policy.rejects for policy in self.policies.given):
+        """Whether this changes what is refused. As low as it may be for that, and None where nothing is."""
+        refused = [policy.priority for policy in self.policies.given if policy.rejects and policy.priority < (level or 0)]
+        level = max(refused) + 1 if refused else None
+        if level == self.level:
             return False
         self.level = level
         self._all_changed()
@@ -194,7 +197,7 @@ class Router:
                 self._changed(text)
 
     def _subscriptions_changed(self, topic_filter: str, session: Session) -> None:
-        session.matched.clear()
+        session.matched = NO_DICT
         self.subscriptions = len(self._tree)
         self._changed(topic_filter)
 
@@ -250,10 +253,9 @@ class Router:
             policy = self.policies.of(topic.text)
             topic.refused = policy.rejects and policy.priority < self.level
 
-    def sleepers(self, topic: str) -> set[Session]:
-        """Persistent sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
-        found = self._tree.find(topic)
-        return {session for session, one in found if one.qos and session.persistent and (session.behind or not session.client)}
+    def waiting(self, topic: str) -> set[Session]:
+        """Sessions that want this topic with QoS 1 or 2 and do not get it as it comes."""
+        return {session for session, one in self._tree.find(topic) if one.qos and session.behind}
 
     def fresh(self, topic: Topic) -> Topic:
         """The topic with a route that is true now."""
@@ -275,8 +277,8 @@ class Router:
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
-        if len(known) >= MAX_MATCHED:
-            known.clear()
+        if known is NO_DICT or len(known) >= MAX_MATCHED:
+            known = session.matched = {}
         found = known[topic.raw] = self._find(session, topic)
         return found
 

@@ -2,18 +2,19 @@
 
 A session is a cursor. It is *live* when everything committed has been pushed to it, *behind* when it must read on from the
 log at `next_seq` (it was away, its window was full, its socket slow). What is in flight is packet id -> seq; the payload
-stays in the log. Pure: no socket, clock or database. Sets are dicts here: an empty one costs a quarter.
+stays in the log. Pure: no socket, clock or database. Sets are dicts here. Containers begin as the empty one that all share
+(`store.few`): whoever puts something in makes one first.
 
 Invariant: everything below `position()` was acknowledged by the client or was not for it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tidegate.store.few import NO_DICT, NO_LIST, Few
 from tidegate.store.log import Name
 from tidegate.store.topic import matches
 
@@ -67,12 +68,10 @@ class Client:
         "blocked",
         "closing",
         "connection",
-        "deadline",
         "held",
         "keep_alive",
         "last_seen",
         "link",
-        "listener",
         "maximum_packet_size",
         "out",
         "out_size",
@@ -82,23 +81,20 @@ class Client:
         "username",
         "version",
         "will",
-        "will_delay",
+        "window",
     )
 
-    def __init__(self, link: Link, connection: Connection[Any], peer: str, listener: Any, now: float) -> None:
+    def __init__(self, link: Link, connection: Connection[Any], peer: str, now: float) -> None:
         self.link = link
         self.connection = connection
         self.peer = peer
-        self.listener = listener
         self.session: Session | None = None
         self.username: str | None = None
         self.version = 0
         self.keep_alive = 0
         self.last_seen = now
-        self.deadline = 0.0
         self.will: Will | None = None
-        self.will_delay = 0
-        self.out: list[bytes] = []
+        self.out: list[bytes] = NO_LIST
         self.out_size = 0
         self.blocked = False
         """The socket does not take more for now."""
@@ -108,6 +104,8 @@ class Client:
         """Events that wait for the CONNACK to leave first."""
         self.closing = False
         self.maximum_packet_size = 0
+        self.window = 0
+        """How many messages of QoS 1 and 2 it takes at a time."""
 
 
 class Session:
@@ -117,7 +115,6 @@ class Session:
         "backlog",
         "behind",
         "client",
-        "created",
         "delivered",
         "dirty",
         "dropped",
@@ -150,44 +147,45 @@ class Session:
         "window",
     )
 
-    def __init__(self, name: Name, expiry: int, created: int, next_seq: int) -> None:
+    def __init__(self, name: Name, expiry: int, next_seq: int) -> None:
         self.name = name
         self.expiry = expiry
         self.persistent = expiry > 0
-        self.created = created
         self.client: Client | None = None
-        self.subscriptions: dict[str, Subscription] = {}
-        self.matched: dict[bytes, Any] = {}
+        self.subscriptions: Few[str, Subscription] = NO_DICT
+        self.matched: dict[bytes, Any] = NO_DICT
         """Raw topic -> what its subscriptions make of it; forgotten when they change."""
-        self.inflight: dict[int, int] = {}
+        self.inflight: dict[int, int] = NO_DICT
         """QoS 1: packet id -> seq."""
-        self.kept: dict[int, int] = {}
+        self.kept: dict[int, int] = NO_DICT
         """QoS 1 deliveries that a clean stop wrote down: packet id -> seq. Their rows go when they are acknowledged."""
-        self.releasing: dict[int, tuple[int, int]] = {}
+        self.releasing: dict[int, tuple[int, int]] = NO_DICT
         """QoS 2: packet id -> (seq, SENT or RELEASED)."""
-        self.received: dict[int, None] = {}
+        self.received: dict[int, None] = NO_DICT
         """Packet ids of QoS 2 messages that came in and were not released yet (4.3.3 method B)."""
         self.window = 0
+        """That of its client; 0 if it may begin nothing new (`rows`)."""
         self.next_id = 1
         self.behind = False
         self.next_seq = next_seq
+        """Where it reads on, while it is behind."""
         self.reading: Client | None = None
         """The connection for which a piece of the log is being read; an answer for an older one does not count."""
-        self.backlog: list[Any] = []
+        self.backlog: list[Any] = NO_LIST
         """Read from the log, not sent yet: bounded by two reads."""
         self.plain = -1
         """`Piece.plain` of all that is in the backlog."""
-        self.resend: list[tuple[int, int, int]] = []
+        self.resend: list[tuple[int, int, int]] = NO_LIST
         """After a resume: (seq, packet id, qos) to be sent again before anything new."""
-        self.retained: list[Any] = []
+        self.retained: list[Any] = NO_LIST
         """(topic filter, target, message) for new subscriptions, waiting for room: one read of them."""
-        self.retained_due: dict[str, tuple[Any, list[int]]] = {}
+        self.retained_due: dict[str, tuple[Any, list[int]]] = NO_DICT
         """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
-        self.retaining: dict[int, int] = {}
+        self.retaining: dict[int, int] = NO_DICT
         """Packet id -> seq of what left with the retain flag: it has it again when it is sent again (3.3.1.3)."""
         self.fetching: Client | None = None
         """Like `reading`, for retained messages."""
-        self.handled: dict[int, None] = {}
+        self.handled: dict[int, None] = NO_DICT
         """After a restart: seqs above the cursor that are in flight or complete, not to be sent as new."""
         self.expires_at: float | None = None
         """Monotonic seconds; None while connected or if never."""
@@ -199,7 +197,7 @@ class Session:
         """Messages found for it, see `accounts`: delivered, in flight, expired or dropped by reason."""
         self.delivered = 0
         self.expired = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped: dict[str, int] = NO_DICT
         self.waiting: Any = None
         """While it is away: what `limits` has counted of what waits for it."""
         self.progress: Progress | None = None
@@ -213,6 +211,21 @@ class Session:
 
     def is_subscribed(self, topic: str) -> bool:
         return any(matches(text, topic) for text in self.subscriptions)
+
+    def rest(self) -> None:
+        """Give back what is empty: its client is idle, or gone."""
+        self.matched = NO_DICT
+        self.inflight, self.kept = self.inflight or NO_DICT, self.kept or NO_DICT
+        self.releasing, self.received = self.releasing or NO_DICT, self.received or NO_DICT
+        self.retaining, self.retained_due = self.retaining or NO_DICT, self.retained_due or NO_DICT
+        self.handled = self.handled or NO_DICT
+        self.backlog, self.resend, self.retained = self.backlog or NO_LIST, self.resend or NO_LIST, self.retained or NO_LIST
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """So many of its messages are given up."""
+        if self.dropped is NO_DICT:
+            self.dropped = {}
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def free_packet_id(self) -> int:
         """The next packet id that is not in use; the window is far smaller than their number."""

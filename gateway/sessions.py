@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+from tidegate.store.few import NO_DICT, NO_LIST, added, without
 from tidegate.store.log import Log, Name
 
 from .held import name_bytes, row_bytes
@@ -97,27 +97,28 @@ class Sessions:
         row = db.execute("SELECT value FROM meta WHERE key = 'suspect'").fetchone()
         suspect = int(row[0]) if clean and row else 0 if clean else self._log.next_seq
         by_number: dict[int, Session] = {}
-        for number, clientid, created, expiry, expires_at, cursor, delivered, expired, dropped in db.execute(
-            "SELECT s.client, c.clientid, s.created, s.expiry, s.expires_at, s.cursor, s.delivered, s.expired, s.dropped"
+        for number, clientid, expiry, expires_at, cursor, delivered, expired, dropped in db.execute(
+            "SELECT s.client, c.clientid, s.expiry, s.expires_at, s.cursor, s.delivered, s.expired, s.dropped"
             " FROM session s JOIN client c ON c.id = s.client"
         ):
-            session = Session(Name(clientid, number), expiry, created, cursor + 1)
+            session = Session(Name(clientid, number), expiry, cursor + 1)
             session.persistent = True
             if expires_at is None and expiry != NEVER:
                 expires_at = self._log.now + expiry * 1000  # it was connected when we were killed
             session.expires_at = None if expires_at is None else now + max(0, expires_at - self._log.now) / 1000
             session.behind = True
             session.suspect = suspect
-            session.delivered, session.expired, session.dropped = delivered, expired, Counter(json.loads(dropped))
+            session.delivered, session.expired, session.dropped = delivered, expired, json.loads(dropped) or NO_DICT
             by_number[number] = self._by_id[clientid] = session
             self._count(session)
         for number, text, options, identifier, since in db.execute(
             "SELECT client, filter, options, identifier, since FROM subscription"
         ):
             subscription = Subscription(options & 3, bool(options & 4), bool(options & 8), identifier or 0, since)
-            by_number[number].subscriptions[text] = subscription
+            session = by_number[number]
+            session.subscriptions = added(session.subscriptions, text, subscription)
             self.bytes += _filter_bytes(text)
-            self._router.subscribe(text, by_number[number], subscription)
+            self._router.subscribe(text, session, subscription)
         for number, seq, packet_id, state in db.execute(
             "SELECT client, seq, packet_id, state FROM inflight ORDER BY client, seq"
         ):
@@ -125,32 +126,38 @@ class Sessions:
             if state & AS_FETCHED:
                 session.followed().take_up(seq, state & 7 == COMPLETE)
             if state & AS_RETAINED:
+                session.retaining = session.retaining or {}
                 session.retaining[packet_id] = seq
             if seq >= session.next_seq and (state & DONE_BEFORE or not state & (AS_RETAINED | AS_FETCHED)):
+                session.handled = session.handled or {}
                 session.handled[seq] = None
             state &= 7
             if state == SENT_QOS1:
+                session.inflight, session.kept = session.inflight or {}, session.kept or {}
                 session.inflight[packet_id] = session.kept[packet_id] = seq
             elif state != COMPLETE:
+                session.releasing = session.releasing or {}
                 session.releasing[packet_id] = (seq, state)
         for number, packet_id in db.execute("SELECT client, packet_id FROM received"):
-            by_number[number].received[packet_id] = None
+            session = by_number[number]
+            session.received = session.received or {}
+            session.received[packet_id] = None
         for session in by_number.values():
-            found = session.delivered + session.expired + session.dropped.total()
+            found = session.delivered + session.expired + sum(session.dropped.values())
             session.taken = found + len(session.inflight) + len(session.releasing)
 
     def create(self, name: Name, expiry: int) -> Session:
         """A new session; with a row when it outlives its connection."""
         log = self._log
-        session = Session(name, expiry, log.now, log.next_seq)
+        session = Session(name, expiry, log.next_seq if expiry else 0)
         self._by_id[name.text] = session
-        self._awake[session] = None
         self._count(session)
         if session.persistent:
+            self._awake[session] = None
             log.change(
                 "INSERT OR REPLACE INTO session (client, created, expiry, expires_at, cursor) VALUES (?,?,?,NULL,?)",
                 name,
-                session.created,
+                log.now,
                 expiry,
                 session.stored_cursor,
             )
@@ -179,10 +186,9 @@ class Sessions:
         elif not session.behind:
             session.next_seq = live + 1
         session.behind = True
-        session.backlog.clear()
-        session.retained.clear()
-        session.retained_due.clear()
-        session.resend = []
+        session.backlog = session.retained = session.resend = NO_LIST
+        session.retained_due = NO_DICT
+        session.rest()
         if session.progress is not None:
             session.progress.rest()
         session.client = None
@@ -206,7 +212,7 @@ class Sessions:
             self.bytes -= _filter_bytes(text) if session.persistent else 0
         session.client = None
         # What it was still to get names the session: a circle that the collector comes by for late.
-        session.backlog, session.retained, session.retained_due = [], [], {}
+        session.backlog, session.retained, session.retained_due = NO_LIST, NO_LIST, NO_DICT
         if session.persistent:
             for table in ("session", "subscription", "inflight", "received"):
                 self._log.change(f"DELETE FROM {table} WHERE client = ?", session.name)
@@ -220,7 +226,7 @@ class Sessions:
         before = session.subscriptions.get(text)
         if before is not None:
             subscription.since = before.since
-        session.subscriptions[text] = subscription
+        session.subscriptions = added(session.subscriptions, text, subscription)
         self._router.subscribe(text, session, subscription)
         if session.persistent:
             self.bytes += _filter_bytes(text) if before is None else 0
@@ -237,8 +243,9 @@ class Sessions:
 
     def unsubscribe(self, session: Session, text: str) -> bool:
         """Take the filter away; whether it was there."""
-        if session.subscriptions.pop(text, None) is None:
+        if text not in session.subscriptions:
             return False
+        session.subscriptions = without(session.subscriptions, text)
         self._router.unsubscribe(text, session)
         if session.persistent:
             self.bytes -= _filter_bytes(text)
@@ -266,21 +273,32 @@ class Sessions:
         if session.client is None:
             self._awake.pop(session, None)
 
-    def fold_for_stop(self, live: int) -> None:
-        """A clean stop: positions as handed out, and every delivery that is still unacknowledged."""
+    def fold_for_stop(self, live: int, room: int = 1 << 62) -> None:
+        """A clean stop: positions as handed out, and every delivery that is still unacknowledged.
+
+        For `room` deliveries with QoS 1; a session for which no more is left finds its own as after a crash.
+        """
         suspect = max((s.suspect for s in self._by_id.values() if s.position(live) < s.suspect), default=0)
-        self._log.change("INSERT OR REPLACE INTO meta (key, value) VALUES ('suspect', ?)", suspect)
         for session in self._by_id.values():
             if not session.persistent:
                 continue
-            inflight, releasing = session.inflight, session.releasing
-            session.inflight, session.releasing = {}, {}
-            self._store_cursor(session, session.position(live))
-            session.inflight, session.releasing = inflight, releasing
-            rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
-            rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
-            for seq, packet_id, state in rows:
-                self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, state))
+            room -= len(session.inflight)
+            if room >= 0:
+                self._fold_with_deliveries(session, live)
+            else:
+                self._store_cursor(session, session.position(live))
+                suspect = self._log.next_seq
+        self._log.change("INSERT OR REPLACE INTO meta (key, value) VALUES ('suspect', ?)", suspect)
+
+    def _fold_with_deliveries(self, session: Session, live: int) -> None:
+        inflight, releasing = session.inflight, session.releasing
+        session.inflight = session.releasing = NO_DICT
+        self._store_cursor(session, session.position(live))
+        session.inflight, session.releasing = inflight, releasing
+        rows = [(seq, packet_id, SENT_QOS1) for packet_id, seq in inflight.items()]
+        rows += [(seq, packet_id, state) for packet_id, (seq, state) in releasing.items()]
+        for seq, packet_id, state in rows:
+            self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, state))
 
     def _store_cursor(self, session: Session, cursor: int) -> None:
         if cursor <= session.stored_cursor:

@@ -32,13 +32,14 @@ def render(status: dict[str, Any]) -> str:
         remote = [name for name in status["backends"] if name != "sqlite"]
         lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")
     refused = dict(clients["refused"])
-    if clients["protocol_errors"]:
-        refused["protocol_errors"] = clients["protocol_errors"]
-    if clients.get("slow_readers"):
-        refused["slow_readers"] = clients["slow_readers"]
+    refused |= {name: clients[name] for name in ("protocol_errors", "slow_readers", "unfinished_packets") if clients.get(name)}
     lines += _sessions(status.get("sessions", {}))
     if (level := store.get("refusing_below")) is not None:
         lines.append(f"refusing    publishes below priority {level} with reject_new: {messages['refused']} so far")
+    if store.get("exchanges_full"):
+        lines.append(
+            f"refusing    new exchanges of QoS 2, max_exchange_bytes is used up: {messages['refused']} publishes so far"
+        )
     if not_kept := messages.get("not_retained"):
         lines.append(f"not kept    {not_kept} retained messages, which were delivered: max_retained_bytes is used up")
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
@@ -89,7 +90,8 @@ def _balance(head: str, sheet: dict[str, Any]) -> list[str]:
     parts = [f"{sheet[key]} {key.replace('_', ' ')}" for key in _PARTS if sheet.get(key)]
     parts += [f"{count} dropped ({reason})" for reason, count in sorted(sheet["dropped"].items())]
     text = f"{head}{sheet['wanted']} wanted: {', '.join(parts)}"
-    return [text + (f"; {sheet['mismatch']} UNEXPLAINED" if sheet["mismatch"] else "")]
+    unread = f"; {sheet['unread_entries']} entries of the log not looked at for it" if sheet.get("unread_entries") else ""
+    return [text + (f"; {sheet['mismatch']} UNEXPLAINED" if sheet["mismatch"] else "") + unread]
 
 
 def render_refused(answer: dict[str, Any]) -> str:

@@ -73,6 +73,8 @@ class Subscribing:
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
         new = broker.sessions.subscribe(session, wanted.filter, subscription)
+        if wanted.qos == 2:
+            broker.rows.settle(session)
         if new and wanted.qos:
             broker.offline.subscribed(session, wanted.filter, since)
         if broker.router.wanted(SUBSCRIBED, wanted.filter):
@@ -131,8 +133,9 @@ class Subscribing:
         gone = broker.sessions.unsubscribe(session, text)
         if gone:
             broker.offline.unsubscribed(session, text)
-        if gone and broker.router.wanted(UNSUBSCRIBED, text):
-            broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text))
+            wanted = broker.router.wanted(UNSUBSCRIBED, text)
+            seq = broker.log.append(UNSUBSCRIBED, session.name, _filter_topic(text)) if wanted else 0
+            broker.offline.forget_positions(session, text, seq)
         return gone
 
 

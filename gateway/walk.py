@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from tidegate.store.catchup import BYTES, ROWS
-from tidegate.store.entry import ADDRESSED, PUBLISH, QOS_MASK
-from tidegate.store.log import Batch
 from tidegate.store.piece import MESSAGE, Piece, Stored
 
 from .session import Client, Session
@@ -57,6 +55,8 @@ class Walk:
         self._under_way = False
         self._lowest = False
         self._last: Piece | None = None
+        self._gone: set[int] = set()
+        """What the log lets go, and what was read before may still hold."""
 
     @property
     def limit(self) -> int:
@@ -85,6 +85,27 @@ class Walk:
         """Called each second: forget who went away."""
         for session in [session for session in self._walkers if session.client is None]:
             del self._walkers[session]
+
+    def left(self, messages: list[Stored]) -> list[Stored]:
+        """Those of the messages that the log is not letting go."""
+        return [message for message in messages if message[0] not in self._gone] if self._gone else messages
+
+    def give_up(self, gone: set[int], sessions: Iterable[Session]) -> Callable[[], None]:
+        """What the log lets go is counted as dropped for these sessions, and they must not get it from memory after that.
+
+        To be called when it is on disk no more: once the reader has let go of its pieces and every answer from before has
+        come, nobody can come upon it.
+        """
+        self._gone |= gone
+        for session in sessions:
+            if session.backlog:
+                session.backlog = self.left(session.backlog)
+
+        def rested(_: Any) -> None:
+            self._last = None
+            self._read(lambda reader: None, lambda _: self._gone.difference_update(gone))
+
+        return lambda: self._read(lambda reader: reader.rest(), rested)
 
     def _go_on(self) -> None:
         self._lowest = not self._lowest
@@ -153,24 +174,6 @@ class Walk:
 def wanted(session: Session) -> tuple[str, ...]:
     """Its filters of which anything is kept in the log for it."""
     return tuple([text for text, subscription in session.subscriptions.items() if subscription.qos])
-
-
-def piece_of(batches: Iterable[Batch], first: int) -> Piece:
-    """The next piece of what is still in memory, made like one that was read."""
-    messages: list[Stored] = []
-    through = first
-    for batch in batches:
-        rows = batch.rows[max(0, first - batch.first_seq) :]
-        if rows:
-            through = batch.first_seq + len(batch.rows) - 1
-        for row in rows:
-            if (row[4] == PUBLISH or row[4] == ADDRESSED) and row[7] & QOS_MASK:
-                messages.append((row[0], row[6].raw, row[7], row[8], row[9] or b"", row[5], row[1], row[2], row[3]))
-        if len(messages) >= ROWS:
-            break
-    kinds = {(message[2], len(message[3]), message[4]) for message in messages}
-    flags, size, properties = kinds.pop() if len(kinds) == 1 else (0, 0, b"")
-    return Piece(first, through, messages, None, size if flags == 1 and not properties else -1)
 
 
 def _has_next(piece: Piece, session: Session) -> bool:

@@ -103,7 +103,7 @@ def restore(file: Path, path: Path) -> Path | None:
             sync(part)
         except StoreError as error:
             remove_part(path)
-            raise StoreError(str(error).replace(str(part), str(file))) from None
+            raise StoreError(_no_backup(file, str(error).removeprefix(str(part)))) from None
         except BaseException:
             remove_part(path)
             raise
@@ -118,6 +118,14 @@ def _check_source(file: Path, path: Path) -> None:
     beside = [f"{file}{tail}" for tail in TAILS[1:] if Path(f"{file}{tail}").exists() and os.path.getsize(f"{file}{tail}")]
     if beside:
         raise StoreError(f"{file} is not a backup but a log in use or copied with it ({beside[0]} stands beside it)")
+
+
+def _no_backup(file: Path, fault: str) -> str:
+    """Of what is wrong with the copy the fact, without the advice for a log that a gateway runs on."""
+    if "newer tidegate" in fault:
+        return f"{file}{fault}"
+    fact, advice = fault.partition(": ")[0], "name a file that `tidegate backup` made; nothing was changed"
+    return f"{file}{fact}, so it cannot be put back: {advice}"
 
 
 def _mark_unclean(part: Path) -> None:

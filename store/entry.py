@@ -9,7 +9,11 @@ the gateway id and epoch it was born with.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from .topic import is_wild
 
 CONNECTED = 1
 DISCONNECTED = 2
@@ -52,7 +56,7 @@ STORED = QOS_MASK | STORED_QOS0
 
 class Entry(NamedTuple):
     """An entry as its readers see it. `payload` of DELIVERED, ACKED and POSITION is the msgid of the message, of GAP a
-    JSON text."""
+    JSON text, of UNSUBSCRIBED see `forgotten`."""
 
     seq: int
     at: int
@@ -72,6 +76,14 @@ class Entry(NamedTuple):
     epoch: int
     msgid: str
     """20 characters for every entry (`store.msgid`)."""
+
+
+def forgotten(entry: Entry) -> Sequence[str]:
+    """The topics whose positions an UNSUBSCRIBE drops: of a filter with wildcards those that the client had, a JSON list."""
+    if not is_wild(entry.topic):
+        return [entry.topic]
+    topics: list[str] = json.loads(entry.payload or b"[]")
+    return topics
 
 
 class Want(NamedTuple):

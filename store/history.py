@@ -24,11 +24,17 @@ SET_POSITION = (
     "INSERT INTO position (client, topic, seq, created) VALUES (?,?,?,?) ON CONFLICT (client, topic)"
     " DO UPDATE SET seq = excluded.seq, created = excluded.created WHERE excluded.seq > seq"
 )
-FORGET_POSITIONS = (
-    "DELETE FROM position WHERE client = ?1 AND topic IN (SELECT p.topic FROM position p JOIN topic t ON t.id = p.topic"
-    " WHERE p.client = ?1 AND topic_matches(?2, t.name)"
-    " AND NOT EXISTS (SELECT 1 FROM json_each(?3) WHERE topic_matches(value, t.name)))"
+_FORGOTTEN = (
+    " FROM position p JOIN topic t ON t.id = p.topic WHERE p.client = ?1 AND topic_matches(?2, t.name)"
+    " AND NOT EXISTS (SELECT 1 FROM json_each(?3) WHERE topic_matches(value, t.name))"
 )
+"""A client's positions that go with the filter ?2, unless one of the filters ?3 is still subscribed that matches too."""
+FORGET_POSITIONS = f"DELETE FROM position WHERE client = ?1 AND topic IN (SELECT p.topic{_FORGOTTEN})"
+NOTE_FORGOTTEN = (
+    "UPDATE entry SET payload = (SELECT CAST(json_group_array(name) AS BLOB) FROM"
+    f" (SELECT t.name{_FORGOTTEN} ORDER BY t.name)) WHERE seq = ?4"
+)
+"""In the commit of the entry itself: far ends, which cannot search by filter, are told which positions go."""
 STALE_POSITIONS = (
     "DELETE FROM position WHERE created < ? AND seq < (SELECT min(seq) FROM entry)"
     " AND client NOT IN (SELECT client FROM session)"

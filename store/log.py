@@ -60,10 +60,6 @@ class Batch:
         self.unused: list[Unused] = []
         """Names to be removed at the end of the commit (see `store.names`)."""
 
-    def keep_rows(self) -> None:
-        """It was committed, and all that waited for it was told: only its entries are needed on."""
-        self.changes, self.together, self.acks, self.after, self.unused = [], [], {}, [], []
-
     def __bool__(self) -> bool:
         return bool(self.rows or self.changes or self.acks or self.after or self.unused)
 

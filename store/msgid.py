@@ -30,17 +30,18 @@ def gateway_code(gateway: str) -> str:
 def message_id(at: int, code: str, epoch: int, seq: int) -> str:
     """The id of the entry `seq` (`at` in ms) of the gateway with this four-character code."""
     # An outage's backlog asks for a million of them, and of two that follow each other only the last digits differ.
-    time, time_end = divmod(at, _SQUARE)
-    number, number_end = divmod(seq, _SQUARE)
-    return (
-        f"{_digits(time, TIME_WIDTH - 2)}{_PAIRS[time_end]}{code}{_digits(epoch, EPOCH_WIDTH)}"
-        f"{_digits(number, SEQ_WIDTH - 2)}{_PAIRS[number_end]}"
-    )
+    upper, middle = _upper(at // _SQUARE), _middle(code, epoch, seq // _SQUARE)
+    return f"{upper}{_PAIRS[at % _SQUARE]}{middle}{_PAIRS[seq % _SQUARE]}"
 
 
 @functools.lru_cache(maxsize=256)
-def _digits(number: int, width: int) -> str:
-    return base62(number, width)
+def _upper(time: int) -> str:
+    return base62(time, TIME_WIDTH - 2)
+
+
+@functools.lru_cache(maxsize=256)
+def _middle(code: str, epoch: int, number: int) -> str:
+    return f"{code}{base62(epoch, EPOCH_WIDTH)}{base62(number, SEQ_WIDTH - 2)}"
 
 
 class Origin(NamedTuple):

@@ -47,7 +47,6 @@ class LogReader:
         self._waits = waits
         self._clients: dict[int, str] = {}
         self._topics: dict[int, str] = {}
-        self._runs: dict[int, Run] = {}
 
     def close(self) -> None:
         self._db.close()
@@ -90,7 +89,6 @@ class LogReader:
 
         Only `kinds` are returned when given; the second value also covers what was passed over.
         """
-        self._runs.clear()  # the newest one's clock offset may have been corrected
         self._db.execute("BEGIN")
         try:
             return self._read(after, limit, kinds)
@@ -102,7 +100,7 @@ class LogReader:
         through = after
         size = 0
         boot = self.run().boot if self._waits else ""
-        runs, clients, topics = self._runs, self._clients, self._topics
+        clients, topics, known = self._clients, self._topics, None
         # SQLite reads no payload that is not asked for.
         payload_of = "payload" if kinds is None else f"CASE WHEN kind IN ({','.join(map(str, kinds))}) THEN payload END"
         cursor = self._db.execute(
@@ -112,19 +110,20 @@ class LogReader:
         )
         # An outage's backlog comes through here by the million: no call for a row whose names are known.
         for seq, at, mono, run_id, kind, client, topic, flags, payload, properties in cursor:
-            run = runs.get(run_id) or self._run(run_id)
-            if boot and run.clock == UNKNOWN and run.boot == boot:
-                break
+            if run_id != known:
+                run, known = self._run(run_id), run_id
+                if boot and run.clock == UNKNOWN and run.boot == boot:
+                    break
+                gateway, code, epoch, _, offset, _, _ = run
             through = seq
             if kinds is None or kind in kinds:
-                offset = run.clock_offset
                 # As Entry(...), in a third of the time.
                 entries.append(tuple.__new__(Entry, (
                     seq, at, mono + offset if mono and offset is not None else at, kind,
                     clients.get(client) or self._name(clients, "SELECT clientid FROM client WHERE id = ?", client),
                     topics.get(topic) or self._name(topics, "SELECT name FROM topic WHERE id = ?", topic),
                     flags & QOS_MASK if flags else 0, bool(flags and flags & RETAIN), payload or b"", properties or b"",
-                    run.gateway, run.epoch, message_id(at, run.code, run.epoch, seq),
+                    gateway, epoch, message_id(at, code, epoch, seq),
                 )))  # fmt: skip
             if payload:
                 size += len(payload)
@@ -134,9 +133,7 @@ class LogReader:
         return entries, through
 
     def _run(self, run_id: int) -> Run:
-        row = self._db.execute(f"SELECT {_RUN} WHERE id = ?", (run_id,)).fetchone()
-        run = self._runs[run_id] = Run(*row)
-        return run
+        return Run(*self._db.execute(f"SELECT {_RUN} WHERE id = ?", (run_id,)).fetchone())
 
     def _name(self, cache: dict[int, str], sql: str, number: int | None) -> str:
         if number is None:

@@ -51,17 +51,35 @@ _TOPS = (
     "SELECT max(seq) FROM cursor WHERE name NOT LIKE 'inbox:%'",
 )
 _CLEAR = (
-    ("retained", "retained messages", "seq NOT IN (SELECT seq FROM entry) OR topic NOT IN (SELECT id FROM topic)"),
-    ("session", "sessions", "client NOT IN (SELECT id FROM client)"),
-    ("subscription", "subscriptions", "client NOT IN (SELECT client FROM session)"),
-    ("inflight", "open deliveries", "client NOT IN (SELECT client FROM session)"),
-    ("received", "guards against repeated QoS 2 messages", "client NOT IN (SELECT client FROM session)"),
-    ("addressed", "marks of messages for one client", "client NOT IN (SELECT id FROM client)"),
-    ("fetch", "fetches under way", "client NOT IN (SELECT client FROM session)"),
-    (
-        "position", "positions", "client NOT IN (SELECT id FROM client) OR topic NOT IN (SELECT id FROM topic)",
-    ),
-)  # fmt: skip
+    ("retained", "seq NOT IN (SELECT seq FROM entry) OR topic NOT IN (SELECT id FROM topic)"),
+    ("session", "client NOT IN (SELECT id FROM client)"),
+    ("subscription", "client NOT IN (SELECT client FROM session)"),
+    ("inflight", "client NOT IN (SELECT client FROM session)"),
+    ("received", "client NOT IN (SELECT client FROM session)"),
+    ("addressed", "client NOT IN (SELECT id FROM client)"),
+    ("fetch", "client NOT IN (SELECT client FROM session)"),
+    ("position", "client NOT IN (SELECT id FROM client) OR topic NOT IN (SELECT id FROM topic)"),
+)
+_WHAT = {
+    "meta": "notes about the log",
+    "run": "starts of the gateway",
+    "client": "client ids",
+    "topic": "topics",
+    "entry": "messages and other entries",
+    "retained": "retained messages",
+    "session": "sessions",
+    "subscription": "subscriptions",
+    "inflight": "deliveries under way",
+    "received": "guards against repeated QoS 2 messages",
+    "cursor": "places in what far ends answer",
+    "proxy_subscription": "subscriptions made for clients",
+    "position": "positions of clients",
+    "fetch": "fetches under way",
+    "taken": "messages taken from queues",
+    "addressed": "marks of messages for one client",
+    "cleared": "retained messages that were cleared",
+}
+"""What a table holds, for people."""
 
 
 def salvage(path: Path, now: int, progress: Progress) -> list[str]:
@@ -113,7 +131,8 @@ def _salvage(path: Path, now: int, progress: Progress) -> list[str]:
     return [
         *rescue.report,
         f"the damaged log is kept as {aside}: delete it when you are sure",
-        "the next start begins a new epoch; it takes the sessions up where they stood",
+        "start the gateway again: it goes on with the sessions where they stood, and in a new epoch, so that no far end takes"
+        " what is new for what is lost",
     ]
 
 
@@ -222,27 +241,33 @@ class _Rescue:
     # -- mending ---------------------------------------------------------------------------------------------------
 
     def _tell_tables(self, lost_entries: list[tuple[int, int]]) -> None:
+        whole = []
         for table in tables_of(self._db):
             (saved,) = self._one(f"SELECT count(*) FROM {table.name}")
             lost = (lost_entries or None) if table.name == "entry" else self._from.lost.get(table.name)
-            if lost is None:
-                text = "none lost"
-            elif not table.key:
-                text = "some are lost"
-            else:
-                count = sum(last - first + 1 for first, last in lost)
-                open_end = table.name in self._from.open_end - {"entry"}
-                text = f"lost: {'seq' if table.name == 'entry' else 'number'} {_say(lost)}"
-                text = f"{text} and what came after it" if open_end else f"at most {count} {text}" if lost else "none lost"
-            if saved or lost is not None:
-                self.report.append(f"{table.name}: {saved} rows saved, {text}")
+            what = _WHAT.get(table.name, table.name)
+            if lost or (lost is not None and (not table.key or table.name in self._from.open_end)):
+                self.report.append(f"{what}: {saved} saved, {self._say_lost(table, lost)}")
+            elif saved:
+                whole.append(f"{what} ({saved})")
+        if whole:
+            self.report.append(f"saved without loss: {', '.join(whole)}")
+
+    def _say_lost(self, table: Table, lost: list[tuple[int, int]]) -> str:
+        if not table.key:
+            return "some are lost"
+        if table.name in self._from.open_end - {"entry"}:
+            return f"lost are the numbers {_say(lost)} and what came after"
+        count = sum(last - first + 1 for first, last in lost)
+        told = ", as gap records tell far ends" if table.name == "entry" else ""
+        return f"at most {count} are lost, with the numbers {_say(lost)}{told}"
 
     def _clear(self) -> None:
         known = {table.name for table in tables_of(self._db)}  # an older log has fewer, until it is moved forward
-        for table, what, orphaned in (row for row in _CLEAR if row[0] in known):
+        for table, orphaned in (row for row in _CLEAR if row[0] in known):
             gone = self._db.execute(f"DELETE FROM {table} WHERE {orphaned}").rowcount
             if gone:
-                self.report.append(f"{gone} {what} dropped: what they belong to is lost")
+                self.report.append(f"{_WHAT[table]}: {gone} dropped, because what they belong to is lost")
 
     def _name_the_nameless(self) -> None:
         """An entry whose client's or topic's name is lost keeps its payload under a name that nobody subscribes to."""
@@ -252,7 +277,8 @@ class _Rescue:
                 f" WHERE {table} IS NOT NULL AND {table} NOT IN (SELECT id FROM {table})"
             ).rowcount
             if named:
-                self.report.append(f"{named} names of the table {table} are lost; entries have $lost/{table}/NUMBER instead")
+                instead = f"entries stand under $lost/{table}/NUMBER instead"
+                self.report.append(f"{_WHAT[table]}: the names of {named} that entries have are lost; {instead}")
 
     def _lost_entries(self) -> list[tuple[int, int]]:
         """The ranges of seqs that are lost: those that could not be read, and those that SQLite passed over.
@@ -333,7 +359,9 @@ class _Rescue:
         moved = db.execute("UPDATE entry SET run = ? WHERE run NOT IN (SELECT id FROM run)", (run,)).rowcount
         (first,) = db.execute("SELECT min(seq) FROM entry WHERE run = ?", (run,)).fetchone()
         if moved:
-            self.report.append(f"{moved} entries have a new epoch, theirs is lost: far ends may get them twice")
+            self.report.append(
+                f"{moved} entries are named anew, because what is known of their start is lost: far ends may get them twice"
+            )
         db.execute(
             "INSERT INTO run (id, gateway, code, epoch, node, boot, first_seq, started_at, alive_at)"
             " VALUES (?,?,?,?,?,?,?,?,?)",

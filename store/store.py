@@ -20,7 +20,6 @@ import hashlib
 import os
 import sqlite3
 import uuid
-from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -31,7 +30,8 @@ from typing import Any
 from .clock import Clock, Judge, begin, believe, last_known, this_boot
 from .entry import DISCONNECTED
 from .exchange import refuse_emptied, refuse_half
-from .log import NAME_BYTES, Batch, Name, Row
+from .insert import LARGEST, insert
+from .log import NAME_BYTES, Batch, Name
 from .msgid import gateway_code
 from .names import collect
 from .schema import LOG, StoreError, disk_fault, explain, know_topics, open_writer
@@ -44,17 +44,6 @@ PAGE = 4096
 """Also what a name that comes or goes adds to the WAL: each stands on a page of its own in the index of names."""
 MOVED_FRAMES = 96
 """Where the wal-index counts the frames that checkpoints have moved."""
-COLUMNS = 10
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Rows that one statement inserts; a group between two sizes is filled up with rows whose seq is 0, which are left out."""
-
-
-def _insert_sql(columns: str, selected: str) -> dict[int, str]:
-    return {n: f"INSERT INTO entry SELECT {selected} FROM (VALUES {','.join([columns] * n)}) WHERE column1 > 0" for n in _SIZES}
-
-
-_INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?,?)", "*")
-_PLAIN_INSERTS = _insert_sql("(?,?,?,?,?,?,?,?,?)", "*, NULL")
 EPOCH_STEP = 100_000
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "memory": "NORMAL"}
 
@@ -153,13 +142,13 @@ class Store:
         self._bound_wal(batch)
 
     def _commit(self, batch: Batch) -> None:
-        insert = None
-        if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= _SIZES[-1]:
+        statement = None
+        if not (batch.changes or batch.unused) and 0 < len(batch.rows) <= LARGEST:
             with suppress(KeyError):
-                insert = _insert(batch.rows, {})
-        if insert is not None:
+                statement = insert(batch.rows, {})
+        if statement is not None:
             # One statement is its own transaction: the interpreter lock is won back once instead of thrice.
-            self._db.execute(*insert)
+            self._db.execute(*statement)
         else:
             numbers = self._apply_in_transaction(batch)
             for name, number in numbers.items():
@@ -184,8 +173,8 @@ class Store:
     def _write(self, batch: Batch) -> dict[Name, int]:
         """Rows and changes, within a transaction; the numbers of the names that are new."""
         numbers = self._number(batch)
-        for start in range(0, len(batch.rows), _SIZES[-1]):
-            self._db.execute(*_insert(batch.rows[start : start + _SIZES[-1]], numbers))
+        for start in range(0, len(batch.rows), LARGEST):
+            self._db.execute(*insert(batch.rows[start : start + LARGEST], numbers))
         for sql, group in groupby(batch.changes, key=itemgetter(0)):
             self._db.executemany(sql, [_values(parameters, numbers) for _, parameters in group])
         return numbers
@@ -293,24 +282,6 @@ def _forget_cached(number: int) -> None:
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _insert(rows: list[Row], numbers: dict[Name, int]) -> tuple[str, list[Any]]:
-    """The statement for up to 512 rows. Raises KeyError for a name that has no number yet.
-
-    Messages without properties, the usual case, get one that binds a third faster: `sqlite3` looks up an adapter for every
-    bytes and None it is given, but not for a bytearray.
-    """
-    size = _SIZES[bisect_left(_SIZES, len(rows))]
-    values = list(chain.from_iterable(rows))
-    for column in (5, 6):
-        values[column::COLUMNS] = [name and (name.id or numbers[name]) for name in values[column::COLUMNS]]
-    payloads = values[8::COLUMNS]
-    if None in payloads or any(values[9::COLUMNS]):
-        return _INSERTS[size], values + [0] * ((size - len(rows)) * COLUMNS)
-    values[8::COLUMNS] = map(bytearray, payloads)
-    del values[9::COLUMNS]
-    return _PLAIN_INSERTS[size], values + [0] * ((size - len(rows)) * (COLUMNS - 1))
-
-
 def _values(parameters: tuple[Any, ...], numbers: dict[Name, int]) -> tuple[Any, ...]:
     return tuple([(v.id or numbers[v]) if isinstance(v, Name) else v for v in parameters])
 
@@ -396,7 +367,7 @@ def _log_ghosts(db: sqlite3.Connection, run: int, seq: int, at: int, mono: int, 
     """
     when = mono + clock.offset if mono else at
     for (client,) in db.execute("SELECT id FROM client WHERE state = 1 ORDER BY id").fetchall():
-        db.execute(_INSERTS[1], (seq, at, mono, run, DISCONNECTED, client, None, 0, None, None))
+        db.execute("INSERT INTO entry VALUES (?,?,?,?,?,?,NULL,0,NULL,NULL)", (seq, at, mono, run, DISCONNECTED, client))
         seq += 1
     db.execute("UPDATE client SET state = 0, offline_at = ? WHERE state = 1", (when,))
     return seq

@@ -11,12 +11,13 @@ Invariant: of a class, everything before its walker is gone, or is a gap record,
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .entry import GAP, KIND_NAMES
+from .entry import ADDRESSED, GAP, KIND_NAMES, PUBLISH, QOS_MASK
 from .policy import Policies, Policy
 
 STRETCH = 10_000
@@ -30,13 +31,13 @@ MAY_GO = f"(kind <> {GAP} OR seq <= ?) AND seq NOT IN (SELECT seq FROM retained)
 
 _TEMPORARY = (
     "CREATE TEMP TABLE IF NOT EXISTS class (topic INTEGER PRIMARY KEY, class INTEGER NOT NULL)",
-    "CREATE TEMP TABLE IF NOT EXISTS stretch (seq INTEGER PRIMARY KEY, at, kind, topic, size, goes)",
+    "CREATE TEMP TABLE IF NOT EXISTS stretch (seq INTEGER PRIMARY KEY, at, kind, client, topic, flags, size, goes)",
     "CREATE TEMP TABLE IF NOT EXISTS kept AS SELECT * FROM entry WHERE 0",
 )
 _LOOK = (
-    "INSERT INTO temp.stretch SELECT seq, at, kind, topic, size, goes FROM (SELECT *,"
+    "INSERT INTO temp.stretch SELECT seq, at, kind, client, topic, flags, size, goes FROM (SELECT *,"
     " sum(size) OVER (ORDER BY seq) - size AS before, sum(size * goes) OVER (ORDER BY seq) - size * goes AS freed FROM"
-    f" (SELECT seq, at, kind, e.topic, ifnull({SIZE}, {ROW_ON_DISK}) AS size,"
+    f" (SELECT seq, at, kind, client, e.topic, flags, ifnull({SIZE}, {ROW_ON_DISK}) AS size,"
     f" (kind <> {GAP} AND ifnull(c.class, ?) = ? AND seq NOT IN (SELECT seq FROM retained)) AS goes"
     " FROM entry e LEFT JOIN temp.class c ON c.topic = e.topic WHERE seq > ? ORDER BY seq LIMIT ?))"
     " WHERE before < ? AND freed < ?"
@@ -48,6 +49,11 @@ _SUMS = (
 _LOST = (
     "SELECT s.kind, ifnull(t.name, ''), min(seq), max(seq), min(at), max(at), count(*) FROM temp.stretch s"
     " LEFT JOIN topic t ON t.id = s.topic WHERE goes GROUP BY s.kind, s.topic ORDER BY min(seq)"
+)
+_MESSAGES = (
+    f"SELECT t.name, iif(s.kind = {ADDRESSED}, s.client, 0) AS only, json_group_array(seq), json_group_array(s.client)"
+    f" FROM temp.stretch s JOIN topic t ON t.id = s.topic"
+    f" WHERE goes AND s.kind IN ({PUBLISH}, {ADDRESSED}) AND flags & {QOS_MASK} > 0 GROUP BY s.topic, only"
 )
 _TAKE = "DELETE FROM entry WHERE seq IN (SELECT value FROM json_each(?))"
 _KEEP = "INSERT INTO temp.kept SELECT * FROM entry WHERE seq BETWEEN ? AND ? AND seq NOT IN (SELECT value FROM json_each(?))"
@@ -74,6 +80,16 @@ class Lost:
     count: int
 
 
+class Taken(NamedTuple):
+    """Messages of one topic that sessions may be waiting for, by seq, and who published each; clients by their numbers."""
+
+    topic: str
+    only: int
+    """The client they are addressed to; 0: all who subscribed."""
+    seqs: list[int]
+    senders: list[int]
+
+
 class Plan(NamedTuple):
     """`changes` carry a step out, in one transaction; `lost` is what somebody still wanted of it."""
 
@@ -81,6 +97,8 @@ class Plan(NamedTuple):
     cost: int = 0
     """Bytes of what is touched, and so written, about."""
     lost: tuple[Lost, ...] = ()
+    messages: tuple[Taken, ...] = ()
+    """Of those, what is for sessions, number by number: some of them may be past it."""
 
 
 class Thinning:
@@ -133,7 +151,7 @@ class Thinning:
         changes: tuple[tuple[str, tuple[Any, ...]], ...] = ((_TAKE, (seqs,)),)
         if 0 < kept_size < SMALL:
             changes = (_KEEP, (first, last, seqs)), (_CLEAR, (first, last)), (_PUT, ()), (_FORGET, ())
-        return Plan(changes, cost, self._lost(db, reason))
+        return Plan(changes, cost, self._lost(db, reason), tuple([_taken(*row) for row in db.execute(_MESSAGES).fetchall()]))
 
     def _lost(self, db: sqlite3.Connection, reason: str) -> tuple[Lost, ...]:
         found = [
@@ -141,6 +159,11 @@ class Thinning:
             for kind, topic, *rest in db.execute(_LOST).fetchall()
         ]
         return tuple(found)
+
+
+def _taken(topic: str, only: int, seqs: str, senders: str) -> Taken:
+    both = sorted(zip(json.loads(seqs), json.loads(senders), strict=True))
+    return Taken(topic, only, [seq for seq, _ in both], [sender for _, sender in both])
 
 
 def by_policy(found: Iterable[Lost]) -> tuple[Lost, ...]:

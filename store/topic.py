@@ -10,8 +10,11 @@ Invariant: a tree never holds an empty branch; removing the last value of a filt
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+from .few import NO_DICT, Few, One, added, without
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -75,6 +78,11 @@ def matches(topic_filter: str, topic: str) -> bool:
     return len(wanted) == len(have)
 
 
+def is_wild(topic_filter: str) -> bool:
+    """Whether it can match more than one topic."""
+    return not {"+", "#"}.isdisjoint(topic_filter.split("/"))
+
+
 def without_share(topic_filter: str) -> str:
     """The filter of a shared subscription without `$share/NAME/`; any other as it is."""
     return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
@@ -95,18 +103,32 @@ def filters_overlap(one: str, other: str) -> bool:
     return len(longer) == len(shorter) or longer[len(shorter) :] == ["#"]
 
 
+def covers(wide: str, narrow: str) -> bool:
+    """Whether every topic that `narrow` matches is matched by `wide`."""
+    ours, theirs = wide.split("/"), narrow.split("/")
+    if narrow.startswith("$") and ours[0] in ("#", "+"):
+        return False
+    for number, level in enumerate(ours):
+        if level == "#":
+            return True
+        if number >= len(theirs) or theirs[number] == "#" or level not in ("+", theirs[number]):
+            return False
+    return len(ours) == len(theirs)
+
+
 class _Node(Generic[Key, Value]):
     __slots__ = ("children", "values")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[Key, Value]] = {}
-        self.values: dict[Key, Value] = {}
+        self.children: Few[str, _Node[Key, Value]] = NO_DICT
+        self.values: Few[Key, Value] = NO_DICT
 
 
 class FilterTree(Generic[Key, Value]):
-    """Maps (topic filter, key) to a value; found again by topic."""
+    """Maps (topic filter, key) to a value; found again by topic. Filters without wildcards are no branches: found at once."""
 
     def __init__(self) -> None:
+        self._exact: dict[str, Few[Key, Value]] = {}
         self._root: _Node[Key, Value] = _Node()
         self._size = 0
 
@@ -114,17 +136,37 @@ class FilterTree(Generic[Key, Value]):
         return self._size
 
     def put(self, topic_filter: str, key: Key, value: Value) -> None:
+        if not _has_wildcard(topic_filter):
+            values = self._exact.get(topic_filter, NO_DICT)
+            self._size += key not in values
+            self._exact[topic_filter] = added(values, key, value)
+            return
         node = self._root
         for level in topic_filter.split("/"):
             found = node.children.get(level)
             if found is None:
-                found = node.children[level] = _Node()
+                found = _Node()
+                node.children = added(node.children, sys.intern(level), found)
             node = found
         self._size += key not in node.values
-        node.values[key] = value
+        node.values = added(node.values, key, value)
 
     def remove(self, topic_filter: str, key: Key) -> bool:
         """Take (topic_filter, key) out; whether it was there."""
+        there = self._remove(topic_filter, key) if _has_wildcard(topic_filter) else self._remove_exact(topic_filter, key)
+        self._size -= there
+        return there
+
+    def _remove_exact(self, topic: str, key: Key) -> bool:
+        values = self._exact.get(topic, NO_DICT)
+        if key not in values:
+            return False
+        self._exact[topic] = values = without(values, key)
+        if not values:
+            del self._exact[topic]
+        return True
+
+    def _remove(self, topic_filter: str, key: Key) -> bool:
         path: list[tuple[_Node[Key, Value], str]] = []
         node = self._root
         for level in topic_filter.split("/"):
@@ -135,12 +177,10 @@ class FilterTree(Generic[Key, Value]):
             node = found
         if key not in node.values:
             return False
-        del node.values[key]
-        self._size -= 1
+        node.values = without(node.values, key)
         while path and not node.values and not node.children:
-            parent, level = path.pop()
-            del parent.children[level]
-            node = parent
+            node, level = path.pop()
+            node.children = without(node.children, level)
         return True
 
     def find(self, topic: str) -> Iterator[tuple[Key, Value]]:
@@ -154,8 +194,10 @@ class FilterTree(Generic[Key, Value]):
             if key in values:
                 yield values[key]
 
-    def _matching(self, topic: str) -> Iterator[dict[Key, Value]]:
+    def _matching(self, topic: str) -> Iterator[Few[Key, Value]]:
         """What stands at each filter that matches."""
+        if (exact := self._exact.get(topic)) is not None:
+            yield exact
         levels = topic.split("/")
         nodes = [self._root]
         plain = not topic.startswith("$")
@@ -166,8 +208,8 @@ class FilterTree(Generic[Key, Value]):
                 children = node.children
                 if wild and (rest := children.get("#")) is not None:
                     yield rest.values
-                if (exact := children.get(level)) is not None:
-                    below.append(exact)
+                if (same := children.get(level)) is not None:
+                    below.append(same)
                 if wild and (any_level := children.get("+")) is not None:
                     below.append(any_level)
             nodes = below
@@ -178,6 +220,10 @@ class FilterTree(Generic[Key, Value]):
                 yield node.values
             if (rest := node.children.get("#")) is not None:
                 yield rest.values
+
+
+def _has_wildcard(topic_filter: str) -> bool:
+    return "+" in topic_filter or "#" in topic_filter
 
 
 class TopicTree(Generic[Value]):
@@ -193,9 +239,13 @@ class TopicTree(Generic[Value]):
     def put(self, topic: str, value: Value) -> None:
         node = self._root
         for level in topic.split("/"):
-            node = node.children.setdefault(level, _Node())
+            found = node.children.get(level)
+            if found is None:
+                found = _Node()
+                node.children = added(node.children, level, found)
+            node = found
         self._size += not node.values
-        node.values[None] = value
+        node.values = One(None, value)
 
     def remove(self, topic: str) -> bool:
         """Take the topic out; whether it was there."""
@@ -209,11 +259,11 @@ class TopicTree(Generic[Value]):
             node = found
         if not node.values:
             return False
-        node.values.clear()
+        node.values = NO_DICT
         self._size -= 1
         while path and not node.values and not node.children:
             node, level = path.pop()
-            del node.children[level]
+            node.children = without(node.children, level)
         return True
 
     def find(self, topic_filter: str) -> Iterator[Value]:

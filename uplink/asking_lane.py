@@ -111,8 +111,9 @@ class AskingLane:
         """Of the round that is under way: whose messages are asked for again."""
         self._next_round = float("-inf")
         self._saved_at = float("-inf")
-        self._standing = self._begin()
-        self._crowd = self._gather()
+        known = book.standing(lane.pool)
+        self._standing = self._begin(known)
+        self._crowd = self._gather(is_new=known is None)
         self._saved = self._standing._replace(state="")
         book.done(log.inbox_cursor(self._identity))
         self._save()
@@ -151,14 +152,11 @@ class AskingLane:
 
     # -- the log ---------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> LaneStanding:
-        """Where the lane was; a new one begins with the broker's run, because devices do not wait until it is there.
-
-        After a lost tail the numbers name other entries.
-        """
+    def _begin(self, standing: LaneStanding | None) -> LaneStanding:
+        """Where the lane was; a new one begins where the gateway did, whose devices were here before it. After a lost tail the
+        numbers name other entries."""
         births = self._log.births()
         gateway, epoch, first = births[-1] if births else ("", 0, 1)
-        standing = self._book.standing(self._lane.pool)
         if standing is None:
             return LaneStanding(first - 1, gateway, epoch)
         mine = [number for number, (*name, _) in enumerate(births) if tuple(name) == standing[1:3]]
@@ -166,26 +164,38 @@ class AskingLane:
         cursor = min([standing.cursor, *(seq - 1 for seq in later)])
         return standing._replace(cursor=cursor, gateway=gateway, epoch=epoch, state="starting", error="", hint="")
 
-    def _gather(self) -> Crowd:
-        """Who is there: what was kept, and the sessions whose subscriptions were made before there were such rules."""
-        kept = {question.key: question for question in self._book.questions(self._lane.pool)}
-        for client, text, qos in self._log.subscriptions():
-            kept.setdefault((client, text), Question(client, text, qos, 0))
-        return Crowd(self._lane.reading, self._log.online(), kept.values())
+    def _gather(self, is_new: bool) -> Crowd:
+        """Who is there: what was kept, and the sessions whose subscriptions were made before there were such rules.
 
-    def _take_in(self) -> bool:
+        A new lane asks everything for them all: its file may have been lost with questions in it.
+        """
+        reading = self._lane.reading
+        crowd = Crowd(reading, self._log.online(), self._book.questions(self._lane.pool))
+        while is_new and self._read(crowd):
+            pass
+        for client, text, qos in self._log.subscriptions():
+            crowd.add(Question(client, text, qos, reading.asked_for(text, qos) if is_new else 0))
+        return crowd
+
+    def _read(self, crowd: Crowd) -> bool:
         """The next entries; whether there were any."""
         entries, through = self._log.read(self._standing.cursor, READ, KINDS)
         if through == self._standing.cursor:
             return False
-        crowd = self._crowd
         for entry in entries:
             crowd.take(entry)
         crowd.settle(self._log.sessions)
+        self._standing = self._standing._replace(cursor=through)
+        return True
+
+    def _take_in(self) -> bool:
+        """What is new in the log; whether there was anything."""
+        crowd = self._crowd
+        if not self._read(crowd):
+            return False
         for key in crowd.new:
             self._told.forget(key)
         crowd.new.clear()
-        self._standing = self._standing._replace(cursor=through)
         if crowd.changed or self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save()
         return True

@@ -84,6 +84,13 @@ class Refusal(NamedTuple):
     """What was refused, as the far end noted it: the rules may have changed since. Empty from who does not note it."""
 
 
+Meanwhile = Callable[[], None]
+
+
+def nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
 class Link(Protocol):
     """A connection to a far end."""
 
@@ -106,8 +113,10 @@ class Link(Protocol):
         """These refusals are in quarantine here: the far end may forget them."""
         ...
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
-        """Apply the batch and move the mark; None when the mark was not where expected and nothing was done."""
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
+        """Apply the batch and move the mark; None when the mark was not where expected and nothing was done.
+
+        `meanwhile` may be called once, while the far end is at work and its answer is not there yet."""
         ...
 
     def repack(self, data: bytes) -> Write:

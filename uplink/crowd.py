@@ -43,11 +43,13 @@ class Crowd:
         self._left: set[str] = set()
         """Disconnected: their session may be over."""
         for question in kept:
-            if question.due == LOOKUP or reading.asked_for(question.filter, question.qos):
-                self._put(question)
-            else:
-                self.changed.add(question.key)
+            self._keep(question)
         self.changed.update(self._due)
+
+    def add(self, question: Question) -> None:
+        """What is known from elsewhere, unless it is known already."""
+        if self.get(question.key) is None:
+            self._keep(question)
 
     def take(self, entry: Entry) -> None:
         """The next entry of the log."""
@@ -132,6 +134,12 @@ class Crowd:
         if self.get(question.key) is None:
             self.new.add(question.key)
         self._put(question)
+
+    def _keep(self, question: Question) -> None:
+        if question.due == LOOKUP or self._reading.asked_for(question.filter, question.qos):
+            self._put(question)
+        else:
+            self.changed.add(question.key)
 
     def _put(self, question: Question) -> None:
         self._of.setdefault(question.client, {})[question.filter] = question

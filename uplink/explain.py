@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.store.entry import ACKED, POSITION, Entry
-from tidegate.store.topic import without_share
+from tidegate.store.entry import ACKED, POSITION, Entry, forgotten
+from tidegate.store.topic import is_wild, without_share
 
 from .backend import Backend, Shown
 from .plan import Plan
@@ -149,6 +149,8 @@ def why_nothing(function: str, entry: Entry) -> str:
         return "it has no payload: on_retain_delete deletes the retained message"
     if function == "on_retain_delete" and not clears:
         return "it has a payload: on_message_retain keeps it"
+    if function == "on_acked_delete" and not forgotten(entry):
+        return "with wildcards it drops the positions that the client then has in topics that match; which, is not known here"
     return ""
 
 
@@ -158,7 +160,7 @@ def why_not_asked(function: str, entry: Entry) -> str:
         return ""
     if not entry.qos:
         return "a subscription with QoS 0 fetches nothing"
-    if {"+", "#"} & set(entry.topic.split("/")) or entry.topic.startswith("$share/"):
+    if is_wild(entry.topic) or entry.topic.startswith("$share/"):
         return "only literal topics are fetched from a far end; a wildcard gets what the box itself has"
     return ""
 

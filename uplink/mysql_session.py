@@ -11,18 +11,18 @@ import select
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any
 
 import pymysql
 from pymysql.constants import CLIENT
 
+from .backend import Meanwhile, nothing
 from .errors import Misconfigured, NotConnected
 from .mysql_errors import meaning
 from .pools import Pool
 from .sql_alter import Index
 from .sql_limits import Columns, gathered
 
-Connection: TypeAlias = "pymysql.Connection[Any]"
 COLUMNS = (
     "SELECT table_name, column_name, data_type, character_maximum_length, coalesce(collation_name, '')"
     " FROM information_schema.columns WHERE table_schema = database()"
@@ -34,6 +34,18 @@ _INDEXES = (
 )
 _IDLE_IN_TRANSACTION = 3
 """So many times the pool's timeout: then MariaDB frees the locks of a session whose line was lost."""
+
+
+class Connection(pymysql.Connection):  # type: ignore[type-arg]
+    """One that does something else while the answer to its next query is on the way."""
+
+    meanwhile: Meanwhile = staticmethod(nothing)
+
+    def _read_query_result(self, unbuffered: bool = False) -> int:
+        # The driver has sent the query and would wait.
+        meanwhile, self.meanwhile = self.meanwhile, nothing
+        meanwhile()
+        return super()._read_query_result(unbuffered)
 
 
 def open_connection(pool: Pool) -> Connection:
@@ -52,7 +64,7 @@ def open_connection(pool: Pool) -> Connection:
 def _open(pool: Pool, host: str, port: int, must_write: bool) -> Connection:
     settings = pool.settings
     timeout = settings["timeout"]
-    db = pymysql.connect(
+    db = Connection(
         host=host,
         port=port,
         user=settings["user"],

@@ -40,7 +40,7 @@ _INDEXES = (
 )
 
 
-class _Connection(psycopg.Connection[TupleRow]):
+class Connection(psycopg.Connection[TupleRow]):
     """The driver waits for ever for an answer; this one gives up, because a server may be frozen."""
 
     answer_timeout: float | None = 10.0
@@ -64,12 +64,12 @@ class _Connection(psycopg.Connection[TupleRow]):
                 gen.close()
 
 
-def open_connection(pool: Pool) -> _Connection:
+def open_connection(pool: Pool) -> Connection:
     """A session as every part of the gateway wants it: UTC, and no transaction that outlives its client."""
     settings = pool.settings
     timeout = settings["timeout"]
     try:
-        db = _Connection.connect(
+        db = Connection.connect(
             host=",".join(host for host, _ in settings["server"]),
             port=",".join(str(port) for _, port in settings["server"]),
             user=settings["username"],
@@ -177,9 +177,17 @@ def answers(pool: Pool) -> Iterator[None]:
             raise _located(pool, meaning(error.sqlstate, str(error), pool.full_name)) from error
         if isinstance(error, psycopg.DataError):
             raise Rejected(str(error)) from error
-        raise _located(pool, NotConnected(str(error).strip() or type(error).__name__)) from error
+        lost = _first_loss(error) or NotConnected(str(error).strip() or type(error).__name__)
+        raise _located(pool, lost) from error
     except NotConnected as error:
         raise _located(pool, error) from error
+
+
+def _first_loss(error: BaseException | None) -> NotConnected | None:
+    """What was lost first: the driver trips over its consequences, and says only those."""
+    while error is not None and not isinstance(error, NotConnected):
+        error = error.__context__
+    return error
 
 
 def _located(pool: Pool, error: Exception) -> Exception:

@@ -8,7 +8,8 @@ Invariant: the same entry and rules give the same operations in the same order, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from tidegate.store.entry import GAP, Entry
 
@@ -21,6 +22,14 @@ CANCELLING = (TAKES, "on_message_publish", "on_message_store")
 """Of a message and its acknowledgement, both not sent yet, neither need be."""
 
 MAX_REMEMBERED = 20_000
+
+
+class Asked(NamedTuple):
+    """What entries ask for, how many of them ask for anything, and how many no longer do because they were cancelled."""
+
+    operations: list[Operation]
+    wanted: int
+    left_out: int
 
 
 class Plan:
@@ -41,20 +50,35 @@ class Plan:
     def is_queue(self, topic: str) -> bool:
         return any(rule.concerns(topic) for rule in self._queues)
 
-    def operations(self, entry: Entry, cancelled: bool = False) -> list[Operation]:
-        """Everything the entry asks for, in order; often one, or none. `cancelled`: but to store or take out its message."""
-        found = self._known.get((entry.kind, entry.topic))
-        if found is None:
-            found = self._look_up(entry.kind, entry.topic)
+    def operations(self, entry: Entry) -> list[Operation]:
+        """Everything the entry asks for, in order; often one, or none."""
+        return self.ask((entry,)).operations
+
+    def ask(self, entries: Iterable[Entry], after: int = 0, cancelled: Collection[int] = ()) -> Asked:
+        """The same of all these beyond `after`; of those `cancelled` all but to store or take out their message."""
         operations: list[Operation] = []
-        seq, new, number = entry.seq, tuple.__new__, 0
-        for target, action, cancels in found:
-            for packed in action(entry):
-                if not (cancels and cancelled):
-                    # As Operation(...), in a third of the time.
-                    operations.append(new(Operation, (seq, number, target, packed)))
-                number += 1
-        return operations
+        wanted = left_out = 0
+        kinds, known, new = self.kinds, self._known, tuple.__new__
+        # An outage's backlog comes through here by the million.
+        for entry in entries:
+            seq, kind, topic = entry.seq, entry.kind, entry.topic
+            if kind not in kinds or seq <= after:
+                continue
+            found = known.get((kind, topic))
+            if found is None:
+                found = self._look_up(kind, topic)
+            number, before = 0, len(operations)
+            for target, action, cancels in found:
+                for packed in action(entry):
+                    if not (cancels and seq in cancelled):
+                        # As Operation(...), in a third of the time.
+                        operations.append(new(Operation, (seq, number, target, packed)))
+                    number += 1
+            if len(operations) > before:
+                wanted += 1
+            elif number:
+                left_out += 1
+        return Asked(operations, wanted, left_out)
 
     def _look_up(self, kind: int, topic: str) -> tuple[tuple[str, Action, bool], ...]:
         if len(self._known) >= MAX_REMEMBERED:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.store.entry import CONNECTED, DISCONNECTED, SESSION_CREATED, SUBSCRIBED, UNSUBSCRIBED, Want
 from tidegate.store.local import LocalRules
-from tidegate.store.topic import matches, without_share
+from tidegate.store.topic import is_wild, matches, without_share
 
 from .local import fetch_rule, filter_of
 from .vocabulary import READING
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
     def asked_for(self, topic_filter: str, qos: int) -> int:
         """What a subscription asks: stored messages of a literal topic when it has a QoS, retained ones of any filter."""
         name = without_share(topic_filter)
-        literal = not {"+", "#"} & set(topic_filter.split("/")) and name == topic_filter
+        literal = not is_wild(topic_filter) and name == topic_filter
         fetch = FETCH if qos and literal and self.rules.fetch_for(topic_filter) is not None else 0
         return fetch | (RETAINED if any(not one or matches(one, name) for one in self.retained) else 0)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from tidegate.store.entry import Entry
+from tidegate.store.entry import Entry, forgotten
 from tidegate.store.msgid import Origin, origin
 
 from .backend import Action, Operation, Packed, Write
@@ -173,28 +173,28 @@ def _position(rule: Rule, node: str) -> Action:
 
     def position(entry: Entry) -> Sequence[Packed]:
         made = origin(entry.payload.decode())
-        single = _single(entry, entry.payload)
-        return (single,) if made is None else (_vector(entry, made), single)
+        single = _single(entry, entry.topic, entry.payload)
+        return (single,) if made is None else (_vector(entry, entry.topic, made), single)
 
     return position
 
 
 def _acked_delete(rule: Rule, node: str) -> Action:
     def delete(entry: Entry) -> Sequence[Packed]:
-        return (_vector(entry, None), _single(entry, b""))
+        return [drop for topic in forgotten(entry) for drop in (_vector(entry, topic, None), _single(entry, topic, b""))]
 
     return delete
 
 
-def _vector(entry: Entry, made: Origin | None) -> Packed:
-    client, topic = entry.clientid.encode(), entry.topic.encode()
+def _vector(entry: Entry, name: str, made: Origin | None) -> Packed:
+    client, topic = entry.clientid.encode(), name.encode()
     code, place = (made.code, f"{made.epoch}:{made.seq}:{made.at}") if made else ("", "")
     key = b"tidegate:position:" + client + b":" + topic
     return _operation(b"V", client, topic, code.encode(), place.encode(), key, _stamp(entry))
 
 
-def _single(entry: Entry, msgid: bytes) -> Packed:
-    client, topic = entry.clientid.encode(), entry.topic.encode()
+def _single(entry: Entry, name: str, msgid: bytes) -> Packed:
+    client, topic = entry.clientid.encode(), name.encode()
     key = stamp_key(b"mqtt:acked:" + client + b":" + topic)
     return _operation(b"A", client, topic, msgid, key, _stamp(entry))
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
-from tidegate.store.topic import matches
+from tidegate.store.topic import is_wild, matches
 
 from .asking import Fetch, Fetched, Found
 from .pools import Pool
@@ -81,7 +81,7 @@ class RedisAsker:
         return Fetched(young, 0 if question.after else skipped, standing.read, further)
 
     def retained(self, topic_filter: str) -> list[Found]:
-        if not {"+", "#"} & set(topic_filter.split("/")):
+        if not is_wild(topic_filter):
             return self._retained([topic_filter])
         wires = self._server.masters() if isinstance(self._server, Slots) else [self._server]
         return self._retained(list(dict.fromkeys(topic for wire in wires for topic in self._scan(wire, topic_filter))))

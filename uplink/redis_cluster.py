@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from .backend import Batch, Mark, Operation, Packed, Refusal
+from .backend import Batch, Mark, Meanwhile, Operation, Packed, Refusal, nothing
 from .errors import Misconfigured
 from .pools import Pool
 from .redis_actions import coalesced, pack, unpack
@@ -77,7 +77,7 @@ class ClusterLink:
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:
         self._ledger.settle(gateway, refusals)
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
         batch = batch._replace(operations=coalesced(batch.operations))
         messages: list[tuple[Operation, Command]] = []
         by_slot: dict[int, list[_Write]] = {}

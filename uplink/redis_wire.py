@@ -19,6 +19,7 @@ from redis.connection import SSLConnection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
+from .backend import Meanwhile, nothing
 from .errors import Misconfigured, NotConnected
 from .pools import Pool
 from .redis_actions import pack
@@ -35,9 +36,10 @@ class Wire:
         self.address = address
         self._connection = connection
 
-    def send(self, data: bytes) -> Any:
+    def send(self, data: bytes, meanwhile: Meanwhile = nothing) -> Any:
         """One packed command and its answer."""
         self._connection.send_packed_command([data], check_health=False)
+        meanwhile()
         return self._connection.read_response(disable_decoding=True)
 
     def ask(self, *command: bytes) -> Any:

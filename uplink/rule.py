@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tidegate.store.entry import ACKED, CONNECTED, DISCONNECTED, POSITION, PUBLISH, SUBSCRIBED, UNSUBSCRIBED, Want
-from tidegate.store.topic import filters_overlap, matches, topic_filter_fault, without_share
+from tidegate.store.topic import covers, matches, topic_filter_fault, without_share
 
 from .commands import Command, TemplateFault, compile_command
 from .conf import Mistake, Raw, RawRule, is_digits, nearest, read
@@ -372,13 +372,14 @@ class _Reader:
                 self._warn(raw.line, f'"{option}" has no effect here: it goes with {", ".join(functions)}')
 
     def _warn_of_storing_twice(self, rules: list[Rule]) -> None:
+        """A rule for QoS 0 as well in a part of the topics is no mistake: what both name is stored once."""
         stores = [rule for rule in rules if rule.function == "on_message_store"]
         for rule in (rule for rule in rules if rule.function == "on_message_publish"):
             for store in stores:
-                everywhere = store.everywhere or rule.everywhere
-                if store.pool == rule.pool and (everywhere or filters_overlap(store.topic_filter, rule.topic_filter)):
-                    text = f"on_message_store of line {store.line} stores the same messages as on_message_publish here"
-                    self._warn(rule.line, f"{text}: each is stored once; take one of the two rules out")
+                wider = store.everywhere or (not rule.everywhere and covers(store.topic_filter, rule.topic_filter))
+                if store.pool == rule.pool and wider:
+                    text = f"on_message_store of line {store.line} stores these messages too, and those of QoS 0"
+                    self._warn(rule.line, f"{text}: each is stored once; take this on_message_publish out")
 
     def _fail(self, raw: RawRule, text: str) -> None:
         self._raw.mistakes.append(Mistake(self._file, raw.line, text))

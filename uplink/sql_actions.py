@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from tidegate.store.entry import Entry
+from tidegate.store.entry import Entry, forgotten
 from tidegate.store.msgid import origin
 
 from .backend import Action, Write
@@ -93,7 +93,7 @@ def _position(node: str) -> Action:
 
 
 def _drop(node: str) -> Action:
-    return lambda entry: (Drop(entry.clientid, entry.topic, entry.when),)
+    return lambda entry: [Drop(entry.clientid, topic, entry.when) for topic in forgotten(entry)]
 
 
 def _taken(node: str) -> Action:

@@ -47,6 +47,11 @@ class Group:
     own: list[Own] = field(default_factory=list)
     closed: bool = False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything but messages."""
+        return any((self.clients, self.retained, self.drops, self.positions, self.taken, self.gaps, self.own))
+
 
 def arrange(rows: Iterable[Row]) -> list[Group]:
     """The rows in groups."""

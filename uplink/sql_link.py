@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, cast
 
-from .backend import Batch, Mark, Refusal, Shown
+from .backend import Batch, Mark, Meanwhile, Refusal, Shown, nothing
 from .errors import Rejected
 from .pools import Pool
 from .sql_batch import NO_STAMP, Client, Group, arrange, fitting_clients, fitting_retained
@@ -93,7 +93,7 @@ class SqlLink(ABC):
         """Run a statement for each of the rows."""
 
     @abstractmethod
-    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+    def _apply(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> bool:
         """One transaction with the mark; False when that was not where expected. Raises the three words."""
 
     @abstractmethod
@@ -129,11 +129,11 @@ class SqlLink(ABC):
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:  # noqa: B027 - there is nothing to do
         """Nothing is noted at the far end: what is refused is named before the mark moves."""
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
         # What comes back here is what `sql_actions` made.
         rows = self._prepared(cast(list[Row], [operation.packed for operation in batch.operations]))
         try:
-            return [] if self._apply(batch, rows) else None
+            return [] if self._apply(batch, rows, meanwhile) else None
         except Rejected as error:
             raise Rejected(str(error), self._bad(batch, rows)) from error
 

@@ -90,8 +90,9 @@ def compile_statement(text: str, known: Sequence[str]) -> Statement:
 
 def text_or_bytes(payload: bytes) -> str | bytes:
     """Text where it is UTF-8 that a database's text can hold, else the bytes."""
+    if b"\0" in payload:  # in most that is no text, and found sooner than an error is made
+        return payload
     try:
-        text = payload.decode()
+        return payload.decode()
     except UnicodeDecodeError:
         return payload
-    return payload if "\0" in text else text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ import pymysql
 from pymysql.converters import escape_str
 
 from . import sql_actions, sql_positions
-from .backend import Batch, Mark, Shown
+from .backend import Batch, Mark, Meanwhile, Shown
 from .errors import Rejected
 from .mysql_session import COLUMNS, Connection, MySession, answers, close_quietly, fileno, has_ended, open_connection
 from .pools import Pool
@@ -27,6 +28,7 @@ from .sql_limits import Column, gathered
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_positions import POSITION
 from .sql_rows import Message, Own, Row, utc
+from .sql_statement import text_or_bytes
 
 __all__ = ["actions", "connect", "connect_asker", "gap_action", "schema_session", "show"]
 
@@ -120,18 +122,22 @@ class MyLink(SqlLink):
         with answers(self._pool):
             self._cursor.executemany(sql, rows)
 
-    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+    def _apply(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> bool:
         with answers(self._pool):
             if not self._move_mark(batch):
                 self._db.rollback()
                 return False
             try:
-                for group in arrange(rows):
+                groups = arrange(rows)
+                for group in groups:
+                    if group is groups[-1] and group.messages:
+                        self._db.meanwhile = meanwhile
                     self._insert(group.messages)
                     self._rest(group)
                 self._db.commit()
             except (pymysql.err.MySQLError, Rejected):
-                self._db.rollback()
+                with suppress(pymysql.err.InterfaceError):  # a line that was lost has nothing to take back, and says less
+                    self._db.rollback()
                 raise
         return True
 
@@ -219,10 +225,8 @@ _INSERT = "INSERT INTO mqtt_msg (msgid, topic, sender, node, qos, retain, payloa
 def _literal(message: Message) -> str:
     """The row as SQL, each value escaped by the driver; topics and clients repeat, so their text is remembered."""
     msgid, topic, sender, node, qos, retain, payload, when = message
-    try:
-        content = escape_str(payload.decode())
-    except UnicodeDecodeError:
-        content = f"X'{payload.hex()}'"
+    text = text_or_bytes(payload)
+    content = f"X'{payload.hex()}'" if text is payload else escape_str(text)
     return (
         f"({escape_str(msgid)},{_text(topic)},{_text(sender)},{_text(node)},{qos:d},{retain:d},{content},'{utc(when // 1000)}')"
     )

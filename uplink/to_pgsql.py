@@ -10,21 +10,21 @@ Invariant: a link that raised NotConnected is not used again; the worker closes 
 from __future__ import annotations
 
 import base64
-import functools
+import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import psycopg
 from psycopg.pq import ExecStatus
-from psycopg.rows import TupleRow
 
 from . import sql_actions, sql_positions
-from .backend import Batch, Mark, Shown
+from .backend import Batch, Mark, Meanwhile, Shown, nothing
 from .errors import Rejected
-from .pgsql_session import COLUMNS, PgSession, answers, has_ended, open_connection
+from .pgsql_copy import COPY, MESSAGE, Encoder, can_encode, copy
+from .pgsql_session import COLUMNS, Connection, PgSession, answers, has_ended, open_connection
 from .pools import Pool
 from .sql_asking import PGSQL, SqlAsker
-from .sql_batch import arrange
+from .sql_batch import Group, arrange
 from .sql_limits import NO_COLUMN, gathered
 from .sql_link import GAP, LEDGER, STAMP, Dialect, Paper, SqlLink
 from .sql_positions import POSITION
@@ -38,9 +38,8 @@ actions, gap_action = sql_actions.actions, sql_actions.gap_action
 COPY_FROM = 200
 """Messages from which COPY is faster than INSERTs in the same pipeline, in spite of its three more round trips."""
 _BYTEA = 17
-_MESSAGE = ("msgid", "topic", "sender", "qos", "retain", "payload", "arrived")
-_BINARY = {"varchar", "text", "int2", "int4", "int8", "timestamp", "bytea"}
-"""Types of columns for which COPY in binary form is tried; with others the server converts from text."""
+_Bound = tuple[str, Sequence[object]]
+"""A statement and its values."""
 
 
 def connect(pool: Pool) -> PgLink:
@@ -93,12 +92,14 @@ class PgLink(SqlLink):
         positions=sql_positions.PGSQL,
     )
 
-    def __init__(self, db: psycopg.Connection[TupleRow], pool: Pool) -> None:
+    def __init__(self, db: Connection, pool: Pool) -> None:
         self._db = db
         super().__init__(pool, gathered(db.execute(COLUMNS).fetchall()))
         self._base64 = pool.settings["binary_payload"] == "base64"
         self._takes_bytes: dict[str, tuple[bool, ...]] = {}
         self._takes_raw = {table for table, names in self._columns.items() if names.get("payload", NO_COLUMN).type == "bytea"}
+        columns = self._columns.get("mqtt_msg", {})
+        self._encoder = Encoder(columns, self._content) if can_encode(columns) else None
         self._sweep()
 
     def fileno(self) -> int:
@@ -118,10 +119,10 @@ class PgLink(SqlLink):
         with answers(self._pool):
             self._db.cursor().executemany(sql, rows)
 
-    def _apply(self, batch: Batch, rows: Sequence[Row]) -> bool:
+    def _apply(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> bool:
         with answers(self._pool):
             try:
-                self._run(batch, rows)
+                self._run(batch, rows, meanwhile)
             except (psycopg.Error, Rejected):
                 self._db.execute("ROLLBACK")
                 marks = self.marks(batch.gateway)
@@ -130,41 +131,51 @@ class PgLink(SqlLink):
                 raise
         return True
 
-    def _run(self, batch: Batch, rows: Sequence[Row]) -> None:
+    def _run(self, batch: Batch, rows: Sequence[Row], meanwhile: Meanwhile) -> None:
         groups = arrange(rows)
-        copies = any(len(group.messages) >= COPY_FROM for group in groups)
+        opening = [("BEGIN", ()), *self._mark_moves(batch)]
+        if any(len(group.messages) >= COPY_FROM for group in groups):
+            self._copy_groups(opening, groups, meanwhile)
+            return
         with self._db.pipeline():
-            self._db.execute("BEGIN")
-            self._move_mark(batch)
-            if not copies:
-                for group in groups:
-                    self._insert(group.messages)
-                    self._rest(group)
-                self._db.execute("COMMIT")
-        if copies:
+            for sql, values in opening:
+                self._db.execute(sql, values)
             for group in groups:
-                self._copy(group.messages)
-                if len(rows) > len(group.messages):
-                    with self._db.pipeline():
-                        self._rest(group)
+                self._insert(group.messages)
+                self._rest(group)
             self._db.execute("COMMIT")
 
-    def _move_mark(self, batch: Batch) -> None:
+    def _copy_groups(self, opening: Sequence[_Bound], groups: Sequence[Group], meanwhile: Meanwhile) -> None:
+        bind = psycopg.ClientCursor(self._db).mogrify
+        first = "; ".join([bind(sql, values) for sql, values in opening])
+        for group in groups[:-1]:
+            self._copy(first, group.messages, "", nothing)
+            with self._db.pipeline():
+                self._rest(group)
+            first = ""
+        last = groups[-1]
+        self._copy(first, last.messages, "" if last.has_more else "COMMIT", meanwhile)
+        if last.has_more:
+            with self._db.pipeline():
+                self._rest(last)
+                self._db.execute("COMMIT")
+
+    def _mark_moves(self, batch: Batch) -> Sequence[_Bound]:
         """By compare-and-set; when it is not where expected the division fails, and with it the transaction."""
         if LEDGER in self._missing:
-            return
+            return ()
         key = self._mark_key(batch)
-        if batch.expected == Mark():
-            self._db.execute(
-                "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
-                " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
-                key,
-            )
-        self._db.execute(
+        make = (
+            "INSERT INTO tidegate_ledger (gateway, epoch, pool, seq, at) VALUES (%s, %s, %s, 0, now())"
+            " ON CONFLICT (gateway, epoch, pool) DO NOTHING",
+            key,
+        )
+        move = (
             "WITH moved AS (UPDATE tidegate_ledger SET seq = %s, at = now() WHERE gateway = %s AND epoch = %s AND pool = %s"
             " AND seq = %s RETURNING 1) SELECT 1 / count(*) FROM moved",
             (batch.through, *key, batch.expected.seq),
         )
+        return (make, move) if batch.expected == Mark() else (move,)
 
     def _refused_alone(self, rows: Sequence[Row]) -> Mapping[int, str]:
         bad: dict[int, str] = {}
@@ -179,29 +190,28 @@ class PgLink(SqlLink):
             self._db.execute("ROLLBACK")
         return bad
 
-    def _copy(self, messages: Sequence[Message]) -> None:
-        if not messages:
+    def _copy(self, first: str, messages: Sequence[Message], then: str, meanwhile: Meanwhile) -> None:
+        """Between two other statements, each of which may be empty; all in one query where that is possible."""
+        if self._encoder is not None and messages:
+            copy(self._db, first, self._encoder.rows(messages), then, meanwhile)
             return
-        columns = self._columns.get("mqtt_msg", {})
-        types = [columns.get(name, NO_COLUMN).type for name in _MESSAGE]
-        binary = set(types) <= _BINARY
-        sql = "COPY mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) FROM STDIN"
-        payload_of = functools.partial(self._payload, "mqtt_msg")
-        with self._db.cursor() as cursor, cursor.copy(sql + " (FORMAT BINARY)" if binary else sql) as copy:
-            if binary:
-                copy.set_types(types)
-            write_row = copy.write_row
-            for msgid, topic, sender, _, qos, retain, payload, when in messages:
-                write_row((msgid, topic, sender, qos, retain, payload_of(payload), utc(when // 1000)))
+        if first:
+            self._db.execute(first)
+        if messages:
+            with self._db.cursor() as cursor, cursor.copy(COPY) as rows:
+                for message in messages:
+                    rows.write_row(self._message_values(message))
+        if then:
+            self._db.execute(then)
 
     def _insert(self, messages: Sequence[Message]) -> None:
-        self._db.cursor().executemany(
-            "INSERT INTO mqtt_msg (msgid, topic, sender, qos, retain, payload, arrived) VALUES (%s,%s,%s,%s,%s,%s,%s)",
-            [
-                (m.msgid, m.topic, m.sender, m.qos, m.retain, self._payload("mqtt_msg", m.payload), utc(m.when // 1000))
-                for m in messages
-            ],
-        )
+        sql = f"INSERT INTO mqtt_msg ({', '.join(MESSAGE)}) VALUES (%s,%s,%s,%s,%s,%s,%s)"
+        self._db.cursor().executemany(sql, [self._message_values(message) for message in messages])
+
+    def _message_values(self, message: Message) -> Sequence[object]:
+        """In the order of MESSAGE."""
+        msgid, topic, sender, _, qos, retain, payload, when = message
+        return (msgid, topic, sender, qos, retain, utc(when // 1000), self._payload("mqtt_msg", payload))
 
     def _run_own(self, statements: Sequence[Own]) -> None:
         for own in statements:
@@ -218,8 +228,17 @@ class PgLink(SqlLink):
         text = text_or_bytes(payload)
         return self._as_text(payload) if text is payload else text
 
+    def _content(self, payload: bytes) -> bytes:
+        """What `_payload` makes of it, as mqtt_msg holds it."""
+        if "mqtt_msg" in self._takes_raw or text_or_bytes(payload) is not payload:
+            return payload
+        return self._printable(payload)
+
     def _as_text(self, payload: bytes) -> str:
-        return base64.b64encode(payload).decode() if self._base64 else payload.hex()
+        return self._printable(payload).decode()
+
+    def _printable(self, payload: bytes) -> bytes:
+        return base64.b64encode(payload) if self._base64 else binascii.hexlify(payload)
 
     def _prepared(self, rows: list[Row]) -> list[Row]:
         """Bytes that a text column or parameter cannot take become text, or are refused, as the pool says."""

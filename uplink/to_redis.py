@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from .backend import Batch, Link, Mark, Packed, Refusal, Shown
+from .backend import Batch, Link, Mark, Meanwhile, Packed, Refusal, Shown, nothing
 from .pools import Pool
 from .redis_actions import actions, coalesced, gap_action, pack, unpack
 from .redis_answers import answers, forbids_scripts, is_ours, meaning_of_ours
@@ -65,14 +65,14 @@ class RedisLink:
     def settle(self, gateway: str, refusals: Collection[Refusal]) -> None:
         self._ledger.settle(gateway, refusals)
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
         batch = batch._replace(operations=coalesced(batch.operations))
         ledger, refused = self._ledger.key(batch.gateway), self._ledger.refused_key(batch.gateway)
         with answers(self._pool, self._wire.address):
             if self.warning:
                 return write_in_transaction(self._wire.exchange, ledger, refused, batch, is_ours)
             try:
-                reply = self._run_script(ledger, refused, batch)
+                reply = self._run_script(ledger, refused, batch, meanwhile)
             except (NoPermissionError, ResponseError) as error:
                 if not forbids_scripts(error):
                     raise
@@ -92,7 +92,7 @@ class RedisLink:
     def close(self) -> None:
         self._wire.close()
 
-    def _run_script(self, ledger: bytes, refused: bytes, batch: Batch) -> Any:
+    def _run_script(self, ledger: bytes, refused: bytes, batch: Batch, meanwhile: Meanwhile) -> Any:
         references = " ".join([f"{operation.seq}:{operation.number}" for operation in batch.operations])
         head = (ledger, refused, b"%d" % batch.epoch, mark_text(batch.expected), b"%d" % batch.through, references.encode())
         # What comes back here is what `redis_actions` made.
@@ -102,7 +102,7 @@ class RedisLink:
         tail = b"$1\r\n2\r\n" + pack(head)
         if self._knows_script:
             try:
-                return self._wire.send(b"*%d\r\n" % count + pack((b"EVALSHA", BATCH.sha)) + tail + body)
+                return self._wire.send(b"*%d\r\n" % count + pack((b"EVALSHA", BATCH.sha)) + tail + body, meanwhile)
             except NoScriptError:
                 pass
         reply = self._wire.send(b"*%d\r\n" % count + pack((b"EVAL", BATCH.source)) + tail + body)

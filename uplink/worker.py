@@ -11,7 +11,8 @@ Invariant: the cursor moves past an entry only when the far end's mark has, or t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from tidegate.store.entry import Entry
@@ -20,12 +21,13 @@ from tidegate.store.schema import StoreError
 
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
 from .balance import Tally, named_by
-from .cancelling import Cancelling
 from .errors import Misconfigured, NotConnected, Rejected
 from .plan import Plan
 from .progress import Quarantined, Standing
 from .rarely import Rarely
 from .retry import Due, send_again, settle_again
+from .stretch import Log as StretchLog
+from .stretch import Stretch, Stretches
 
 FIRST_BATCH = 100
 QUICK, SLOW = 0.5, 2.0
@@ -47,14 +49,12 @@ class Wait(NamedTuple):
 GO_ON = Wait(0.0, True)
 
 
-class Log(Protocol):
+class Log(StretchLog, Protocol):
     """What the worker needs of `store.reader.LogReader`."""
 
     def births(self) -> list[tuple[str, int, int]]: ...
     def bounds(self) -> tuple[int, int]: ...
     def beginning(self) -> int: ...
-    def read(self, after: int, limit: int) -> tuple[list[Entry], int]: ...
-    def taken(self, first: int, last: int) -> set[int]: ...
 
 
 class Book(Protocol):
@@ -109,7 +109,7 @@ class Worker:
         """Entries before this one are done with, because an epoch that began later has a mark. What the rules of then passed
         over left none, and must not come after it when the rules have changed and the cursor was not saved."""
         self._tally = Tally()
-        self._cancelling = Cancelling(plan, log)
+        self._stretches = Stretches(plan, log)
         self._standing = book.standing(pool)._replace(state="starting", error="", hint="", rate=0.0)
         self._saved = self._standing._replace(state="")
         self._saved_at = float("-inf")
@@ -232,64 +232,43 @@ class Worker:
 
     def _carry(self, link: Link) -> Wait:
         """One read of the log, and what it holds for us as one batch."""
-        entries, through = self._log.read(self._standing.cursor, self._limit)
-        if through == self._standing.cursor:
+        stretch = self._stretches.next(self._standing.cursor, self._limit, self._marks, self._begun, link.whole)
+        if stretch is None:
             return self._rest(link)
-        first = entries[0]
-        for number, entry in enumerate(entries):
-            if entry.epoch != first.epoch or entry.gateway != first.gateway:
-                entries, through = entries[:number], entry.seq - 1
-                break
-        key = (first.gateway, first.epoch)
-        mark = self._marks.get(key, Mark())
+        key, mark, entries = stretch.key, stretch.mark, stretch.entries
         arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
-        cancelled = self._cancelling.among(entries, mark, link.whole)
-        operations, wanted, left_out = self._operations(entries, mark, cancelled) if first.seq >= self._begun else ([], 0, 0)
-        self._tally = Tally(len(entries), arrived + wanted, named_by(entries), left_out)
-        if operations:
-            self._write(link, Batch(first.gateway, first.epoch, mark, through, operations), entries)
+        self._tally = Tally(len(entries), arrived + stretch.wanted, named_by(entries), stretch.left_out)
+        if stretch.operations:
+            self._write(link, Batch(*key, mark, stretch.through, stretch.operations), stretch)
         else:
             if self._keeps_marks and mark.seq > self._confirmed.get(key, 0):
                 self._confirmed[key] = self._moved[key] = min(mark.seq, entries[-1].seq)
-            self._move(key, through)
+            self._move(key, stretch.through)
         return GO_ON
 
     def _arrived(self, confirmed: int, entries: Sequence[Entry], mark: Mark) -> int:
         """Entries that the far end has without our having heard so: their answer was lost."""
         if mark.seq <= confirmed:
             return 0
-        beyond = [e for e in entries if confirmed < e.seq <= mark.seq and e.kind in self._plan.kinds]
-        return sum(bool(self._plan.operations(entry)) for entry in beyond)
+        return self._plan.ask([entry for entry in entries if confirmed < entry.seq <= mark.seq]).wanted
 
-    def _operations(self, entries: Sequence[Entry], mark: Mark, cancelled: Collection[int]) -> tuple[list[Operation], int, int]:
-        """What the entries beyond the mark ask for, how many of them ask for anything, and how many no longer do."""
-        operations: list[Operation] = []
-        wanted = left_out = 0
-        kinds, make = self._plan.kinds, self._plan.operations
-        for entry in entries:
-            if entry.kind in kinds and entry.seq > mark.seq:
-                made = make(entry, entry.seq in cancelled)
-                wanted += bool(made)
-                left_out += not made and entry.seq in cancelled and bool(make(entry))
-                operations += made
-        return operations[mark.done :], wanted, left_out
-
-    def _write(self, link: Link, batch: Batch, entries: Sequence[Entry]) -> None:
+    def _write(self, link: Link, batch: Batch, stretch: Stretch) -> None:
+        look_ahead = partial(self._stretches.look_ahead, stretch, self._limit, self._marks, self._begun, link.whole)
         started = self._clock.monotonic()
         try:
-            refusals = link.write(batch)
+            refusals = link.write(batch, look_ahead)
         except Rejected as error:
             if error.rows:
-                self._set_aside(link, batch, error.rows, entries)
+                self._set_aside(link, batch, error.rows, stretch)
             else:
-                self._halve(link, batch, str(error), entries)
+                self._halve(link, batch, str(error), stretch)
             return
         if refusals is None:
             self._look_again(link, batch.gateway)
             return
         self._settle(link, batch.gateway, refusals)
         self._applied(link, batch)
-        self._adapt(len(entries), link.largest, self._clock.monotonic() - started)
+        self._adapt(len(stretch.entries), link.largest, self._clock.monotonic() - started)
 
     def _send_again(self, link: Link, due: Due) -> None:
         """A record from quarantine, because a person asked for it; what waits in the log follows."""
@@ -323,14 +302,14 @@ class Worker:
         self._move(key, batch.through)
         self._well(link)
 
-    def _halve(self, link: Link, batch: Batch, reason: str, entries: Sequence[Entry]) -> None:
+    def _halve(self, link: Link, batch: Batch, reason: str, stretch: Stretch) -> None:
         """Something in the batch is refused: half of it next, and an entry that stands alone goes to quarantine."""
-        if len(entries) > 1:
-            self._limit = max(1, len(entries) // 2)
+        if len(stretch.entries) > 1:
+            self._limit = max(1, len(stretch.entries) // 2)
         else:
-            self._set_aside(link, batch, dict.fromkeys(range(len(batch.operations)), reason), entries)
+            self._set_aside(link, batch, dict.fromkeys(range(len(batch.operations)), reason), stretch)
 
-    def _set_aside(self, link: Link, batch: Batch, rows: Mapping[int, str], entries: Sequence[Entry]) -> None:
+    def _set_aside(self, link: Link, batch: Batch, rows: Mapping[int, str], stretch: Stretch) -> None:
         """These operations go to quarantine, and the batch is sent without them."""
         nothing = batch._replace(operations=(), through=batch.expected.seq)
         try:
@@ -342,14 +321,14 @@ class Worker:
         if moved is None:
             self._look_again(link, batch.gateway)
             return
-        msgids = {entry.seq: entry.msgid for entry in entries}
+        msgids = {entry.seq: entry.msgid for entry in stretch.entries}
         refused = [(batch.operations[place], reason) for place, reason in rows.items()]
         self._keep(
             batch.gateway,
             [(Refusal(batch.epoch, op.seq, op.number, reason), msgids[op.seq], op) for op, reason in refused],
         )
         rest = [operation for place, operation in enumerate(batch.operations) if place not in rows]
-        self._write(link, batch._replace(operations=rest), entries)
+        self._write(link, batch._replace(operations=rest), stretch)
 
     def _settle(self, link: Link, gateway: str, refusals: Sequence[Refusal]) -> None:
         """Refusals noted at the far end go to quarantine here, then the far end may forget them."""
@@ -433,6 +412,7 @@ class Worker:
         return Wait(MISCONFIGURED_WAIT, False)
 
     def _drop_link(self) -> None:
+        self._stretches.forget()
         if self._link is not None:
             self._link.close()
             self._link = None

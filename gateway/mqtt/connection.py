@@ -22,6 +22,7 @@ from .errors import MqttError, ProtocolError, malformed, protocol_error
 from .packet_types import PACKET_NAMES, Auth, ConnAck, Connect, Disconnect, Packet, PubComp, PubRec, PubRel
 from .properties import Property, decode_block, encode_block
 from .reasons import NOT_FROM_CLIENT, NOT_FROM_SERVER, ReasonCode
+from .unfinished import Unfinished
 from .wire import read_varint
 
 T = TypeVar("T")
@@ -66,8 +67,8 @@ def _shape(first: int) -> int:
     return 2 if first & 6 else 0
 
 
-_OPEN = tuple(_shape(first) for first in range(256))
-_CLOSED: tuple[int, ...] = (_OTHER,) * 256
+_SHAPES = tuple(_shape(first) for first in range(256))
+_SHAPES_BEFORE: tuple[int, ...] = (_OTHER,) * 256
 """By first byte; before CONNECT or CONNACK nothing takes the fast way."""
 
 
@@ -100,26 +101,10 @@ class TopicNames(dict[bytes, str]):
         return text
 
 
-class Connection(Generic[T]):
-    """See the module. `version` is the protocol level, 0 before CONNECT; a client names its own."""
+class Terms(Generic[T]):
+    """What many connections have in common. `topics`: raw topic name -> what a PUBLISH event has of it."""
 
-    __slots__ = (
-        "_aliases",
-        "_buffer",
-        "_closed",
-        "_established",
-        "_max_packet_size",
-        "_needed",
-        "_offered",
-        "_publish",
-        "_second",
-        "_seen",
-        "_short",
-        "_side",
-        "_topic_alias_maximum",
-        "_topics",
-        "version",
-    )
+    __slots__ = ("max_packet_size", "second", "short", "side", "topic_alias_maximum", "topics", "unfinished")
 
     def __init__(
         self,
@@ -127,33 +112,46 @@ class Connection(Generic[T]):
         max_packet_size: int,
         topic_alias_maximum: int = 0,
         side: Side = SERVER,
-        version: int = 0,
+        unfinished: Unfinished | None = None,
     ) -> None:
-        self.version = version
-        self._topics = topics
-        self._max_packet_size = max_packet_size
+        self.topics = topics
+        self.max_packet_size = max_packet_size
         # Below these bounds of the length's first and second byte no packet can be too large, nor its length malformed.
-        self._short = min(128, max_packet_size - 1)
-        self._second = 128 if max_packet_size > 16_385 else 0
-        self._topic_alias_maximum = topic_alias_maximum
-        self._side = side
-        self._established = False
-        self._closed = False
-        self._publish = _CLOSED
-        self._buffer = bytearray()
+        self.short = min(128, max_packet_size - 1)
+        self.second = 128 if max_packet_size > 16_385 else 0
+        self.topic_alias_maximum = topic_alias_maximum
+        self.side = side
+        self.unfinished = unfinished or Unfinished()
+
+
+_NEW, _ESTABLISHED, _CLOSED = 0, 1, 2
+"""Bits of a connection's state."""
+
+
+class Connection(Generic[T]):
+    """See the module. `version` is the protocol level, 0 before CONNECT; a client names its own."""
+
+    __slots__ = ("_aliases", "_buffer", "_needed", "_offered", "_seen", "_state", "_terms", "version")
+
+    def __init__(self, terms: Terms[T], version: int = 0) -> None:
+        self.version = version
+        self._terms = terms
+        self._state = _NEW
+        self._buffer: bytearray | bytes = b""
         self._needed = 0
-        self._aliases: dict[int, bytes] = {}
-        self._seen: dict[bytes, None] = {}
+        self._aliases: dict[int, bytes] | None = None
+        self._seen: dict[bytes, None] | None = None
         """Property blocks that were checked and are forwarded as they are: devices repeat themselves."""
         self._offered = 0
 
     def receive(self, data: bytes) -> list[Event[T]]:
         """What `data` says, in order; nothing after a `Fault` or a DISCONNECT."""
-        if self._closed:
+        if self._state & _CLOSED:
             return []
         if self._needed:
             if len(self._buffer) + len(data) < self._needed:
                 self._buffer += data
+                self._terms.unfinished.hold(self, len(self._buffer))
                 return []
             data = b"".join((self._buffer, data))
             self._needed = 0
@@ -161,20 +159,30 @@ class Connection(Generic[T]):
         try:
             rest = self._scan(data, events)
         except MqttError as error:
-            self._closed = True
+            self._state |= _CLOSED
             events.append(Fault(error))
             rest = len(data)
         if self._needed:
             self._buffer = bytearray(data[rest:])
+            self._terms.unfinished.hold(self, len(self._buffer))
         elif self._buffer:
-            self._buffer = bytearray()
+            self._let_go()
         return events
+
+    def end(self) -> None:
+        """The connection is over: nothing more is read, and what waits for its rest does so no more."""
+        self._state |= _CLOSED
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._buffer = b""
+        self._terms.unfinished.hold(self, 0)
 
     def refusal(self, error: MqttError) -> bytes:
         """The last bytes for a peer whose `Fault` this is: CONNACK for a bad CONNECT, DISCONNECT in 5.0, or none."""
-        if self._established:
+        if self._state & _ESTABLISHED:
             return encode(Disconnect(error.reason), 5) if self.version == 5 else b""
-        if self._side is CLIENT or not self._offered:
+        if self._terms.side is CLIENT or not self._offered:
             return b""
         if self._offered < 5 and error.reason != ReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
             return b""  # 3.1.1 closes without a word [MQTT-3.1.4-1], but for the level [MQTT-3.1.2-2]
@@ -185,8 +193,9 @@ class Connection(Generic[T]):
 
         Long on purpose: one more call per message would cost as much as a third of the message.
         """
-        topics, publish, v5 = self._topics, self._publish, self.version == 5
-        short, second = self._short, self._second
+        terms = self._terms
+        topics, short, second = terms.topics, terms.short, terms.second
+        publish, v5 = _SHAPES if self._state else _SHAPES_BEFORE, self.version == 5
         append = events.append
         pos, last = 0, len(data) - 1
         while pos < last:
@@ -198,9 +207,9 @@ class Connection(Generic[T]):
                     pos = self._acks(data, pos, events) if id_size == _PUBACK else self._plain_ack(data, pos, events)
                     continue
                 pos = self._other(data, pos, events)
-                if self._needed or self._closed:
+                if self._needed or self._state & _CLOSED:
                     return pos
-                publish, v5 = self._publish, self.version == 5
+                publish, v5 = _SHAPES if self._state else _SHAPES_BEFORE, self.version == 5
                 continue
             if 2 < length < short:
                 start = pos + 4
@@ -250,7 +259,7 @@ class Connection(Generic[T]):
             if after > end:
                 raise malformed(f"properties of {size} bytes end after {end - pos}")
             block = data[pos:after]
-            if topic and block in self._seen:
+            if topic and self._seen is not None and block in self._seen:
                 return topic, block, after
             return *self._check_properties(topic, block), after
         except MqttError as error:
@@ -258,7 +267,7 @@ class Connection(Generic[T]):
 
     def _check_properties(self, topic: bytes, block: bytes) -> tuple[bytes, bytes]:
         found = decode_block(block, 0, len(block), "PUBLISH")
-        if self._side is SERVER and Property.SUBSCRIPTION_IDENTIFIER in found:
+        if self._terms.side is SERVER and Property.SUBSCRIPTION_IDENTIFIER in found:
             raise protocol_error("a subscription identifier from a client")  # [MQTT-3.3.4-6]
         alias = found.pop(Property.TOPIC_ALIAS, None)
         if alias is not None:
@@ -266,20 +275,21 @@ class Connection(Generic[T]):
         if not topic:
             raise protocol_error("neither topic name nor topic alias")  # 3.3.2.1
         if len(block) <= SEEN_PROPERTIES_BYTES:
-            if len(self._seen) >= MAX_SEEN_PROPERTIES:
-                self._seen.clear()
+            if self._seen is None or len(self._seen) >= MAX_SEEN_PROPERTIES:
+                self._seen = {}
             self._seen[block] = None
         return topic, block
 
     def _aliased(self, topic: bytes, alias: int) -> bytes:
         """The topic that `alias` stands for from now on, or stood for before if `topic` is empty (3.3.2.3.4)."""
-        if alias > self._topic_alias_maximum:  # [MQTT-3.3.2-9]
-            raise ProtocolError(ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} above {self._topic_alias_maximum}")
+        if alias > self._terms.topic_alias_maximum:  # [MQTT-3.3.2-9]
+            raise ProtocolError(ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} above {self._terms.topic_alias_maximum}")
         if topic:
-            _ = self._topics[topic]  # what is no topic name must not become an alias
+            _ = self._terms.topics[topic]  # what is no topic name must not become an alias
+            self._aliases = self._aliases or {}
             self._aliases[alias] = topic
             return topic
-        known = self._aliases.get(alias)
+        known = self._aliases.get(alias) if self._aliases is not None else None
         if known is None:
             raise protocol_error(f"topic alias {alias} was never set")
         return known
@@ -301,16 +311,16 @@ class Connection(Generic[T]):
 
     def _check_kind(self, first: int, kind: int) -> None:
         """Refuse by the first byte what must not come now, before its body is waited for."""
-        if not self._established:
+        if not self._state:
             self._check_first_packet(first, kind)
         check_first_byte(first, self.version)
-        if kind not in _RECEIVABLE[self._side] or (kind == 14 and self._side is CLIENT and self.version < 5):
+        if kind not in _RECEIVABLE[self._terms.side] or (kind == 14 and self._terms.side is CLIENT and self.version < 5):
             raise protocol_error(f"{PACKET_NAMES[kind]} goes the other way")  # table 2-1
-        if self._established and kind in (1, 2):
+        if self._state and kind in (1, 2):
             raise protocol_error(f"a second {PACKET_NAMES[kind]}")  # [MQTT-3.1.0-2]
 
     def _check_first_packet(self, first: int, kind: int) -> None:
-        if self._side is CLIENT:
+        if self._terms.side is CLIENT:
             if kind not in (2, 15):  # [MQTT-3.2.0-1]; AUTH may come before
                 raise protocol_error(f"{PACKET_NAMES[kind] or 'packet type 0'} before CONNACK")
         elif first != 0x10:  # [MQTT-3.1.0-1]
@@ -333,12 +343,14 @@ class Connection(Generic[T]):
             raise malformed("the remaining length has more than four bytes")  # 2.1.4
         if shift and not byte and self.version == 5:
             raise malformed("the remaining length is longer than needed")  # [MQTT-1.5.5-1]; 3.1.1 permits it
-        if at + length - pos > self._max_packet_size:
+        if at + length - pos > self._terms.max_packet_size:
             raise self._too_large(at + length - pos)
         return at, at + length
 
     def _too_large(self, size: int) -> ProtocolError:
-        return ProtocolError(ReasonCode.PACKET_TOO_LARGE, f"a packet of {size} bytes, permitted are {self._max_packet_size}")
+        return ProtocolError(
+            ReasonCode.PACKET_TOO_LARGE, f"a packet of {size} bytes, permitted are {self._terms.max_packet_size}"
+        )
 
     def _acks(self, data: bytes, pos: int, events: list[Event[T]]) -> int:
         """All plain PUBACKs from `pos` on as one event."""
@@ -368,27 +380,26 @@ class Connection(Generic[T]):
         try:
             packet = decode(first, body, self.version)
         except MqttError:
-            if not self._established and first >> 4 == 1:
+            if not self._state and first >> 4 == 1:
                 self._offered = _offered_level(body)
             raise
         self._check_side(packet)
         if isinstance(packet, Connect):
             self.version = packet.version
         if isinstance(packet, Disconnect) or (isinstance(packet, ConnAck) and packet.reason):
-            self._closed = True  # [MQTT-3.14.4-1], [MQTT-3.2.2-7]: nothing may follow
+            self._state |= _CLOSED  # [MQTT-3.14.4-1], [MQTT-3.2.2-7]: nothing may follow
         elif isinstance(packet, Connect | ConnAck):
-            self._established = True
-            self._publish = _OPEN
+            self._state |= _ESTABLISHED
         return packet
 
     def _check_side(self, packet: Packet) -> None:
         """Rules on who may say what."""
         if isinstance(packet, Disconnect | Auth):
             name = type(packet).__name__.upper()
-            forbidden = NOT_FROM_CLIENT if self._side is SERVER else NOT_FROM_SERVER
+            forbidden = NOT_FROM_CLIENT if self._terms.side is SERVER else NOT_FROM_SERVER
             if packet.reason in forbidden[name]:
                 raise protocol_error(f"{name}: {packet.reason.label} comes from the other side only")
-            if self._side is CLIENT and Property.SESSION_EXPIRY_INTERVAL in packet.properties:
+            if self._terms.side is CLIENT and Property.SESSION_EXPIRY_INTERVAL in packet.properties:
                 raise protocol_error(f"{name}: session expiry from a server")  # [MQTT-3.14.2-2]
 
 

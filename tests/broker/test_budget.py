@@ -196,7 +196,7 @@ def fill_up(box: Box) -> None:
     """With what must not be dropped, until nothing else is left."""
     box.publish("keep/a", 3_000)
     box.tick()
-    assert box.broker.router.level == 3, "above every priority: nothing is left to drop"
+    assert box.broker.router.level == 2, "above the priority of what is refused"
     assert "are refused" in box.said[-1]
 
 
@@ -243,6 +243,18 @@ def test_before_5_the_acknowledgement_is_withheld_until_there_is_room_and_then_t
     assert messages(box)[-1][1] == "keep/a"
 
 
+def test_refusals_that_come_and_go_while_a_far_end_drains_are_told_once(box: Box) -> None:
+    fill_up(box)
+    for level in (None, 1, 2, None, 3, 2):
+        box.wait(10)
+        box.broker.pressure.set_level(level)
+    assert sum("are refused" in line for line in box.said) == 1
+    box.broker.pressure.set_level(None)
+    box.wait(61)
+    box.broker.pressure.set_level(3)
+    assert sum("are refused" in line for line in box.said) == 2
+
+
 def test_qos_0_still_flows_and_is_not_stored(box: Box) -> None:
     fill_up(box)
     before = messages(box)
@@ -257,7 +269,8 @@ def test_nothing_is_refused_while_something_of_the_same_priority_is_left_to_drop
     box.publish("keep/a", 300)
     box.publish("low/a", 3_000)
     box.tick()
-    assert box.broker.gaps.open > 0 and box.broker.router.level == 1
+    assert box.broker.gaps.open > 0 and box.broker.router.level is None
+    assert not any("are refused" in line for line in box.said)
     device = box.device("v5", 5)
     device.publish("keep/a", b"taken")
     assert device.take(PubAck).reason != ReasonCode.QUOTA_EXCEEDED

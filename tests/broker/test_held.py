@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.held import shares
-from tidegate.gateway.mqtt.packets import ConnAck, PubAck, SubAck
+from tidegate.gateway.mqtt.packets import ConnAck, PubAck, SubAck, Will
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.mqtt.reasons import ReasonCode
 
@@ -127,11 +127,42 @@ def test_a_subscription_above_the_limit_is_refused_in_the_suback(
     assert device.take(SubAck).reasons == (ReasonCode.GRANTED_QOS_2,), "one that is there may change"
 
 
+def will(size: int, delay: int = 0) -> Will:
+    return Will("w", bytes(size), 1, False, {Property.WILL_DELAY_INTERVAL: delay} if delay else {})
+
+
+@pytest.mark.parametrize(("version", "reason"), [(5, ReasonCode.QUOTA_EXCEEDED), (4, ReasonCode.SERVER_UNAVAILABLE)])
+def test_a_will_that_all_wills_leave_no_room_for_is_refused_and_counted(make: Make, version: int, reason: int) -> None:
+    world = make(Limits(max_wills_together=100_000))
+    first = world.device("a", version, will=will(60_000))
+    assert world.device("b", version, will=will(60_000)).take(ConnAck).reason == reason
+    assert world.broker.connecting.refused == {"quota_exceeded": 1}
+    assert "max_wills_together is used up" in world.said[-1]
+    assert world.device("c", version).take(ConnAck).reason == 0, "without a will"
+    first.disconnect()
+    assert world.broker.connecting.wills.bytes == 0
+    assert world.device("b", version, will=will(60_000)).take(ConnAck).reason == 0
+
+
+def test_a_client_that_comes_back_has_room_for_the_will_that_it_had(make: Make) -> None:
+    world = make(Limits(max_wills_together=100_000))
+    world.device("a", 5, will=will(60_000), properties=EXPIRY)
+    again = world.device("a", 5, will=will(60_000, delay=100), properties=EXPIRY)
+    assert again.take(ConnAck).reason == 0, "it took its own connection over"
+    again.cut()
+    assert world.device("b", 5, will=will(60_000)).take(ConnAck).reason == ReasonCode.QUOTA_EXCEEDED, "the delayed one counts"
+    again = world.device("a", 5, clean=False, will=will(60_000, delay=100), properties=EXPIRY)
+    assert again.take(ConnAck).reason == 0
+    again.cut()
+    world.wait(200)
+    assert world.broker.connecting.wills.bytes == 0
+
+
 def test_shares_leave_room_for_messages() -> None:
     for budget in (16 << 20, 64 << 20, 1 << 30):
-        retained, sessions = shares(budget)
-        assert retained + sessions * 3 // 2 <= max(budget - (16 << 20), budget // 2) // 2
-    assert shares(1 << 30, 5, 6) == (5, 6)
+        retained, sessions, exchanges = shares(budget)
+        assert retained + sessions * 3 // 2 + exchanges <= max(budget - (16 << 20), budget // 2) // 2
+    assert shares(1 << 30, 5, 6, 7) == (5, 6, 7)
 
 
 def test_retained_messages_that_are_read_for_very_many_at_once_share_the_memory(make: Make) -> None:

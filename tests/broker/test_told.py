@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from tidegate.gateway.inbox import Inbox
 from tidegate.gateway.mqtt.packets import PubAck, PubRec, Unsubscribe
-from tidegate.store.entry import POSITION, PUBLISH, UNSUBSCRIBED, Entry, Want
+from tidegate.store.entry import POSITION, PUBLISH, UNSUBSCRIBED, Entry, Want, forgotten
 from tidegate.store.inbox import MESSAGE, Answer
+from tidegate.store.local import PUBSUB, Keep, LocalRules
 from tidegate.store.msgid import message_id
 from tidegate.store.reader import LogReader
 
@@ -117,6 +119,43 @@ def test_what_was_acknowledged_is_told_before_the_unsubscribe_and_nothing_after_
     kinds = [entry.kind for entry in entries(path) if entry.kind != PUBLISH]
     assert kinds == [POSITION, UNSUBSCRIBED]
     assert told(path) == [("r", "read/a", b"1")]
+
+
+def test_a_wildcard_unsubscribe_names_the_topics_whose_positions_go(world: World, path: Path) -> None:
+    acks = (("read/#", PUBSUB),)
+    world.broker.router.set_wants(WANTS, LocalRules(acks=acks, forgets=("read/#",), keeps=(Keep("#", 3_600_000),)))
+    reader = world.device("r", clean=False)
+    reader.subscribe("read/#")
+    reader.subscribe("read/held")
+    other = world.device("other")
+    other.subscribe("read/#")
+    for topic in ("read/old", "read/held", "read/new"):
+        publish(world, topic, b"1")
+        reader.ack_all()
+        other.ack_all()
+        if topic != "read/new":
+            world.wait(1)
+    reader.send(Unsubscribe(9, ("read/#",)))
+    world.settle()
+    (gone,) = [entry for entry in entries(path) if entry.kind == UNSUBSCRIBED]
+    assert forgotten(gone) == ["read/new", "read/old"], "also what was acknowledged just now"
+    world.wait(1)
+    with closing(sqlite3.connect(path)) as db:
+        found = db.execute(
+            "SELECT c.clientid, t.name FROM position p JOIN client c ON c.id = client JOIN topic t ON t.id = topic"
+        )
+        assert sorted(found) == [("other", "read/held"), ("other", "read/new"), ("other", "read/old"), ("r", "read/held")]
+
+
+def test_without_a_rule_that_drops_positions_a_wildcard_unsubscribe_names_none(world: World, path: Path) -> None:
+    reader = world.device("r")
+    reader.subscribe("read/#")
+    publish(world, "read/a", b"1")
+    reader.ack_all()
+    reader.send(Unsubscribe(9, ("read/#",)))
+    world.settle()
+    (gone,) = [entry for entry in entries(path) if entry.kind == UNSUBSCRIBED]
+    assert (gone.payload, forgotten(gone)) == (b"", [])
 
 
 def test_a_session_that_ends_leaves_its_position(world: World, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tidegate.gateway.broker import Broker
 from tidegate.gateway.connecting import Limits
-from tidegate.gateway.mqtt.connection import Acks, Connection, Side, TopicNames
+from tidegate.gateway.mqtt.connection import Acks, Connection, Side, Terms, TopicNames
 from tidegate.gateway.mqtt.packets import (
     Connect,
     Disconnect,
@@ -191,7 +191,7 @@ class Device:
         self.closed = False
         self.paused = False
         self.full = 0
-        self._wire: Connection[str] = Connection(TopicNames(), 1 << 28, 0, Side.CLIENT, version)
+        self._wire: Connection[str] = Connection(Terms(TopicNames(), 1 << 28, 0, Side.CLIENT), version)
         self.client: Client = world.broker.opened(self, client_id, None)
         self.send(Connect(version, client_id, clean, keep_alive, username, None, will, properties or {}))
 

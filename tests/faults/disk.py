@@ -99,6 +99,11 @@ def snapshot(image: Path, copy: Path) -> None:
         _copy(image, copy)
 
 
+def flush(at: Path) -> None:
+    """Write everything that the kernel holds for this file system."""
+    _run("sync", "-f", str(at))
+
+
 def _copy(image: Path, copy: Path) -> None:
     _run("cp", "--sparse=always", str(image), str(copy))
 

@@ -1,7 +1,8 @@
 """A disk that fails under load and works again: read-only, errors on write and on flush, the last byte taken, a database file
 that takes no checkpoint.
 
-Demanded each time is what `refusing` says, and recovery without a restart. `test_real_disk` has real file systems that fail.
+Demanded each time is what `refusing` says, and recovery without a restart. `test_real_disk` and
+`test_switched_fs` have file systems that fail.
 """
 
 from __future__ import annotations

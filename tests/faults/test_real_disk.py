@@ -1,8 +1,8 @@
 """Real file systems that fail: one the kernel makes read-only under load, and one whose device loses what it was given.
 
-A file system that is read-only after an error never becomes writable again while files are open on it, whatever is mounted
-over what (and one without an error is not made read-only while a file is open for writing: EBUSY). So its cure is the one that
-a person has: stop, check, mount, start.
+A file system that is read-only after an error never becomes writable again while it is mounted (ext4 keeps `emergency_ro`
+through every remount), and one without an error is not made read-only while a file is open for writing (EBUSY). So its cure is
+the one that a person has: stop, check, mount, start. `test_switched_fs` has a file system that does become writable again.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ class Peer:
 class Sender(Peer):
     """Publishes "name:number" for ever, at most `window` unanswered."""
 
+    retain = False
+
     def __init__(self, name: str, topic: str, qos: int, version: int = 4, window: int = 50) -> None:
         super().__init__(name, version)
         self.topic = topic
@@ -93,16 +95,20 @@ class Sender(Peer):
             client.answer(Kind.PUBREL, packet_id)
         for packet_id, number in self._unanswered.items():
             self.resent[number] += 1
-            client.publish(self.topic, self.payload(number), self.qos, dup=True, packet_id=packet_id)
+            self._publish(client, number, packet_id, dup=True)
 
     def turn(self) -> None:
         self.listen()
         assert self.client is not None
-        while self.sending and len(self._unanswered) + len(self._released) < self._window:
+        while self.sending and self.may_start():
             packet_id = self.sent % 65535 + 1
             self._unanswered[packet_id] = self.sent
             self.sent += 1
-            self.client.publish(self.topic, self.payload(self.sent - 1), self.qos, packet_id=packet_id)
+            self._publish(self.client, self.sent - 1, packet_id)
+
+    def may_start(self) -> bool:
+        """Whether the next message goes out now."""
+        return len(self._unanswered) + len(self._released) < self._window
 
     def handle(self, client: MqttClient, packet: Packet) -> None:
         self.note(packet)
@@ -132,6 +138,32 @@ class Sender(Peer):
     def payload(self, number: int) -> bytes:
         """The payload of this message."""
         return b"%s:%d" % (self.name.encode(), number)
+
+    def topic_of(self, number: int) -> str:
+        """The topic of this message."""
+        return self.topic
+
+    def _publish(self, client: MqttClient, number: int, packet_id: int, dup: bool = False) -> None:
+        topic, payload = self.topic_of(number), self.payload(number)
+        client.publish(topic, payload, self.qos, retain=self.retain, dup=dup, packet_id=packet_id)
+
+
+class SteadySender(Sender):
+    """A sender that keeps to a rate (messages a second) instead of filling its window."""
+
+    rate = 5.0
+    _due = 0.0
+
+    def hurry(self, seconds: float) -> None:
+        """The next turn sends what so many seconds were for."""
+        self._due -= seconds
+
+    def may_start(self) -> bool:
+        now = time.monotonic()
+        if now < self._due or not super().may_start():
+            return False
+        self._due = max(self._due, now - 2.0) + 1 / self.rate
+        return True
 
 
 class Receiver(Peer):

@@ -192,7 +192,7 @@ def test_a_damaged_log_refuses_to_start_names_salvage_and_starts_after_it(tmp_pa
     )  # fmt: skip
     done = tidegate("salvage", "--data", gateway.data)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "lost: seq " in done.stdout
+    assert "are lost, with the numbers " in done.stdout
     assert f"kept as {path}.damaged-" in done.stdout
     with gateway:
         with MqttClient(gateway.port, "after") as client:

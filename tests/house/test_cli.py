@@ -47,6 +47,31 @@ def conf(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# -- last words --------------------------------------------------------------------------------------------------------
+
+
+def last_words(done: subprocess.CompletedProcess[str], code: int) -> list[str]:
+    """What it said as JSON lines when it could not start."""
+    assert (done.returncode, done.stdout) == (code, "")
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {(line["level"], line["event"]) for line in said} == {("error", "cannot_start")}
+    return [line["text"] for line in said]
+
+
+def test_a_start_that_fails_says_so_in_the_format_of_the_log(conf: Path) -> None:
+    toml = conf / "gateway.toml"
+    toml.write_text('[log]\nformat = "json"\nlevle = "info"\n[limits]\nmax_inflight = 0\n')
+    first, second = last_words(tidegate("run", "--config", toml), 2)
+    assert "did you mean level?" in first and "max_inflight = 0" in second
+    toml.write_text("[log\n")
+    assert "is not TOML" in last_words(tidegate("run", "--config", toml, TIDEGATE_LOG__FORMAT="json"), 2)[0]
+    toml.write_text('[log]\nformat = "json"\n')
+    (conf / "log.db").write_bytes(b"no database at all, for sure" * 100)
+    assert "log.db" in last_words(tidegate("run", "--config", toml, "--data", conf), 1)[0]
+    toml.write_text('[log]\nformat = "jsn"\n')
+    refused(tidegate("run", "--config", toml), 2, "tidegate: ", "log.format")
+
+
 # -- version, help, usage --------------------------------------------------------------------------------------------
 
 

@@ -106,15 +106,16 @@ def test_a_taken_port_is_named_and_another_is_used() -> None:
     assert f"listens on 127.0.0.1:{port}" not in done.stdout
 
 
-def test_a_directory_that_holds_a_log_already_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "log.db").touch()
+@pytest.mark.parametrize(
+    ("name", "holds"), [("log.db", "already holds a log (log.db)"), ("photo.jpg", "is not empty (photo.jpg)")]
+)
+def test_a_directory_that_holds_something_is_refused_in_one_sentence(name: str, holds: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
     done = subprocess.run(command("--data", str(tmp_path)), capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == (
-        f"tidegate: {tmp_path} already holds a log (log.db) and the demo begins with a new one: give --data another directory\n"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["log.db"]
+    assert done.stderr == f"tidegate: {tmp_path} {holds} and the demo begins with a new log: give --data a new directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_demo_in_which_no_reading_was_acknowledged_claims_nothing() -> None:

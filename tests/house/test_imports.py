@@ -59,6 +59,7 @@ LIBRARIES = {
     "uplink/redis_slots.py": {"redis"},
     "uplink/redis_wire.py": {"redis"},
     "uplink/mysql_session.py": {"pymysql"},
+    "uplink/pgsql_copy.py": {"psycopg"},
     "uplink/pgsql_session.py": {"psycopg"},
     "uplink/to_mysql.py": {"pymysql"},
     "uplink/to_pgsql.py": {"psycopg"},

@@ -240,12 +240,13 @@ def test_who_lost_something_is_named_with_the_whole_sheet() -> None:
              "dropped": {"disk_budget": 3, "damaged": 1}}  # fmt: skip
     pool = STATUS["pools"][0] | {"balance": sheet}
     session = {"client": "a\x1b", "wanted": 5, "delivered": 4, "in_flight": 0, "waiting": 0, "expired": 0, "mismatch": 0,
-               "dropped": {"max_waiting_age": 1}}  # fmt: skip
+               "unread_entries": 3, "dropped": {"max_waiting_age": 1}}  # fmt: skip
     store = STATUS["store"] | {"refusing_below": 2}
     lines = render(STATUS | {"pools": [pool], "sessions": {"most": [session]}, "store": store}).splitlines()
     explained = "20 wanted: 9 delivered, 4 waiting, 2 parked, 1 dropped (damaged), 3 dropped (disk_budget); 1 UNEXPLAINED"
     assert f"            {explained}" in lines
-    assert "session     a\ufffd: 5 wanted: 4 delivered, 1 dropped (max_waiting_age)" in lines
+    lost = "5 wanted: 4 delivered, 1 dropped (max_waiting_age); 3 entries of the log not looked at for it"
+    assert f"session     a\ufffd: {lost}" in lines
     assert "refusing    publishes below priority 2 with reject_new: 0 so far" in lines
 
 

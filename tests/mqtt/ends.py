@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Acks, Connection, Fault, Side, TopicNames
+from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Acks, Connection, Fault, Side, Terms, TopicNames
 from tidegate.gateway.mqtt.errors import MqttError
 from tidegate.gateway.mqtt.packets import (
     ConnAck,
@@ -32,7 +32,7 @@ ALIASES = 10
 
 def fresh(side: Side, version: int, max_packet_size: int = LARGEST) -> Connection[str]:
     """An end that has heard nothing yet."""
-    return Connection(TopicNames(), max_packet_size, ALIASES, side, 0 if side is SERVER else version)
+    return Connection(Terms(TopicNames(), max_packet_size, ALIASES, side), 0 if side is SERVER else version)
 
 
 def opened(side: Side, version: int, max_packet_size: int = LARGEST) -> Connection[str]:
@@ -51,7 +51,7 @@ def receiver_of(packet: Packet, version: int) -> Connection[str]:
     side = SERVER if to_server else CLIENT
     end = fresh(side, version) if isinstance(packet, Connect | ConnAck) else opened(side, version)
     # What an earlier PUBLISH would have set.
-    end._aliases[3] = b"known/topic"
+    end._aliases = {3: b"known/topic"}
     return end
 
 

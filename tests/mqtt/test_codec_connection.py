@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Acks, Connection, Fault, TopicNames
+from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Acks, Connection, Fault, Terms, TopicNames
 from tidegate.gateway.mqtt.errors import MalformedPacket, ProtocolError
 from tidegate.gateway.mqtt.packets import (
     Auth,
@@ -74,7 +74,7 @@ def test_more_property_blocks_than_are_remembered() -> None:
 
 
 def test_topics_come_from_the_mapping_by_their_raw_bytes() -> None:
-    end: Connection[int] = Connection({"é".encode(): 42}, 1000)
+    end: Connection[int] = Connection(Terms({"é".encode(): 42}, 1000))
     events = end.receive(encode(Connect(4, "c"), 4) + encode(Publish("é", b""), 4))
     assert events[1:] == [(42, 0, 0, b"", b"")]
 
@@ -84,7 +84,7 @@ def test_an_error_of_the_mapping_becomes_the_fault() -> None:
         def __missing__(self, raw: bytes) -> str:
             raise ProtocolError(ReasonCode.TOPIC_NAME_INVALID, "not this one")
 
-    end = Connection(Choosy(), 1000)
+    end = Connection(Terms(Choosy(), 1000))
     events = end.receive(encode(Connect(4, "c"), 4) + encode(Publish("a", b""), 4))
     assert fault_of(events).reason == ReasonCode.TOPIC_NAME_INVALID
 
@@ -193,7 +193,7 @@ def test_an_alias_stands_for_its_topic_until_it_is_set_again() -> None:
 
 
 def test_an_alias_is_not_there_when_the_maximum_is_zero() -> None:
-    end = Connection(TopicNames(), 1000)
+    end = Connection(Terms(TopicNames(), 1000))
     assert fault_of(end.receive(encode(Connect(5, "c"), 5) + aliased("a", 1))).reason == ReasonCode.TOPIC_ALIAS_INVALID
 
 

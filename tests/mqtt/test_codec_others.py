@@ -19,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode as PahoReason
 from paho.mqtt.subscribeoptions import SubscribeOptions
-from tidegate.gateway.mqtt.connection import Acks, Connection, TopicNames
+from tidegate.gateway.mqtt.connection import Acks, Connection, Terms, TopicNames
 from tidegate.gateway.mqtt.packet_types import PACKET_NAMES
 from tidegate.gateway.mqtt.packets import (
     ConnAck,
@@ -160,7 +160,7 @@ class Paho:
         ours, theirs = socket.socketpair()
         self.sock = ours
         self.version = version
-        self.end: Connection[str] = Connection(TopicNames(), 1 << 20, 10)
+        self.end: Connection[str] = Connection(Terms(TopicNames(), 1 << 20, 10))
         self.heard: list[tuple[Any, ...]] = []
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tidegate.gateway.mqtt.connection import Acks, Connection, Fault, Side, TopicNames
+from tidegate.gateway.mqtt.connection import Acks, Connection, Fault, Side, Terms, TopicNames
 from tidegate.gateway.mqtt.packets import (
     ConnAck,
     Connect,
@@ -165,7 +165,7 @@ class Device:
         wire = self.wire = Wire()
         wire.world = world
         wire.now = self._now
-        self._connection = Connection(TopicNames(), 1 << 28, 0, Side.CLIENT, self.version)
+        self._connection = Connection(Terms(TopicNames(), 1 << 28, 0, Side.CLIENT), self.version)
         wire.client = world.broker.opened(wire, self.name, None)
         wire.will = self._new_will()
         wire.on_end = self._broker_knows

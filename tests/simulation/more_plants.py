@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tidegate.gateway.session import Client, Session
 from tidegate.store.entry import Entry
 from tidegate.uplink import child
-from tidegate.uplink.backend import Link, Operation, Refusal
+from tidegate.uplink.backend import Link, Mark, Operation, Refusal
 from tidegate.uplink.pools import Pool
 from tidegate.uplink.progress import Progress
 from tidegate.uplink.rule import RuleFile
+from tidegate.uplink.stretch import Key, Stretch, Stretches
 from tidegate.uplink.worker import Wait, Worker
 
 from tests.broker.world import World
@@ -94,6 +95,23 @@ class PassedOverComesLate(Simulation):
         return steps, [weight * 6 if step in often else weight for step, weight in zip(steps, weights, strict=True)]
 
 
+class TrustingStretches(Stretches):
+    def next(self, after: int, limit: int, marks: Mapping[Key, Mark], begun: int, whole: bool) -> Stretch | None:
+        return self._ahead or super().next(after, limit, marks, begun, whole)
+
+
+class TrustingWorker(Worker):
+    def _carry(self, link: Link) -> Wait:
+        self._stretches.__class__ = TrustingStretches
+        return super()._carry(link)
+
+
+class MadeReadyIsSent(Simulation):
+    """What was made ready while a batch was on its way is sent whatever became of that."""
+
+    worker_type = TrustingWorker
+
+
 def box_with(spoil: Callable[[Box], None]) -> type[Box]:
     """A gateway with something of it spoilt in each of its lives."""
 
@@ -121,7 +139,7 @@ class WillAfterDisconnect(Simulation):
 
 
 def _never_settled(box: Box) -> None:
-    box.broker.connecting._settle_will = lambda session, ends: None  # type: ignore[method-assign]
+    box.broker.connecting.wills.settle = lambda session, publish: None  # type: ignore[method-assign]
 
 
 class WillOfWhoIsBack(Simulation):
@@ -193,5 +211,6 @@ class OneMoreThanTheWindow(Simulation):
 
 MORE_PLANTS = (
     ChangeSkipsWaiting, ChangeReachesOnlyTheBroker, MistakeForgetsPool, RefusedByNewRules, PassedOverComesLate,
+    MadeReadyIsSent,
     WillAfterDisconnect, WillOfWhoIsBack, ExpiredIsSent, LargeIsSent, SessionNeverEnds, SessionEndsEarly, OneMoreThanTheWindow,
 )  # fmt: skip

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tidegate.gateway.session import Client
 from tidegate.store import store
-from tidegate.store.entry import DISCONNECTED, Entry
+from tidegate.store.entry import DISCONNECTED
 from tidegate.store.log import Batch
 from tidegate.uplink.backend import Batch as FarBatch
 from tidegate.uplink.backend import Link
+from tidegate.uplink.stretch import Stretch
 from tidegate.uplink.worker import Worker
 
 from .lying_disk import LyingDisk
@@ -43,9 +44,9 @@ class AcknowledgeBeforeCommit(Simulation):
 
 
 class HastyWorker(Worker):
-    def _write(self, link: Link, batch: FarBatch, entries: Sequence[Entry]) -> None:
+    def _write(self, link: Link, batch: FarBatch, stretch: Stretch) -> None:
         self._move((batch.gateway, batch.epoch), batch.through)
-        super()._write(link, batch, entries)
+        super()._write(link, batch, stretch)
 
 
 class CursorBeforeAnswer(Simulation):

@@ -70,6 +70,11 @@ class Gateway:
             self.kill()
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and neither stopped nor killed since."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The broker's process id."""
         assert self._process is not None, "the gateway is not running"

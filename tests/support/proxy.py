@@ -3,6 +3,7 @@
 Modes: `pass`; `refuse` (nobody listens); `reset` (accepted, then reset); `hold_down` (answers are held back); `cut_down` (the
 next answer, or the one after so many, cuts the connection instead of arriving). `hold_up` holds back what the connections open
 now send, until `release`, also when their client is gone: the late tail of a batch. New connections are not held.
+`cut_when` cuts once, at the first answer for which a condition holds, and passes everything again.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from .ports import free_port
 
 Mode = str
+Passes = Callable[[socket.socket], bool]
+"""Whether what was read from there goes on; may wait."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -31,6 +35,8 @@ class Proxy:
         self._mode: Mode = "pass"
         self._passing = 0
         self._changed = threading.Condition()
+        self._asking = threading.Lock()
+        self._condition: Callable[[], bool] | None = None
         self._held_up: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -61,6 +67,12 @@ class Proxy:
             self._listen()
         if mode in ("refuse", "reset"):
             self.drop()
+
+    def cut_when(self, condition: Callable[[], bool] | None) -> None:
+        """Ask before each answer is passed on, one at a time; at the first yes it is lost and every connection is cut."""
+        self.held.clear()
+        with self._asking:
+            self._condition = condition
 
     def hold_up(self) -> None:
         """Hold back what the connections that are open now send from here on."""
@@ -114,24 +126,33 @@ class Proxy:
                 _reset(client)
                 _reset(server)
                 continue
-            for source, sink, passes in ((client, server, self._pass_up), (server, client, self._pass_down)):
-                thread = threading.Thread(target=self._pump, args=(source, sink, passes), name="proxy pump", daemon=True)
+            pumps = {client: self._pass_up, server: self._pass_down}
+            for source, sink in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, pumps), name="proxy pump", daemon=True)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[socket.socket], bool]) -> None:
-        try:
-            while data := source.recv(65_536):
-                if not passes(source):
-                    break
+    def _pump(self, source: socket.socket, sink: socket.socket, pumps: dict[socket.socket, Passes]) -> None:
+        """An end is passed on too, a reset as an end: else the far end would keep a session, and its locks, for nobody."""
+        passes = pumps[source]
+        with suppress(OSError):
+            while (data := source.recv(65_536)) and passes(source):
                 sink.sendall(data)
+        with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+        with self._changed:
+            del pumps[source]
+            if pumps:
+                return
+            self._open -= {source, sink}
+        source.close()
+        sink.close()
 
     def _pass_up(self, source: socket.socket) -> bool:
         return self._wait_while(lambda: source in self._held_up)
 
     def _pass_down(self, source: socket.socket) -> bool:
+        if self._condition is not None and self._is_cut():
+            return False
         if self._mode == "cut_down":
             if self._passing > 0:
                 self._passing -= 1
@@ -140,6 +161,15 @@ class Proxy:
             self.drop()
             return False
         return self._wait_while(lambda: self._mode == "hold_down")
+
+    def _is_cut(self) -> bool:
+        with self._asking:
+            if self._condition is None or not self._condition():
+                return False
+            self._condition = None
+            self.held.set()
+            self.drop()
+            return True
 
     def _wait_while(self, holds: Callable[[], bool]) -> bool:
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any, Self
 import redis
 from redis.cluster import ClusterNode
 
+from .ports import free_port
 from .proxy import Proxy
 from .redis_server import RedisServer
 from .waiting import wait_until
@@ -56,17 +58,22 @@ class Cluster:
             addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
             create = ["redis-cli", *self._login, "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"]
             subprocess.run(create, check=True, capture_output=True)
-            wait_until(lambda: all(self._is_ok(node) for node in self.nodes))
+            self.wait_until_ok()
             self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def client(self) -> redis.RedisCluster:
-        """A client that decodes answers to text."""
+    def wait_until_ok(self) -> None:
+        """Every node knows all the others."""
+        wait_until(lambda: all(self._is_ok(node) for node in self.nodes))
+
+    def client(self, **options: Any) -> redis.RedisCluster:
+        """A client that decodes answers to text, unless asked otherwise."""
+        options.setdefault("decode_responses", True)
         nodes = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
-        return redis.RedisCluster(startup_nodes=nodes, decode_responses=True, **self._options)
+        return redis.RedisCluster(startup_nodes=nodes, **(self._options | options))
 
     def owner(self, key: str) -> tuple[int, RedisServer]:
         """The key's slot and the node that has it."""
@@ -102,29 +109,38 @@ class Cluster:
 
 
 class Watched:
-    """A master, its replica, and three sentinels that watch it under the name mymaster."""
+    """A master, its replica, and three sentinels that watch it under the name mymaster; both announced behind proxies."""
 
     def __init__(
-        self, directory: Path, password: str = "", sentinel_password: str = "", certificates: Path | None = None
+        self,
+        directory: Path,
+        *options: str,
+        password: str = "",
+        sentinel_password: str = "",
+        certificates: Path | None = None,
     ) -> None:
         self._directory = directory
+        self._password = password
         self._sentinel_password = sentinel_password
         self._certificates = certificates
-        secrets = ("--masterauth", password) if password else ()
-        tls = ("--tls-replication", "yes") if certificates is not None else ()
-        options: dict[str, Any] = {"password": password, "certificates": certificates}
-        self.master = RedisServer(directory, *secrets, *tls, **options)
-        replica = ("--replicaof", f"127.0.0.1 {self.master.port}", "--repl-diskless-sync-delay", "0")
-        self.replica = RedisServer(directory, *replica, *secrets, *tls, **options)
         self._secrets = f"sentinel auth-pass mymaster {password}\n" if password else ""
+        if password:
+            options += ("--masterauth", password)
+        if certificates is not None:
+            options += ("--tls-replication", "yes")
+        self.proxies: dict[RedisServer, Proxy] = {}
+        self.master = self._server(options)
+        leader = ("--replicaof", f"127.0.0.1 {self.proxies[self.master].port}", "--repl-diskless-sync-delay", "0")
+        self.replica = self._server((*options, *leader))
         self.sentinels: list[RedisServer] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with self._stack:
-            self._stack.enter_context(self.master)
-            self._stack.enter_context(self.replica)
-            wait_until(self._is_linked)
+            for server, proxy in self.proxies.items():
+                self._stack.enter_context(proxy)
+                self._stack.enter_context(server)
+            wait_until(lambda: is_linked(self.replica))
             for _ in range(3):
                 sentinel = RedisServer(
                     self._directory,
@@ -146,22 +162,46 @@ class Watched:
         servers = ", ".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"type = sentinel\nserver = {servers}\nsentinel = mymaster"
 
+    def leader(self) -> RedisServer:
+        """Who is master as the first sentinel has it."""
+        with self.sentinels[0].client() as client:
+            _, port = client.sentinel_get_master_addr_by_name("mymaster")
+        return next(server for server, proxy in self.proxies.items() if proxy.port == port)
+
+    def is_calm(self) -> bool:
+        """All sentinels agree, and the other server follows their master."""
+        leader = self.leader()
+        (other,) = [server for server in self.proxies if server is not leader]
+        return is_linked(other) and not is_linked(leader) and all(self._knows_all(sentinel) for sentinel in self.sentinels)
+
+    def _server(self, options: Sequence[str]) -> RedisServer:
+        port = free_port()
+        proxy = Proxy(port)
+        announced = ("--replica-announce-ip", "127.0.0.1", "--replica-announce-port", str(proxy.port))
+        server = RedisServer(
+            self._directory, *announced, *options, port=port, password=self._password, certificates=self._certificates
+        )
+        self.proxies[server] = proxy
+        return server
+
     def _conf(self) -> str:
         return (
-            f"sentinel monitor mymaster 127.0.0.1 {self.master.port} 2\n"
+            f"sentinel monitor mymaster 127.0.0.1 {self.proxies[self.master].port} 2\n"
             "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
             f"{self._secrets}"
         )
-
-    def _is_linked(self) -> bool:
-        with self.replica.client() as client:
-            return bool(client.info("replication")["master_link_status"] == "up")
 
     @staticmethod
     def _knows_all(sentinel: RedisServer) -> bool:
         with sentinel.client() as client:
             state: Any = client.sentinel_master("mymaster")
             return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == 1)
+
+
+def is_linked(server: RedisServer) -> bool:
+    """Whether it is a replica that has a master."""
+    with server.client() as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
 
 
 def _options(port: int, announced: int, certificates: Path | None) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,8 +38,11 @@ class RedisServer:
         self._certificates = certificates
         self._password = password
         self._directory = directory / f"redis-{self.port}"
+        self._copy = directory / f"redis-{self.port}-kept"
         self._directory.mkdir(parents=True)
-        self._options: Sequence[str] = [*options, *(("--requirepass", password) if password else ())]
+        self._options = [*options, *(("--requirepass", password) if password else ())]
+        if "--cluster-enabled" in options and "--cluster-announce-bus-port" not in options:
+            self._options += ["--cluster-port", str(free_port())]  # 10,000 above the other it may be taken by then
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -103,12 +105,26 @@ class RedisServer:
         with self.client() as client:
             client.save()
 
+    def keep(self) -> None:
+        """Keep a cold copy of what it holds now (its append-only file too) for `bring_back`; it is started again."""
+        self.kill()
+        shutil.copytree(self._directory, self._copy)
+        self.start()
+
+    def bring_back(self) -> None:
+        """It holds again what it held at `keep`."""
+        self.kill()
+        shutil.rmtree(self._directory)
+        self._copy.rename(self._directory)
+        self.start()
+
     def client(self, **options: Any) -> redis.Redis:
-        """A client that decodes answers to text."""
+        """A client that decodes answers to text, unless asked otherwise."""
         options.setdefault("password", self._password or None)
+        options.setdefault("decode_responses", True)
         if self._certificates is not None:
             options |= {"ssl": True, "ssl_ca_certs": str(self._certificates / "ca.pem")}
-        return redis.Redis("127.0.0.1", self.port, decode_responses=True, **options)
+        return redis.Redis("127.0.0.1", self.port, **options)
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -62,6 +62,10 @@ class SqlServer(ABC):
     def connect(self, database: str = DATABASE) -> Any:
         """A connection, every statement its own transaction."""
 
+    @abstractmethod
+    def connect_as_user(self) -> Any:
+        """A connection as the gateway makes one: USER, with PASSWORD, over TCP."""
+
     def __enter__(self) -> Self:
         try:
             self.start()
@@ -111,9 +115,14 @@ class SqlServer(ABC):
         assert self._process is not None
         _signal(_family(self._process.pid), signal.SIGCONT)
 
+    @abstractmethod
+    def read_only(self, on: bool) -> None:
+        """Whether everybody but a superuser may only read."""
+
     def dump(self) -> None:
         """Keep what it holds now for `restore`."""
         self.stop()
+        shutil.rmtree(self.directory / "dump", ignore_errors=True)
         copy(self.directory / "data", self.directory / "dump")
         self.start()
 
@@ -183,12 +192,21 @@ class Postgres(SqlServer):
             *(part for setting in settings for part in ("-c", setting)),
         ]
 
+    def read_only(self, on: bool) -> None:
+        word = "on" if on else "off"
+        self.run(f"ALTER SYSTEM SET default_transaction_read_only = {word}", database=self.first_database)
+        self.run("SELECT pg_reload_conf()", database=self.first_database)
+        wait_until(lambda: self.rows("SHOW default_transaction_read_only") == [(word,)])
+
     def connect(self, database: str = DATABASE) -> psycopg.Connection[Any]:
         role = f"-c role={USER}" if database == DATABASE else ""
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user="root", password="root", dbname=database, autocommit=True,
             connect_timeout=5, options=role,
         )  # fmt: skip
+
+    def connect_as_user(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=DATABASE)
 
 
 class MariaDb(SqlServer):
@@ -233,6 +251,9 @@ class MariaDb(SqlServer):
             *(f"--tmpdir={directory}", *self.options),
         ]
 
+    def read_only(self, on: bool) -> None:
+        self.run(f"SET GLOBAL read_only = {int(on)}")
+
     def connect(self, database: str = DATABASE) -> pymysql.Connection[Any]:
         path = str(self.directory / "s.sock")
         with socket.socket(socket.AF_UNIX) as probe:
@@ -241,6 +262,9 @@ class MariaDb(SqlServer):
         return pymysql.connect(
             unix_socket=path, user="root", database=database or None, autocommit=True, charset="utf8mb4"
         )  # fmt: skip
+
+    def connect_as_user(self) -> pymysql.Connection[Any]:
+        return pymysql.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, database=DATABASE)
 
 
 def own_directory(user: str) -> Path:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 
-from tidegate.uplink.backend import Batch, Mark, Packed, Refusal
+from tidegate.uplink.backend import Batch, Mark, Meanwhile, Packed, Refusal, nothing
 from tidegate.uplink.errors import Misconfigured, NotConnected, Rejected
 
 
@@ -147,7 +147,8 @@ class FarLink:
         for refusal in refusals:
             self._far.state.refused.pop((gateway, refusal.epoch, refusal.seq, refusal.number), None)
 
-    def write(self, batch: Batch) -> list[Refusal] | None:
+    def write(self, batch: Batch, meanwhile: Meanwhile = nothing) -> list[Refusal] | None:
+        meanwhile()
         return self._far.write(batch)
 
     def repack(self, data: bytes) -> Packed:

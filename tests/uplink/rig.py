@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tidegate.store.entry import PUBLISH
 from tidegate.store.reader import LogReader
-from tidegate.uplink.backend import Backend
+from tidegate.uplink.backend import Backend, Link
 from tidegate.uplink.plan import Plan
 from tidegate.uplink.progress import Progress, Standing
 from tidegate.uplink.rule import load
@@ -107,13 +107,17 @@ class Rig:
         self.worker = Worker(
             self.pool_name,
             self.plan,
-            lambda: far_end.connect(self.pool),
+            self.connect,
             self._reader,
             self.progress,
             self.clock,
             self.said,
             random.Random(1),
         )
+
+    def connect(self) -> Link:
+        """Another connection to the far end."""
+        return cast(Backend, importlib.import_module(f"tidegate.uplink.to_{self.backend}")).connect(self.pool)
 
     def __enter__(self) -> Self:
         return self

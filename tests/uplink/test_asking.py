@@ -14,7 +14,7 @@ from tidegate.uplink.progress import Progress, held
 
 from tests.support.redis_server import RedisServer
 
-from .lane_rig import LOOKUP, LaneRig, subscriptions
+from .lane_rig import LOOKUP, RETAINED, LaneRig, subscriptions
 
 
 @pytest.fixture
@@ -76,6 +76,30 @@ def test_questions_wait_for_the_far_end_once_each_and_hold_no_log_back(rig: Lane
     rig.ask()
     assert [subscriptions(answer) for answer in rig.answers()] == [("c1", {"a": 1})]
     assert (rig.waiting(), read_lanes(rig.data)[rig.pool_name].state) == (0, "connected")
+
+
+def test_a_new_lane_asks_for_those_who_were_there_before_it(tmp_path: Path, server: RedisServer) -> None:
+    """The child needs a second to start, and its file may be lost."""
+    with server.client() as far:
+        for name in ("old", "young", "passing", "gone"):
+            far.hset(f"mqtt:retain:{name}", mapping={"id": name, "payload": name, "ts": 1_700_000_000})
+    with LaneRig(tmp_path, server.port, RETAINED) as rig:
+        rig.log.arrive("c1")
+        rig.log.subscribe("c1", "old")
+        rig.log.leave("c1")
+        rig.log.new_run(2)
+        rig.log.arrive("c2")
+        rig.log.subscribe("c2", "young")
+        rig.log.arrive("c3", persistent=False)
+        for name in ("passing", "gone"):
+            rig.log.subscribe("c3", name)
+        rig.log.unsubscribe("c3", "gone")
+        rig.book.keep_lanes([])
+        rig.start()
+        rig.ask()
+        found = {(answer.client, answer.msgid) for answer in rig.answers()}
+        assert found == {("c1", "old"), ("c2", "young"), ("c3", "passing")}
+        assert not any(question.due for question in rig.book.questions(rig.pool_name))
 
 
 def test_a_session_that_expires_while_its_question_waits_is_not_asked_for(rig: LaneRig, server: RedisServer) -> None:

@@ -165,6 +165,8 @@ def test_every_rule_gets_a_verdict_with_its_reason() -> None:
     assert "QoS 0" in found["message.publish.1"][1]
     assert found["message.publish.2"] == (NOTHING, "it is not retained")
     assert found["client.connected.1"] == (OTHER_EVENT, "it is a rule of client.connected")
+    assert "which, is not known" in why_nothing("on_acked_delete", entry("pubsub/#", kind=UNSUBSCRIBED, payload=b""))
+    assert not why_nothing("on_acked_delete", entry("pubsub/a", kind=UNSUBSCRIBED, payload=b""))
     found = by_name(explained(file, entry("$share/g/pubsub/+", kind=SUBSCRIBED)))
     assert found["session.subscribed.1"] == (OTHER_TOPIC, "queue/# does not match $share/g/pubsub/+")
     assert found["session.subscribed.2"][0] == NOTHING

@@ -208,6 +208,19 @@ def test_a_server_out_of_memory_or_read_only_applies_nothing_and_then_all(rig: R
     assert_holds_everything(rig, server)
 
 
+def test_a_replica_that_has_lost_its_master_is_waited_for(rig: Rig, server: RedisServer) -> None:
+    with server.client() as client:
+        rig.step_until(lambda: mark(server) == "100")
+        client.config_set("replica-serve-stale-data", "no")
+        client.replicaof("127.0.0.1", "1")
+        for _ in range(3):
+            rig.step()
+        assert (rig.standing().state, rig.standing().hint) == ("unreachable", "")
+        client.replicaof("NO", "ONE")
+    rig.drain()
+    assert_holds_everything(rig, server)
+
+
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [("", "set backend.redis.pool1.password"), ("password = wrong", "set backend.redis.pool1.password")],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from tidegate.uplink.backend import Batch, Mark
 
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -51,6 +53,18 @@ def rig(tmp_path: Path, server: RedisServer, far: redis.Redis, way: str) -> Iter
 
 def settings(way: str) -> str:
     return "username = noscript\npassword = pw" if way == "transaction" else ""
+
+
+def test_there_is_time_for_something_else_while_redis_works(tmp_path: Path, server: RedisServer) -> None:
+    with Rig(tmp_path, server.port, LIST) as rig, server.client() as far:
+        rig.log.publish_many(10)
+        operations = rig.plan.ask(rig.log.entries()).operations
+        there: list[int] = []
+        with closing(rig.connect()) as link:
+            assert link.write(Batch(GATEWAY, 1, Mark(), 5, operations[:5])) == []
+            assert link.write(Batch(GATEWAY, 1, Mark(5), 10, operations[5:]), lambda: there.append(rig.log.publish("t"))) == []
+        assert there == [11]
+        assert far.lrange("list", 0, -1) == rig.published()[:10]
 
 
 def test_a_message_has_the_specification_s_keys(rig: Rig, far: redis.Redis) -> None:

@@ -288,7 +288,7 @@ def test_after_a_fail_over_the_new_master_is_asked_and_listened_to(tmp_path: Pat
 def test_sentinels_and_servers_behind_tls_with_passwords_are_asked(tmp_path: Path) -> None:
     make_certificates(tmp_path)
     (tmp_path / "secret").write_text("data\n")
-    with Watched(tmp_path, "data", "watch", tmp_path) as watched:
+    with Watched(tmp_path, password="data", sentinel_password="watch", certificates=tmp_path) as watched:
         with watched.master.client() as far:
             fill(far)
             far.wait(1, 5000)

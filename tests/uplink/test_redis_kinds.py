@@ -206,6 +206,21 @@ def test_a_server_of_another_type_is_named(tmp_path: Path, kind: str) -> None:
         assert rig.standing().hint == f"set backend.redis.pool1.type = {other}"
 
 
+def test_a_cluster_that_is_down_for_a_moment_is_waited_for(rig: Rig, cluster: Cluster) -> None:
+    rig.log.publish_many(100)
+    rig.drain()
+    slot, owner = cluster.owner("list")
+    with owner.client() as client:
+        client.execute_command("CLUSTER DELSLOTS", slot)
+        rig.log.publish_many(100)
+        for _ in range(3):
+            rig.step()
+        assert (rig.standing().state, rig.standing().hint) == ("unreachable", "")
+        client.execute_command("CLUSTER ADDSLOTS", slot)
+    drain_in_time(rig)
+    assert_holds_everything(rig, cluster)
+
+
 def test_the_master_fails_over_while_we_write(tmp_path: Path) -> None:
     with Watched(tmp_path) as watched, Rig(tmp_path, 1, ALL, watched.settings()) as rig:
         rig.log.connected("c", START)

@@ -151,6 +151,18 @@ def test_an_unsubscribe_drops_position_and_vector_and_what_is_older_does_not_com
     assert redis.ttl("tidegate:position:c:a/b") == -1
 
 
+def test_an_unsubscribe_with_wildcards_drops_the_positions_that_it_names(rig: Rig, redis: Any) -> None:
+    (one,) = ids(rig.log, 1)
+    for topic in ("a/b", "a/c", "a/d"):
+        rig.log.position("c", topic, one)
+    rig.log.append(UNSUBSCRIBED, "c", "a/+", 0, b'["a/b", "a/c"]', START + 60_000)
+    rig.log.append(UNSUBSCRIBED, "c", "a/#", 0, None, START + 60_000)
+    rig.drain()
+    assert [acked(redis, topic) for topic in ("a/b", "a/c", "a/d")] == [None, None, one]
+    assert [vector(redis, topic) for topic in ("a/b", "a/c", "a/d")] == [{}, {}, {CODE: (1, 1)}]
+    assert not redis.exists("tidegate:position:c:a/+")
+
+
 def test_a_late_unsubscribe_leaves_a_newer_position(rig: Rig, redis: Any) -> None:
     (one,) = ids(rig.log, 1)
     rig.log.position("c", "a/b", one, START)

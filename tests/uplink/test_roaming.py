@@ -88,4 +88,11 @@ def test_a_device_that_goes_to_another_gateway_finds_what_it_has_not_read(far: t
         wait_until(lambda: not there.stored("queue/1"))
         device.unsubscribe("a/b")
         wait_until(lambda: not there.acked())
+        device.subscribe(("a/+", 1))
+        sender = MqttClient(two.port, "sender")
+        sender.publish_and_wait("a/c", b"wild")
+        assert take(device, 1) == [b"wild"]
+        wait_until(lambda: there.acked("a/c"))
+        device.unsubscribe("a/+")
+        wait_until(lambda: not there.acked("a/c"))
     assert one.stop() == two.stop() == 0

@@ -54,6 +54,20 @@ def test_every_function_of_the_specification_is_a_known_name(tmp_path: Path, fun
     assert [rule.function for rule in rules.rules] == [function]
 
 
+@pytest.mark.parametrize(
+    ("published", "stored", "warned"),
+    [("#", "#", True), ("a/b", "a/#", True), ("#", "log/#", False), ("a/#", "a/+", False), ("a", "b", False)],
+)
+def test_who_stores_twice_is_warned_where_a_rule_adds_nothing(
+    tmp_path: Path, published: str, stored: str, warned: bool
+) -> None:
+    first = RULE.replace("{", f'{{"topic": "{published}", ', 1)
+    second = RULE.replace("publish.1", "publish.2").replace("on_message_publish", "on_message_store")
+    warnings = read(tmp_path, SERVER + first + second.replace("{", f'{{"topic": "{stored}", ', 1)).warnings
+    text = "on_message_store of line 3 stores these messages too, and those of QoS 0: each is stored once; take this"
+    assert [(one.line, one.text) for one in warnings] == [(2, f"{text} on_message_publish out")] * warned
+
+
 PUBLISH_1 = "backend.redis.hook.message.publish.1 = {"
 FUNCTION = '"action": {"function": "on_message_publish"}, "pool": "pool1"}'
 MISTAKES = [

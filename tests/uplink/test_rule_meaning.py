@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tidegate.gateway.routing import Router
-from tidegate.store.topic import FilterTree, filters_overlap, topic_filter_fault, topic_name_fault
+from tidegate.store.topic import FilterTree, covers, filters_overlap, matches, topic_filter_fault, topic_name_fault
 from tidegate.uplink.conf import Mistake
 from tidegate.uplink.rule import load, wants
 from tidegate.uplink.vocabulary import EVENTS, POOL_KEYS
@@ -218,6 +218,13 @@ def test_filters_that_match_one_topic_overlap(one: str, other: str, topic: str) 
     both = len(list(tree.find(topic))) == 2
     assert not both or filters_overlap(one, other)
     assert filters_overlap(one, other) is filters_overlap(other, one)
+
+
+@given(FILTERS, FILTERS, TOPICS)
+def test_a_filter_covers_what_matches_nothing_that_it_does_not(wide: str, narrow: str, topic: str) -> None:
+    if covers(wide, narrow):
+        assert matches(wide, topic) or not matches(narrow, topic)
+    assert covers(narrow, narrow) and covers("#", narrow) is not narrow.startswith("$")
 
 
 @given(FILTERS, FILTERS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tidegate.store.entry import SUBSCRIBED
+from tidegate.uplink.backend import Batch, Mark
 from tidegate.uplink.rule import SHIPPED
 
 from tests.support.sql_servers import Postgres, SqlServer
@@ -294,6 +296,19 @@ def test_a_payload_that_is_too_large_is_refused_alone(tmp_path: Path, server: Sq
         gate.drain()
         assert {row.seq for row in gate.quarantine()} == {large, huge}
         assert server.rows("SELECT length(payload) FROM mqtt_msg ORDER BY id") == [(65_535,), (5,)]
+
+
+def test_there_is_time_for_something_else_while_the_server_works(gate: Rig, server: SqlServer) -> None:
+    gate.configure(server.port, function_rule(server.backend, "message.publish.1", "on_message_publish"), settings(server))
+    gate.log.publish_many(500)
+    there: list[int] = []
+    with closing(gate.connect()) as link:
+        batch = Batch(GATEWAY, 1, Mark(), 500, gate.plan.ask(gate.log.entries()).operations)
+        assert link.write(batch, lambda: there.append(gate.log.publish("t"))) == []
+        assert there == [501]
+        assert [row[0] for row in messages(server)] == gate.published()[:500]
+        assert link.write(Batch(GATEWAY, 1, Mark(500), 501, ())) == []
+        assert there == [501]
 
 
 def test_a_mark_that_moved_meanwhile_stops_the_batch(gate: Rig, server: SqlServer) -> None:

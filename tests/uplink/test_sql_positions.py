@@ -141,6 +141,18 @@ def test_an_unsubscribe_drops_the_position_and_what_is_older_does_not_bring_it_b
     assert acked(server) == [("c", "a/b", two), ("other", "a/b", one)]
 
 
+def test_an_unsubscribe_with_wildcards_drops_the_positions_that_it_names(gate: Rig, server: SqlServer) -> None:
+    found = {topic: publish(gate, 1, topic)[0] for topic in ("a/b", "a/c", "a/d")}
+    for topic, msgid in found.items():
+        gate.log.position("c", topic, msgid, START)
+    gate.log.append(UNSUBSCRIBED, "c", "a/+", 0, b'["a/b", "a/c"]', START + MINUTE)
+    gate.log.append(UNSUBSCRIBED, "c", "a/#", 0, None, START + MINUTE)
+    gate.drain()
+    assert acked(server) == [("c", "a/d", found["a/d"])]
+    dropped = server.rows("SELECT topic FROM tidegate_position WHERE gateway = '' ORDER BY topic")
+    assert dropped == [("a/b",), ("a/c",)]
+
+
 def test_a_late_unsubscribe_leaves_a_newer_position(gate: Rig, server: SqlServer) -> None:
     (one,) = publish(gate, 1)
     gate.log.position("c", "a/b", one, START + MINUTE)

@@ -53,7 +53,7 @@ class Far(Protocol):
     def retained(self) -> dict[str, bytes]: ...
     def stored(self, topic: str) -> list[str]: ...
     def vector(self) -> dict[str, int]: ...
-    def acked(self) -> str: ...
+    def acked(self, topic: str = "a/b") -> str: ...
 
 
 class FarRedis:
@@ -83,8 +83,8 @@ class FarRedis:
         pairs = [part.encode() for pair in found.items() for part in pair]
         return {code: seq for code, (_, seq) in standing_of(pairs, b"").read.items()}
 
-    def acked(self) -> str:
-        return str(self._client.get("mqtt:acked:c:a/b") or "")
+    def acked(self, topic: str = "a/b") -> str:
+        return str(self._client.get(f"mqtt:acked:c:{topic}") or "")
 
 
 class FarSql:
@@ -109,8 +109,9 @@ class FarSql:
         found = self._server.rows("SELECT gateway, seq FROM tidegate_position WHERE clientid = 'c' AND gateway <> ''")
         return {str(code): int(str(seq)) for code, seq in found}
 
-    def acked(self) -> str:
-        found = self._server.rows("SELECT m.msgid FROM mqtt_acked a JOIN mqtt_msg m ON m.id = a.mid WHERE a.clientid = 'c'")
+    def acked(self, topic: str = "a/b") -> str:
+        acked = "SELECT m.msgid FROM mqtt_acked a JOIN mqtt_msg m ON m.id = a.mid"
+        found = self._server.rows(f"{acked} WHERE a.clientid = 'c' AND a.topic = '{topic}'")
         return str(found[0][0]) if found else ""
 
 
