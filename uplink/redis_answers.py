@@ -97,7 +97,8 @@ def _meaning(text: str, pool: Pool) -> Exception:
 def _rights(text: str) -> Misconfigured:
     return Misconfigured(
         f"Redis refuses a command to our user: {text}",
-        "grant it with ACL SETUSER: keys ~mqtt:* ~tidegate:* and those of your own commands, with +@read +@write +@scripting",
+        "grant it with ACL SETUSER: keys ~mqtt:* ~tidegate:* and those of your own commands, with"
+        " +@read +@write +@scripting +@connection, on a cluster +cluster|slots too, for a channel +subscribe and &its name",
     )
 
 

@@ -30,7 +30,9 @@ class Channel:
                 try:
                     self._wire.ask(b"SUBSCRIBE", name.encode())
                 except NoPermissionError as error:
-                    hint = f"grant it with ACL SETUSER: &{name}, or listen to none: backend.redis.{pool.name}.channel ="
+                    hint = (
+                        f"grant it with ACL SETUSER: +subscribe &{name}, or listen to none: backend.redis.{pool.name}.channel ="
+                    )
                     raise Misconfigured(f"Redis does not let our user listen to the channel {name}: {error}", hint) from error
         except BaseException:
             self._wire.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.support.waiting import wait_until
 
 from .lane_rig import LOOKUP, PUBSUB, QUEUE, LaneRig, subscriptions
 from .lane_rig import RETAINED as LOOK_UP_RETAINED
+from .rig import MESSAGES, PRESENCE, Rig
 
 RULES = LOOKUP + PUBSUB + QUEUE + LOOK_UP_RETAINED
 CLIENTS = [f"c{number}" for number in range(12)]
@@ -306,6 +308,38 @@ def test_sentinels_and_servers_behind_tls_with_passwords_are_asked(tmp_path: Pat
         with LaneRig(tmp_path / "wrong", 1, RULES, wrong + "sentinel_password = nonsense") as rig:
             rig.step_until(lambda _: state(rig) == "misconfigured", 5)
             assert "sentinel_password" in rig.book.standing(rig.pool_name).hint  # type: ignore[union-attr]
+
+
+RIGHTS = "ACL SETUSER gate on >pw ~mqtt:* ~tidegate:* +@read +@write +@scripting +@connection"
+
+
+@pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
+def test_the_rights_that_the_documents_name_are_enough(tmp_path: Path, kind: str) -> None:
+    with ExitStack() as stack:
+        more, settings, port = "+subscribe &mqtt_channel", f"type = {kind}", 1
+        servers: list[RedisServer]
+        if kind == "cluster":
+            cluster = stack.enter_context(Cluster(tmp_path))
+            more, servers, port = "+cluster|slots", cluster.nodes, cluster.port
+        elif kind == "sentinel":
+            watched = stack.enter_context(Watched(tmp_path))
+            servers, settings = [watched.master], watched.settings()
+        else:
+            servers = [stack.enter_context(RedisServer(tmp_path))]
+            port = servers[0].port
+        for server in servers:
+            with server.client() as client:
+                client.execute_command(f"{RIGHTS} {more}")
+        settings += "\nusername = gate\npassword = pw"
+        (tmp_path / "writes").mkdir()
+        writer = stack.enter_context(Rig(tmp_path / "writes", port, PRESENCE + MESSAGES, settings))
+        writer.log.publish_many(5)
+        writer.drain()
+        assert (writer.standing().state, writer.standing().warning, writer.quarantine()) == ("connected", "", [])
+        rig = stack.enter_context(LaneRig(tmp_path, port, RULES, settings))
+        arrive(rig)
+        rig.ask()
+        assert state(rig) == "connected"
 
 
 def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path: Path) -> None:
