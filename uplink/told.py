@@ -64,7 +64,10 @@ class Told:
         """What a channel said."""
 
         def remember() -> None:
-            known = self._heard.setdefault(client, dict(self._rows.get(client, {})))
+            before = self._heard.get(client, self._rows.get(client))
+            if before is None:
+                return  # what else stands there was not told yet: the next lookup tells all
+            known = self._heard[client] = dict(before)
             known.pop(topic_filter, None)
             if kind == SUBSCRIBE:
                 known[topic_filter] = qos

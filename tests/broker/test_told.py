@@ -224,5 +224,34 @@ def test_of_a_far_end_s_messages_its_own_ids_are_told_those_of_each_gateway_by_t
     world.kill()
 
 
-def found(msgid: str) -> Answer:
-    return Answer(0, "redis.pool1", MESSAGE, "r", "read/a", "read/a", "[]", msgid, "elsewhere", 1, NOW, b"x")
+def test_what_was_lost_on_its_way_with_its_subscription_comes_with_the_next_and_is_not_passed_over(path: Path) -> None:
+    make_inbox(path.with_name("uplink.db"))
+    world = open_world(path)
+    reader = world.device("r", clean=False)
+    reader.subscribe("read/a", 2)
+    for one in (found("one"), found("two", qos=2)):
+        put(path.with_name("uplink.db"), one)
+    Inbox(world.broker, path.with_name("uplink.db")).look()
+    world.settle()
+    assert len(reader.messages()) == 2
+    reader.send(Unsubscribe(9, ("read/a",)))
+    world.kill()  # what went with QoS 1 is forgotten, what went with QoS 2 is sent again
+    world = open_world(path)
+    reader = world.device("r", clean=False)
+    reader.subscribe("read/a", 2)
+    for _, flags, packet_id, _ in reader.messages():
+        assert flags >> 1 & 3 == 2
+        reader.send(PubRec(packet_id))
+    world.wait(1)
+    assert [entry for entry in entries(path) if entry.kind == POSITION] == [], "one is before it and has not been read"
+    put(path.with_name("uplink.db"), found("one"), found("two", qos=2))
+    Inbox(world.broker, path.with_name("uplink.db")).look()
+    world.settle()
+    assert [flags >> 1 & 3 for _, flags, _, _ in reader.ack_all()] == [1]
+    world.wait(1)
+    assert [entry.payload for entry in entries(path) if entry.kind == POSITION] == [b"one"]
+    world.kill()
+
+
+def found(msgid: str, qos: int = 1) -> Answer:
+    return Answer(0, "redis.pool1", MESSAGE, "r", "read/a", "read/a", "[]", msgid, "elsewhere", qos, NOW, b"x")

@@ -64,7 +64,9 @@ class Business:
 
     def subscribe(self, client: str) -> None:
         """A row is made, changed or taken away; mostly the channel is told too, at times it alone."""
-        text, qos = self._chance.choice(MADE), self._chance.randrange(3)
+        text = self._chance.choice(MADE)
+        # With QoS 0 nothing is promised, not even of what was found when the row said more.
+        qos = self._chance.randrange(1 if text == OTHER else 0, 3)
         mine = self.subscriptions.setdefault(client, {})
         kind = "unsubscribe" if text in mine and self._chance.random() < 0.6 else "subscribe"
         if self._chance.random() < 0.6 and self._said is not None:

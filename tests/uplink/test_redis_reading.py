@@ -12,6 +12,7 @@ import pytest
 from tidegate.store.inbox import MESSAGE, RETAINED, SUBSCRIBE, SUBSCRIPTIONS
 from tidegate.uplink.lane_book import read_lanes
 from tidegate.uplink.redis_asking import GONE_FOR
+from tidegate.uplink.told import Told
 
 from tests.support.redis_server import RedisServer
 
@@ -78,6 +79,16 @@ def test_what_only_the_channel_said_goes_when_it_breaks(tmp_path: Path, server: 
         far.client_kill_filter(_type="pubsub")
         rig.step_until(lambda _: bool(rig.answers()))
         assert [subscriptions(answer) for answer in rig.take()] == [("c1", {})]
+
+
+def test_what_a_channel_said_before_the_first_lookup_is_not_taken_for_all_that_stands_there() -> None:
+    """Found by simulation, seed 31245: a row that was gone since the life before stayed a subscription."""
+    told = Told("redis.pool1", "AAAA")
+    _, remember = told.heard(SUBSCRIBE, "c1", "said", 1)
+    remember()
+    told.interrupted()
+    answers, _ = told.lookup("c1", [("said", 1)])
+    assert [subscriptions(answer) for answer in answers] == [("c1", {"said": 1})]
 
 
 # -- stored messages -------------------------------------------------------------------------------------------------
