@@ -16,10 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.catchup import RETAINED
-from tidegate.store.entry import PUBLISH, RETAIN
-from tidegate.store.few import NO_DICT
-from tidegate.store.history import SET_CLEARED
-from tidegate.store.log import ROW_BYTES, Ack, Batch, Log, Name
+from tidegate.store.entry import PUBLISH
+from tidegate.store.log import ROW_BYTES, Ack, Batch, Log
 from tidegate.store.names import KEEP_FIRST, Unused
 from tidegate.store.report import ERROR, INFO, WARNING, Say
 from tidegate.store.schema import disk_fault
@@ -27,7 +25,7 @@ from tidegate.store.trim import KEEP_AT, KEEP_SEQ, Plan
 from tidegate.store.unstorable import Unstorable
 
 from .accounts import charge
-from .aside import ADD_GUARD, SET_RETAINED, put_aside
+from .aside import put_aside
 from .connecting import TOPIC_ALIASES, Access, Connecting, Limits, Stranger
 from .delivery import Delivery
 from .exchanges import Exchanges
@@ -53,6 +51,7 @@ from .mqtt.reasons import ReasonCode
 from .mqtt.unfinished import Unfinished
 from .offline import Offline
 from .pressure import Pressure
+from .publishing import PUBACK, Publishing, no_subscribers
 from .queued import Queued
 from .routing import Router, Topic
 from .rows import Rows
@@ -61,7 +60,6 @@ from .sessions import Sessions
 from .subscribing import Subscribing
 from .walk import ReadLog
 
-PUBACK, PUBREC = 0x40020000, 0x50020000
 BATCH_LIMIT = 16 << 20
 UNREAD_LIMIT = 2 << 20
 """Bytes of answers that a client may leave unread before it is read no further."""
@@ -137,6 +135,8 @@ class Broker:
         self.rows = Rows(self, limits.max_exchange_bytes)
         self.delivery.added_delivery = self.rows.add_exchange
         self._absence = Absence(self, limits)
+        self.publishing = Publishing(self, limits.max_inflight)
+        self._publish = self.publishing.on_publish
         exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
@@ -396,7 +396,7 @@ class Broker:
         """Act on what the client's connection read, in order.
 
         Long on purpose: the usual message, QoS 1 to be stored and not retained, is taken here without another call; what
-        `_on_publish` would do for it.
+        `Publishing.on_publish` would do for it.
         """
         log = self.log
         generation = self.router.generation if self._durable else NEVER_PLAIN
@@ -418,14 +418,14 @@ class Broker:
                         (seq, log.at, log.mono, log.run, PUBLISH, session.name, topic, 1, payload, properties or None)
                     )
                     batch.size += ROW_BYTES + len(payload) + len(properties)
-                    ack = PUBACK | packet_id if topic.subscribed or not v5 else _no_subscribers(packet_id)
+                    ack = PUBACK | packet_id if topic.subscribed or not v5 else no_subscribers(packet_id)
                     acks = batch.acks
                     if client in acks:
                         acks[client].append(ack)
                     else:
                         acks[client] = [ack]
                     continue
-                self._on_publish(client, session, topic, flags, packet_id, payload, properties)
+                self._publish(client, session, topic, flags, packet_id, payload, properties)
             elif client.closing:
                 return
             elif isinstance(event, Fault):
@@ -446,88 +446,3 @@ class Broker:
         """Who has nothing else to say is idle."""
         session.rest()
         self.delivery.send(client, encode(PingResp(), client.version))
-
-    def _on_publish(
-        self, client: Client, session: Session, topic: Topic, flags: int, packet_id: int, payload: bytes, properties: bytes
-    ) -> None:
-        self.received += 1
-        qos = flags >> 1 & 3
-        if topic.reserved:
-            self.pressure.refuse_reserved(client, qos, packet_id)
-        elif self.router.refuses(topic, qos, bool(flags & 1)) and (qos < 2 or packet_id not in session.received):
-            self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
-        elif qos == 2:
-            if packet_id not in session.received:
-                if client.version == 5 and len(session.received) >= self._limits.max_inflight:
-                    self.connecting.drop(client, ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)  # [MQTT-3.3.4-8]
-                    return
-                if self.rows.stalls(session):
-                    self.pressure.refuse(client, topic, flags, packet_id, payload, properties)
-                    return
-                if session.received is NO_DICT:
-                    session.received = {}
-                session.received[packet_id] = None
-                if session.persistent:
-                    self.log.change(ADD_GUARD, session.name, packet_id)
-                    self.rows.add_exchange()
-                else:
-                    self.rows.passing += 1
-                self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
-            self.acknowledge(client, PUBREC | packet_id)
-        elif qos == 1:
-            waits = self.publish(session.name, topic, qos, bool(flags & 1), payload, properties)
-            ack = PUBACK | packet_id if topic.subscribed or client.version < 5 else _no_subscribers(packet_id)
-            if waits:
-                self.acknowledge(client, ack)
-            else:
-                self.delivery.acknowledge({client: [ack]})
-        else:
-            self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
-
-    def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool:
-        """Take a message (4.3): into the log if somebody needs it there, to its subscribers; whether it waits for a commit."""
-        log = self.log
-        if topic.generation != self.router.generation:
-            self.router.route(topic, PUBLISH)
-        waits = False
-        flags = qos | (RETAIN if retain else 0)
-        seq = 0
-        size = len(payload) + len(properties) if retain else 0
-        kept = retain and payload and self.retained.takes(topic.text, size)
-        if (topic.stored if qos else topic.stored_qos0) or (retain and (kept or topic.stored_retained)):
-            seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
-            waits = True
-        if retain:
-            if payload and not kept:
-                self.refuse_retained(topic, size)
-            waits |= self._set_retained(topic, seq, size if kept else 0)
-        if not (qos and seq) and topic.targets:
-            self.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
-        return waits
-
-    def keep_retained(self, topic: Topic, seq: int, size: int) -> None:
-        """This entry, which a far end had, is the retained message of its topic now."""
-        self._set_retained(topic, seq, size)
-
-    def refuse_retained(self, topic: Topic, size: int) -> None:
-        """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""
-        self.retained.refused += 1
-        text = "max_retained_bytes is used up: a message was delivered and is not kept as the retained one of its topic"
-        self.report("retained_full", text, WARNING, topic=topic.text, size=size)
-
-    def _set_retained(self, topic: Topic, seq: int, size: int) -> bool:
-        if size:
-            self.retained.put(topic.text, seq, size)
-            self.log.change(SET_RETAINED, topic, seq)
-            return True
-        had = self.retained.remove(topic.text)
-        if had:
-            self.log.change("DELETE FROM retained WHERE topic = ?", topic)
-        if asked := self.router.local.asks_retained(topic.text):
-            self.log.change(SET_CLEARED, topic.text, self.log.now)
-        return had or asked
-
-
-def _no_subscribers(packet_id: int) -> bytes:
-    """PUBACK of 5.0 for what is stored, maybe, and goes to no session (0x10, 3.4.2.1)."""
-    return b"\x40\x03" + packet_id.to_bytes(2, "big") + b"\x10"

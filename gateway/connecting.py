@@ -23,8 +23,9 @@ from .mqtt.packets import ConnAck, Connect, Disconnect, encode
 from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
 from .pressure import Pressure
+from .publishing import Publishing
 from .refusals import Refusals
-from .routing import Router, Topic
+from .routing import Router
 from .rows import Rows
 from .session import NEVER, Client, Session
 from .sessions import Sessions
@@ -85,10 +86,9 @@ class Broker(Protocol):
     addresses: Counter[str]
     counters: Counter[str]
     pressure: Pressure
+    publishing: Publishing
     rows: Rows
     now: float
-
-    def publish(self, sender: Name, topic: Topic, qos: int, retain: bool, payload: bytes, properties: bytes) -> bool: ...
 
     def handle(self, client: Client, events: list[Any]) -> None: ...
 

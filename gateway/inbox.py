@@ -187,11 +187,11 @@ class Inbox:
             return  # another one came meanwhile, and is newer
         known = pack(Known(answer.msgid, answer.sender, at))
         if not broker.retained.takes(topic.text, size := len(answer.payload) + len(known)):
-            broker.refuse_retained(topic, size)
+            broker.publishing.refuse_retained(topic, size)
             return
         flags = answer.qos | RETAIN | FOREIGN
         seq = broker.log.append(KEPT_THERE, Name(answer.sender), topic, flags, answer.payload, known)
-        broker.keep_retained(topic, seq, size)
+        broker.publishing.keep_retained(topic, seq, size)
         broker.when_durable(self._send_retained, session, answer.filter, subscription, seq)
 
     def _send_retained(self, session: Session, topic_filter: str, subscription: Subscription, seq: int) -> None:

@@ -80,7 +80,7 @@ class Wills:
         topic = self._broker.router.topics[will.topic.encode()]
         if topic.reserved:
             return
-        self._broker.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))
+        self._broker.publishing.publish(session.name, topic, will.qos, will.retain, will.payload, encode_block(kept))
 
 
 def _size(will: Will) -> int:
