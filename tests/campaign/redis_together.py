@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import redis
 
 from tests.support.redis_cluster import Cluster, Watched
 from tests.support.redis_server import RedisServer
@@ -163,10 +165,16 @@ class SentinelFarEnd(FarEnd):
         """As an operator does it, while everything works."""
         leader = self._watched.leader()
         with self._calm_afterwards():
-            with self._watched.sentinels[0].client() as client:
-                client.execute_command("SENTINEL FAILOVER mymaster")
+            wait_until(self._asks_for_another, CALM)
             wait_until(lambda: self._watched.leader() is not leader, CALM)
             yield
+
+    def _asks_for_another(self) -> bool:
+        """Refused while a fail-over is under way or the replica is not good enough yet."""
+        with self._watched.sentinels[0].client() as client, suppress(redis.ResponseError):
+            client.execute_command("SENTINEL FAILOVER mymaster")
+            return True
+        return False
 
     @contextmanager
     def _calm_afterwards(self) -> Iterator[None]:
