@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tidegate.store.entry import PUBLISH, RETAIN
-from tidegate.uplink.backend import Operation, Packed
+from tidegate.store.reader import LogReader
+from tidegate.uplink.backend import Mark, Operation, Packed
+from tidegate.uplink.cancelling import Cancelling
 from tidegate.uplink.plan import TAKES
 from tidegate.uplink.redis_actions import coalesced, pack, unpack
 
@@ -73,6 +76,16 @@ def test_far_apart_in_the_log_too(rig: Rig, far: Any) -> None:
     rig.drain()
     assert not far.exists("mqtt:msg:queue/1") and calls(far, "del", "zrem") == 0
     assert balanced(rig) == {"delivered": 1500, "cancelled": 2}
+
+
+def test_a_message_that_is_sent_after_all_is_taken_out(rig: Rig) -> None:
+    """A batch is halved when something in it is refused, and the first half does not know of the acknowledgement."""
+    rig.log.acked("c", "queue/1", rig.log.publish("queue/1", b"x"))
+    with closing(LogReader(rig.data / "log.db")) as log:
+        cancelling = Cancelling(rig.plan, log)
+        both, _ = log.read(0, 10)
+        assert cancelling.among(both, Mark(), 0) == {1, 2}
+        assert cancelling.among(both[:1], Mark(), 0) == cancelling.among(both[1:], Mark(1), 0) == set()
 
 
 def test_what_was_sent_before_is_taken_out(rig: Rig, far: Any) -> None:
