@@ -45,8 +45,6 @@ class Cancelling:
         taken = self._log.taken(entries[0].seq, entries[-1].seq)
         acked = {entry.payload.decode(errors="replace") for entry in entries if entry.kind == ACKED}
         gone = [entry for entry in entries if entry.kind == PUBLISH and (entry.seq in taken or entry.msgid in acked)]
-        for entry in entries:
-            self._left_out.pop(entry.msgid, None)  # of a batch that was halved it may be sent now
         self._left_out |= dict.fromkeys(entry.msgid for entry in gone if entry.seq > tried)
         while len(self._left_out) > MOST:
             del self._left_out[next(iter(self._left_out))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Any, Self
 import redis
 from redis.cluster import ClusterNode
 
-from .ports import free_port
+from .ports import BUS, free_port, free_ports_of_nodes
 from .proxy import Proxy
 from .redis_server import RedisServer
 from .waiting import wait_until
@@ -26,7 +25,7 @@ class Cluster:
     """
 
     def __init__(self, directory: Path, *options: str, password: str = "", certificates: Path | None = None) -> None:
-        ports = random.sample(range(10_000, 20_000), 3)
+        ports = free_ports_of_nodes(3)
         self.proxies = [Proxy(port) for port in ports]
         self.nodes = [
             RedisServer(
@@ -205,10 +204,9 @@ def is_linked(server: RedisServer) -> bool:
 
 
 def _options(port: int, announced: int, certificates: Path | None) -> tuple[str, ...]:
-    """The bus takes port + 10000, below which no port is given to outgoing connections."""
     tls = ("--tls-cluster", "yes", "--cluster-announce-tls-port", str(announced)) if certificates is not None else ()
     return (
         "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000",
         "--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", str(announced),
-        "--cluster-announce-bus-port", str(port + 10_000), "--cluster-require-full-coverage", "no", *tls,
+        "--cluster-announce-bus-port", str(port + BUS), "--cluster-require-full-coverage", "no", *tls,
     )  # fmt: skip
