@@ -135,7 +135,7 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
         raw.mistakes.append(Mistake(file, lines.get((pool.name, key), 0), f"{pool.name}.{key}: {text}"))
 
     if pool.backend == "redis":
-        _check_redis(pool, mistake, lambda key: (pool.name, key) in lines)
+        _check_redis(pool, mistake)
     elif pool.settings["ssl"] and not pool.settings["cacertfile"]:
         text = f"{pool.name}.ssl: the line is encrypted, but the server is not checked: name who signed it in cacertfile"
         raw.warnings.append(Mistake(file, lines[pool.name, "ssl"], text))
@@ -149,14 +149,12 @@ def _check(raw: Raw, file: str, pool: Pool, lines: Mapping[tuple[str, str], int]
         raw.mistakes.append(Mistake(file, second, text))
 
 
-def _check_redis(pool: Pool, mistake: Callable[[str, str], None], given: Callable[[str], bool]) -> None:
+def _check_redis(pool: Pool, mistake: Callable[[str, str], None]) -> None:
     kind = pool.settings["type"]
     if kind == "single" and len(pool.settings["server"]) > 1:
         mistake("server", "type single has one server, host:port")
     if kind == "sentinel" and not pool.settings["sentinel"]:
         mistake("type", f"type sentinel needs the master's name: backend.redis.{pool.name}.sentinel = mymaster")
-    if kind == "cluster" and given("channel") and pool.settings["channel"]:
-        mistake("channel", "a cluster has no channels for us: take the line out, or write nothing behind the =")
     if kind == "cluster" and pool.settings["database"]:
         mistake("database", "a cluster has only database 0")
 

@@ -61,7 +61,7 @@ def too_few_connections(pool: Pool, rules: Iterable[Rule]) -> str:
     uses = ["one writes"]
     if reading(rules) is not None:
         uses.append("one looks things up")
-        if pool.backend == "redis" and pool.settings["type"] != "cluster" and pool.settings["channel"]:
+        if pool.backend == "redis" and pool.settings["channel"]:
             uses.append("one listens to the channel")
     size = pool.settings["pool_size"]
     if size >= len(uses):

@@ -37,14 +37,17 @@ _GLOB = str.maketrans({character: f"\\{character}" for character in "*?[]\\^"})
 
 def connect_asker(pool: Pool) -> RedisAsker:
     """Open a connection for questions, and one for the channel. Raises NotConnected or Misconfigured."""
-    if pool.settings["type"] == "cluster":
-        return RedisAsker(Slots(pool), pool)
-    wire = connect_wire(pool)
+    server: Wire | Slots = Slots(pool) if pool.settings["type"] == "cluster" else connect_wire(pool)
     try:
-        return RedisAsker(wire, pool, Channel(pool) if pool.settings["channel"] else None)
+        channel = _listen(pool, server) if pool.settings["channel"] else None
     except BaseException:
-        wire.close()
+        server.close()
         raise
+    return RedisAsker(server, pool, channel)
+
+
+def _listen(pool: Pool, server: Wire | Slots) -> Channel:
+    return Channel(pool, server.listener() if isinstance(server, Slots) else connect_wire(pool))
 
 
 class RedisAsker:

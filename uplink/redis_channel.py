@@ -11,18 +11,18 @@ from redis.exceptions import NoPermissionError
 from .errors import Misconfigured
 from .pools import Pool
 from .redis_answers import answers
-from .redis_wire import connect, packed
+from .redis_wire import Wire, packed
 
 MOST = 1_000
 """Messages taken at once."""
 
 
 class Channel:
-    """Subscribed when made. Raises NotConnected, Misconfigured."""
+    """Subscribed when made, over a connection that is its own from then on. Raises NotConnected, Misconfigured."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, wire: Wire) -> None:
         self._pool = pool
-        self._wire = connect(pool)
+        self._wire = wire
         self._said: list[bytes] = []
         name = pool.settings["channel"]
         try:

@@ -93,6 +93,10 @@ class Slots:
         """The connection whose end shows that the cluster has changed."""
         return next(iter(self._open.values()))
 
+    def listener(self) -> Wire:
+        """Another connection to a node that answered: each is told what is said to any of them."""
+        return connect_to(self._pool, *next(iter(self._open)))
+
     def wires(self) -> list[Wire]:
         """All open connections."""
         return list(self._open.values())

@@ -13,7 +13,7 @@ import pytest
 from tidegate.store.inbox import MESSAGE, RETAINED, SUBSCRIBE, UNSUBSCRIBE
 from tidegate.store.msgid import message_id
 from tidegate.uplink.redis_channel import Channel
-from tidegate.uplink.rule import load
+from tidegate.uplink.redis_wire import connect
 
 from tests.support.redis_server import RedisServer
 
@@ -163,15 +163,9 @@ def test_a_channel_that_fell_silent_is_noticed_although_nobody_is_asked_for(rig:
 
 def test_what_the_channel_says_while_it_is_checked_is_not_lost(tmp_path: Path, server: RedisServer) -> None:
     with LaneRig(tmp_path, server.port, LOOKUP) as rig, server.client() as far:
-        channel = Channel(rig.pool)
+        channel = Channel(rig.pool, connect(rig.pool))
         for word in ("one", "two"):
             far.publish("mqtt_channel", word)
         channel.check()
         assert channel.heard() == [b"one", b"two"]
         channel.close()
-
-
-def test_a_channel_on_a_cluster_is_a_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "emqx_backend_redis.conf"
-    path.write_text("backend.redis.pool1.type = cluster\nbackend.redis.pool1.channel = x\n" + LOOKUP)
-    assert "a cluster has no channels" in str(load(path, "redis").mistakes[0])

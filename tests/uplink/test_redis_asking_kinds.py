@@ -247,6 +247,26 @@ def heard(rig: LaneRig) -> list[str]:
     return [json.loads(one.filters)[0][0] for one in rig.answers() if one.kind == SUBSCRIBE]
 
 
+def test_what_is_said_at_any_node_of_a_cluster_is_heard(rig: LaneRig, cluster: Cluster) -> None:
+    rig.log.arrive("c0")
+    rig.ask()
+    rig.take()
+    for number, node in enumerate(cluster.nodes):
+        say_subscribe(node, f"at/{number}")
+    wait_until(lambda: rig.lane.step() and sorted(heard(rig)) == ["at/0", "at/1", "at/2"])
+    rig.take()
+    with cluster.client() as far:
+        far.hset("mqtt:sub:c0", "while/away", 1)
+    for node in cluster.nodes:
+        with node.client() as at_node:
+            at_node.client_kill_filter(_type="pubsub")
+    ask_in_time(rig)
+    wait_until(lambda: _step(rig) and bool(rig.answers()))
+    assert subscriptions(rig.take()[-1]) == ("c0", {"while/away": 1})
+    say_subscribe(cluster.nodes[0], "after")
+    wait_until(lambda: rig.lane.step() and heard(rig) == ["after"])
+
+
 @pytest.mark.parametrize("fault", ["kill", "freeze", "failover"])
 def test_after_a_fail_over_the_new_master_is_asked_and_listened_to(tmp_path: Path, watched: Watched, fault: str) -> None:
     with watched.master.client() as far, LaneRig(tmp_path, 1, RULES, watched.settings()) as rig:
@@ -320,7 +340,7 @@ def test_the_rights_that_the_documents_name_are_enough(tmp_path: Path, kind: str
         servers: list[RedisServer]
         if kind == "cluster":
             cluster = stack.enter_context(Cluster(tmp_path))
-            more, servers, port = "+cluster|slots", cluster.nodes, cluster.port
+            more, servers, port = f"{more} +cluster|slots", cluster.nodes, cluster.port
         elif kind == "sentinel":
             watched = stack.enter_context(Watched(tmp_path))
             servers, settings = [watched.master], watched.settings()
