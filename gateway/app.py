@@ -418,7 +418,7 @@ class App:
             return reach(self.broker, held(self._config.data, self._named))
         except StoreError as error:
             self._report("uplink_db_unusable", str(error), WARNING)
-            return Reach(0, 0)
+            return Reach(0, ())
 
     def _make_supervisor(self) -> Any:
         backends = [name for name in self._config.backends if name != "sqlite"]

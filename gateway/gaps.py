@@ -1,8 +1,8 @@
 """What the budget took from those who still waited: gathered by topic, then written down as gap records.
 
 A far end that is away for weeks would make one record for each step of the trim. So what is lost of one topic is joined in one
-open record, which the store keeps with the removal itself, and becomes an entry when far ends read on (they come to it after
-what is left), or after a day. The totals by reason and policy ride along.
+open record, which the store keeps with the removal itself, and becomes an entry when a far end that waits for it reads on (it
+comes to it after what is left), or after a day. The totals by reason and policy ride along.
 
 Invariant: in every commit, what is gone of what somebody waited for is named by an entry or by an open record.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, astuple
 
 from tidegate.store.entry import GAP
@@ -38,7 +38,8 @@ class Gaps:
         self._unread: list[tuple[int, Lost]] = []
         """Written as entries, and not read by any far end yet."""
         self._since = 0.0
-        self._read = 0
+        self._pools: Counter[int] | None = None
+        """Where far ends were at the last look."""
 
     def load(self, db: sqlite3.Connection) -> None:
         """What an earlier run has left open."""
@@ -68,10 +69,17 @@ class Gaps:
         self._log.change(_KEEP, OPEN, json.dumps([astuple(lost) for lost in self._open.values()]))
         self._log.change(_KEEP, TOTALS, json.dumps(totals))
 
-    def due(self, read: int, now: float) -> bool:
-        """Whether the open records should become entries: far ends read on, or they are open for a day."""
-        moved, self._read = read != self._read, read
-        self._unread = [(seq, lost) for seq, lost in self._unread if seq > read]
+    def due(self, pools: Collection[int], now: float) -> bool:
+        """Whether the open records should become entries: a far end that was before their end has read on, by the cursors of
+        all, or they are open for a day. One that was past them needs none."""
+        here, before = Counter(pools), self._pools
+        last = max((lost.last_seq for lost in self._open.values()), default=0)
+        if before is None:  # what an earlier run has left open: by now somebody may be past it
+            moved = any(cursor >= lost.first_seq for lost in self._open.values() for cursor in here)
+        else:
+            moved = any(cursor < last and count > here[cursor] for cursor, count in before.items())
+        self._pools = here
+        self._unread = [(seq, lost) for seq, lost in self._unread if seq > max(pools, default=0)]
         if not self._open:
             self._since = now
         return bool(self._open) and (moved or now - self._since >= OPEN_FOR)

@@ -23,10 +23,10 @@ PAUSE = 10.0
 
 
 class Reach(NamedTuple):
-    """`floor`: all at or below it is done with by everyone; `read`: the farthest that a far end has read."""
+    """`floor`: all at or below it is done with by everyone; `pools`: where the far ends are."""
 
     floor: int
-    read: int
+    pools: tuple[int, ...]
 
 
 class Trimming:
@@ -50,7 +50,7 @@ class Trimming:
         """Called each second."""
         if self._broker.now >= self._next:
             self._next = self._broker.now + PAUSE
-            if self._broker.gaps.due(self._reach().read, self._broker.now):
+            if self._broker.gaps.due(self._reach().pools, self._broker.now):
                 self._broker.gaps.close()
                 self._broker.turn_over()
             self.start()
@@ -107,7 +107,7 @@ class Trimming:
 
 def reach(broker: Broker, pools: Iterable[int]) -> Reach:
     """Of everyone: sessions, as stored, and pools, by their cursors."""
-    pools = list(pools)
+    pools = tuple(pools)
     live = broker.delivery.live
     sessions = [session.floor(live) for session in broker.sessions if session.persistent or session.behind]
-    return Reach(min([live, *sessions, *pools]), max(pools, default=0))
+    return Reach(min([live, *sessions, *pools]), pools)

@@ -51,7 +51,7 @@ class Committing(World):
         self.broker.router.set_wants(Want(kind, "#", 0, False) for kind in kinds)
         self.trim = Found(1 << 30, AGE)
         self.trimming = Trimming(
-            self.trim, self.store.connection, self.submit, self.broker, lambda: Reach(1 << 60, 0), self.said
+            self.trim, self.store.connection, self.submit, self.broker, lambda: Reach(1 << 60, ()), self.said
         )
 
     def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
