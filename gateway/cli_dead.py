@@ -63,7 +63,7 @@ def list_(config_file: Path | None, data: Path | None, pool: str | None, as_json
     for group in found:
         waiting = f", {group['waiting']} wait to be sent again" if group["waiting"] else ""
         click.echo(f"{group['pool']}: {group['reason']}")
-        click.echo(f"  {group['count']} records{waiting}, {group['first']} to {group['last']} UTC")
+        click.echo(f"  {group['count']} record{'s' * (group['count'] != 1)}{waiting}, {group['first']} to {group['last']} UTC")
         click.echo(f"  for example {group['example']['id']}: {group['example']['target']}")
     if not found:
         click.echo("nothing is in quarantine" + (f" of {pool}" if pool else ""))

@@ -98,7 +98,8 @@ def run_demo(seconds: float | None, data: Path | None, port: int) -> int:
 def _missing_extra() -> str:
     needed = ["aiomqtt"] if shutil.which("redis-server") else ["aiomqtt", "fakeredis", "lupa"]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    return f"the demo needs {' and '.join(missing)}: pip install 'tidegate[demo]'" if missing else ""
+    install = f"{sys.prefix}/bin/pip install '.[demo]' in the clone of Tidegate"
+    return f"the demo needs {' and '.join(missing)}: {install}" if missing else ""
 
 
 def _used(data: Path | None) -> str:

@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def load(path: Path, backend: str) -> RuleFile:
         )
     driver, extra = DRIVERS.get(backend, ("", ""))
     if driver and importlib.util.find_spec(driver) is None:
-        raw.mistakes.append(Mistake(str(path), 0, f"the driver {driver} is not installed: pip install 'tidegate[{extra}]'"))
+        raw.mistakes.append(Mistake(str(path), 0, _how_to_install(driver, extra)))
     pools = read_pools(raw, str(path), backend)
     rules = _Reader(raw, str(path), backend, [pool.name for pool in pools]).rules()
     _warn_of_open_credentials(raw, path, backend)
@@ -155,6 +156,11 @@ def load(path: Path, backend: str) -> RuleFile:
     events = frozenset(kind for event in raw.events for kind in _kinds_of(event))
     mistakes, warnings = (tuple(sorted(found, key=lambda m: m.line)) for found in (raw.mistakes, raw.warnings))
     return RuleFile(backend, path, tuple(pools), tuple(rules), events, mistakes, warnings)
+
+
+def _how_to_install(driver: str, extra: str) -> str:
+    """With this environment's pip, from the clone: a package of our name on an index would be somebody else's."""
+    return f"the driver {driver} is not installed: {sys.prefix}/bin/pip install '.[{extra}]' in the clone of Tidegate"
 
 
 def load_all(folder: Path, backends: Iterable[str]) -> list[RuleFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_a_line_without_checks_is_warned_of(tmp_path: Path) -> None:
 def test_a_driver_that_is_not_installed_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DRIVERS, "pgsql", ("not_there", "postgresql"))
     (mistake,) = load_text(tmp_path, "pgsql", SERVER + RULE).mistakes
-    assert mistake.text == "the driver not_there is not installed: pip install 'tidegate[postgresql]'"
+    program = f"{sys.prefix}/bin/pip install '.[postgresql]'"  # Of this environment and this clone: neither is on any index.
+    assert mistake.text == f"the driver not_there is not installed: {program} in the clone of Tidegate"
 
 
 LOOKUP = '{kind}.hook.session.created.1 = {{"action": {{"function": "on_subscribe_lookup"}}, "pool": "pool1"}}'
