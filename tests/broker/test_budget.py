@@ -32,7 +32,7 @@ class Box(World):
         self.broker.router.set_wants([Want(PUBLISH, "#", 0, False)])
         self.broker.router.policies = POLICIES
         self.floor = 0
-        self.pools = (0,)
+        self.pools: tuple[int, ...] = (0,)
         self.trimming = Trimming(
             Trim(budget, FOREVER, POLICIES),
             self.store.connection,

@@ -101,7 +101,6 @@ PUBLISH = '{kind}.hook.message.publish.1 = {{"action": {{"function": "on_message
         ("mysql", 2, (PUBLISH, LOOKUP), (), ""),
         ("redis", 2, (LOOKUP,), (), "one writes, one looks things up, one listens to the channel: set 3 or more"),
         ("redis", 2, (LOOKUP,), ("channel =",), ""),
-        ("redis", 2, (LOOKUP,), ("type = cluster",), ""),
         ("redis", 1, (PUBLISH,), (), ""),
     ],
 )
