@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.store.answers import Answers, Local, next_answers
-from tidegate.store.entry import ADDRESSED, FOREIGN, KEPT_THERE, RETAIN
+from tidegate.store.entry import FOREIGN, KEPT_THERE, RETAIN
 from tidegate.store.foreign import Known, event_time, pack
-from tidegate.store.history import ADD_ADDRESSED, FORGET_ACKED, FORGET_CLEARED, SET_POSITION
+from tidegate.store.history import FORGET_ACKED, FORGET_CLEARED, SET_POSITION
 from tidegate.store.inbox import MESSAGE, POSITION, RETAINED, SUBSCRIBE, SUBSCRIPTIONS, UNSUBSCRIBE, Answer
 from tidegate.store.log import Name
 from tidegate.store.msgid import origin
@@ -168,11 +168,9 @@ class Inbox:
         return any(s.qos and s.since < seq for text, s in session.subscriptions.items() if matches(text, answer.topic))
 
     def _address(self, session: Session, topic: Topic, answer: Answer) -> None:
-        log = self._broker.log
         known = Known(answer.msgid, answer.sender, event_time(answer.msgid, answer.at))
-        seq = log.append(ADDRESSED, session.name, topic, answer.qos | FOREIGN, answer.payload, pack(known))
-        log.change(ADD_ADDRESSED, seq, session.name, answer.msgid)
-        session.followed().addressed[seq] = topic.raw
+        flags = answer.qos | FOREIGN
+        self._broker.offline.addressed.add(session, topic, answer.msgid, flags, answer.payload, pack(known))
 
     # -- retained messages -----------------------------------------------------------------------------------------
 

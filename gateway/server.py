@@ -135,8 +135,8 @@ class Sockets:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = Link(self, sock.detach())
             self._links[link.number] = link
+            self._epoll.register(link.number, _IN)  # first: who is turned away may be gone already
             link.client = self._broker.opened(link, f"{peer[0]}:{peer[1]}", listener)
-            self._epoll.register(link.number, _IN)
 
     def _pause_accepting(self, listening: socket.socket, error: OSError) -> None:
         self._report("accept_failed", "cannot accept connections", WARNING, reason=os.strerror(error.errno or 0))

@@ -29,7 +29,7 @@ _ALIKE = {
     n: _statement(
         "?1 + column1, column2, column3, ?2, ?3, column4, column5, ?4, column6, NULL",
         [f"({place},?,?,?,?,?)" for place in range(n)],
-        "LIMIT ?",
+        "WHERE column1 < ?",
     )
     for n in SIZES
 }

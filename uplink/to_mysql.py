@@ -180,10 +180,11 @@ class MyLink(SqlLink):
         size = 0
         for message in messages:
             row = _literal(message)
-            size += len(row)
+            length = _bytes(row)
+            size += length
             if rows and size > self._largest // 2:
                 self._cursor.execute(_INSERT + ",".join(rows))
-                rows, size = [], len(row)
+                rows, size = [], length
             rows.append(row)
         if rows:
             self._cursor.execute(_INSERT + ",".join(rows))
@@ -238,10 +239,12 @@ def _text(value: str) -> str:
 
 
 def _size(row: Row) -> int:
-    if isinstance(row, Own):
-        return sum(len(value) for value in row.values if not isinstance(value, int))
-    payload: bytes = getattr(row, "payload", b"")
-    return len(payload)
+    values = row.values if isinstance(row, Own) else row
+    return sum(len(value) if isinstance(value, bytes) else _bytes(value) for value in values if isinstance(value, bytes | str))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _collation_warning(columns: Mapping[str, Mapping[str, Column]]) -> str:
