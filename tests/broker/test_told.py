@@ -253,5 +253,34 @@ def test_what_was_lost_on_its_way_with_its_subscription_comes_with_the_next_and_
     world.kill()
 
 
+def test_what_a_crash_loses_on_its_way_for_a_subscription_that_was_made_anew_comes_again(path: Path) -> None:
+    """The far end would not name it again: the position has passed it."""
+    make_inbox(path.with_name("uplink.db"))
+    world = open_world(path)
+    reader = world.device("r", clean=False)
+    reader.subscribe("read/a")
+    put(path.with_name("uplink.db"), found("one"))
+    Inbox(world.broker, path.with_name("uplink.db")).look()
+    world.settle()
+    assert len(reader.messages()) == 1
+    reader.send(Unsubscribe(9, ("read/a",)))
+    reader.subscribe("read/a")
+    put(path.with_name("uplink.db"), found("one"), found("two"))
+    Inbox(world.broker, path.with_name("uplink.db")).look()
+    world.settle()
+    assert len(reader.ack_all()) == 1, "one is on its way"
+    world.wait(1)
+    world.kill()
+    world = open_world(path)
+    reader = world.device("r", clean=False)
+    world.settle()
+    assert len(reader.ack_all()) == 1
+    world.wait(1)
+    world.kill()
+    world = open_world(path)
+    assert world.device("r", clean=False).messages() == [], "and once"
+    world.kill()
+
+
 def found(msgid: str, qos: int = 1) -> Answer:
     return Answer(0, "redis.pool1", MESSAGE, "r", "read/a", "read/a", "[]", msgid, "elsewhere", qos, NOW, b"x")
