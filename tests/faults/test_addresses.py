@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from pathlib import Path
 
 from tests.support.client import MqttClient
@@ -28,3 +30,23 @@ def test_an_address_has_its_own_limit(tmp_path: Path) -> None:
                 return sock.recv(4) == b"\x20\x02\x00\x00"
 
         wait_until(connects_again, 10)
+
+
+def test_who_is_turned_away_and_gone_already_leaves_nothing_behind(tmp_path: Path) -> None:
+    toml = "[limits]\nmax_connections_per_address = 5\n"
+    with Gateway(tmp_path, toml=toml) as gateway, MqttClient(gateway.port, "stays") as client:
+        client.publish_and_wait("t", b"x")
+
+        def descriptors() -> int:
+            return len(os.listdir(f"/proc/{gateway.pid}/fd"))
+
+        before = descriptors()
+        gateway.freeze()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", gateway.port), source_address=("127.0.0.2", 0)) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gateway.thaw()
+        wait_until(lambda: "address_full" in gateway.log())
+        client.publish_and_wait("t", b"y")
+        wait_until(lambda: descriptors() == before)
+        assert "Traceback" not in gateway.log()
