@@ -439,3 +439,17 @@ def test_a_collation_without_case_is_named_with_the_alter(tmp_path: Path, name: 
             gate.drain()
             assert "in mqtt_msg A/x and a/x are one topic" in gate.standing().warning
             assert "ALTER TABLE mqtt_msg CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" in gate.standing().warning
+
+
+@pytest.mark.parametrize("name", ["mysql", pytest.param("mysql-9", marks=NEEDS_MYSQL)])
+def test_what_has_several_bytes_a_character_fits_the_packet(tmp_path: Path, name: str) -> None:
+    """A packet that is too large ends the line instead of being refused."""
+    with SERVERS[name]() as server:
+        tables(server)
+        server.run("SET GLOBAL max_allowed_packet = 65536")
+        with rig(tmp_path, server, own=False) as gate:
+            for _ in range(60):
+                gate.log.publish("t", "水".encode() * 2_000)
+            gate.drain()
+            assert server.rows("SELECT count(*), min(length(payload)) FROM mqtt_msg") == [(60, 6_000)]
+            assert not any(said.startswith("pool_unreachable") for said in gate.said)
