@@ -45,7 +45,7 @@ REACH = 2.0
 SHOWN = 5
 """Refused clients that are named."""
 ADVICE = {
-    "not_authorized": "give the device a user name and a password: tidegate passwd FILE USER",
+    "not_authorized": "give the device a user name and password of the password file: tidegate passwd FILE USER sets them",
     "bad_user_name_or_password": "set the password again (tidegate passwd FILE USER), reload, and give it to the device",
     "server_busy": "raise limits.max_connections, or find who opens so many connections",
     "client_identifier_not_valid": "give the device a client id, or let it connect with a clean session",
