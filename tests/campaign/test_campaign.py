@@ -19,7 +19,7 @@ from .trial import BROKER, CHILD, CUT, Plan, Trial
 SHORT = Plan(cuts=3, kills=1, rounds=1)
 
 
-@pytest.mark.parametrize("name", ["redis", "pgsql", "mariadb", pytest.param("mysql", marks=NEEDS_MYSQL)])
+@pytest.mark.parametrize("name", ["redis", "sentinel", "cluster", "pgsql", "mariadb", pytest.param("mysql", marks=NEEDS_MYSQL)])
 def test_everything_that_can_happen_to_a_far_end_leaves_it_as_the_log_is(tmp_path: Path, name: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
