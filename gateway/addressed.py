@@ -32,11 +32,10 @@ class Addressed:
 
     def load(self, db: sqlite3.Connection) -> None:
         """What clients have still to acknowledge; not those whose sessions a crash has ended."""
-        for clientid, seq, msgid, topic, *entry in db.execute(
-            "SELECT c.clientid, a.seq, a.msgid, t.name, e.flags, e.payload, e.properties FROM addressed a"
-            " JOIN client c ON c.id = a.client LEFT JOIN entry e ON e.seq = a.seq LEFT JOIN topic t ON t.id = e.topic"
-            " WHERE NOT a.acked ORDER BY a.seq"
-        ).fetchall():
+        for clientid, seq, msgid, topic in db.execute(
+            "SELECT c.clientid, a.seq, a.msgid, t.name FROM addressed a JOIN client c ON c.id = a.client"
+            " LEFT JOIN entry e ON e.seq = a.seq LEFT JOIN topic t ON t.id = e.topic WHERE NOT a.acked ORDER BY a.seq"
+        ):
             session = self._broker.sessions.get(clientid)
             if session is None or topic is None:
                 self._broker.log.change(WITHDRAW_ADDRESSED, seq)
@@ -46,6 +45,7 @@ class Addressed:
             if self._is_lost(session, name, seq):
                 self._take_back(session, seq)
                 if self.belongs(session, name, self._broker.log.next_seq):
+                    entry = db.execute("SELECT flags, payload, properties FROM entry WHERE seq = ?", (seq,)).fetchone()
                     self.add(session, name, msgid, *entry)
 
     def add(self, session: Session, topic: Topic, msgid: str, flags: int, payload: bytes, properties: bytes) -> None:

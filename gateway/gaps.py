@@ -36,7 +36,7 @@ class Gaps:
         self._dropped = dropped
         self._open: dict[tuple[str, str, str], Lost] = {}
         self._unread: list[tuple[int, Lost]] = []
-        """Written as entries, and not read by any far end yet."""
+        """Written as entries, and not read by every far end yet."""
         self._since = 0.0
         self._pools: Counter[int] | None = None
         """Where far ends were at the last look."""
@@ -79,7 +79,7 @@ class Gaps:
         else:
             moved = any(cursor < last and count > here[cursor] for cursor, count in before.items())
         self._pools = here
-        self._unread = [(seq, lost) for seq, lost in self._unread if seq > max(pools, default=0)]
+        self._unread = [(seq, lost) for seq, lost in self._unread if here and seq > min(here)]
         if not self._open:
             self._since = now
         return bool(self._open) and (moved or now - self._since >= OPEN_FOR)

@@ -189,7 +189,7 @@ class Inbox:
             return
         flags = answer.qos | RETAIN | FOREIGN
         seq = broker.log.append(KEPT_THERE, Name(answer.sender), topic, flags, answer.payload, known)
-        broker.publishing.keep_retained(topic, seq, size)
+        broker.publishing.set_retained(topic, seq, size)
         broker.when_durable(self._send_retained, session, answer.filter, subscription, seq)
 
     def _send_retained(self, session: Session, topic_filter: str, subscription: Subscription, seq: int) -> None:

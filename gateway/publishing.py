@@ -86,14 +86,10 @@ class Publishing:
         if retain:
             if payload and not kept:
                 self.refuse_retained(topic, size)
-            waits |= self._set_retained(topic, seq, size if kept else 0)
+            waits |= self.set_retained(topic, seq, size if kept else 0)
         if not (qos and seq) and topic.targets:
             broker.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
-
-    def keep_retained(self, topic: Topic, seq: int, size: int) -> None:
-        """This entry, which a far end had, is the retained message of its topic now."""
-        self._set_retained(topic, seq, size)
 
     def refuse_retained(self, topic: Topic, size: int) -> None:
         """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""
@@ -101,7 +97,8 @@ class Publishing:
         text = "max_retained_bytes is used up: a message was delivered and is not kept as the retained one of its topic"
         self._broker.report("retained_full", text, WARNING, topic=topic.text, size=size)
 
-    def _set_retained(self, topic: Topic, seq: int, size: int) -> bool:
+    def set_retained(self, topic: Topic, seq: int, size: int) -> bool:
+        """This entry is the retained message of its topic now, none if `size` is 0; whether that waits for a commit."""
         if size:
             self._broker.retained.put(topic.text, seq, size)
             self._broker.log.change(SET_RETAINED, topic, seq)

@@ -107,6 +107,9 @@ def test_a_far_end_that_reads_on_beyond_what_is_lost_makes_no_records(box: Box) 
     box.pools = (1, box.broker.delivery.live)
     box.tick()
     assert box.broker.gaps.open == 0 and [gap["topic"] for gap in box.gaps()] == ["low/a"]
+    box.pools = (1, box.broker.delivery.live)
+    box.tick()
+    assert box.broker.gaps.ahead(1).total() > 0, "one has read the record, the other knows of it still"
 
 
 def test_after_a_restart_they_wait_as_long_as_every_far_end_is_before_them(path: Path) -> None:
