@@ -14,7 +14,7 @@ Invariant: `exchanges` and `positions` are never less than what is there, and no
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tidegate.store.report import INFO, WARNING
@@ -38,12 +38,17 @@ FORGET_SESSIONLESS = (
     " ORDER BY id LIMIT ?)"
 )
 FORGET_OLDEST = "DELETE FROM position WHERE id IN (SELECT id FROM position ORDER BY id LIMIT ?)"
-_COUNT = """
-WITH held AS (SELECT client, sum(n) AS n FROM (SELECT client, count(*) AS n FROM received GROUP BY client
-  UNION ALL SELECT client, count(*) FROM inflight GROUP BY client) GROUP BY client)
-SELECT ifnull(sum(n), 0), (SELECT count(*) FROM position),
-  (SELECT json_group_array(client) FROM held WHERE n * ((SELECT count(*) FROM held) + 1) > (SELECT sum(n) FROM held))
-FROM held"""
+PIECE = 20_000
+"""Rows of one look: a reader's transaction holds the write-ahead log back."""
+_HELD = {
+    "received": """
+SELECT client, count(*), max(packet_id) FROM (SELECT client, packet_id FROM received
+  WHERE (client, packet_id) > (?, ?) ORDER BY client, packet_id LIMIT ?) GROUP BY client""",
+    "inflight": """
+SELECT client, count(*), max(seq << 16 | packet_id) FROM (SELECT client, seq, packet_id FROM inflight
+  WHERE (client, seq, packet_id) > (?1, ?2 >> 16, ?2 & 65535) ORDER BY client, seq, packet_id LIMIT ?3) GROUP BY client""",
+}
+"""Of each client its rows in this piece and the last one's key."""
 
 
 class Found(NamedTuple):
@@ -170,5 +175,15 @@ class Rows:
 
 
 def _count(db: Any) -> Found:
-    exchanges, positions, large = db.execute(_COUNT).fetchone()
-    return Found(exchanges, positions, frozenset(json.loads(large)))
+    held: Counter[int] = Counter()
+    for sql in _HELD.values():
+        last, counted = (0, 0), PIECE
+        while counted == PIECE:
+            found = db.execute(sql, (*last, PIECE)).fetchall()
+            counted = sum(count for _, count, _ in found)
+            for client, count, key in found:
+                held[client] += count
+                last = client, key
+    (positions,) = db.execute("SELECT count(*) FROM position").fetchone()
+    total = held.total()
+    return Found(total, positions, frozenset([client for client, count in held.items() if count * (len(held) + 1) > total]))

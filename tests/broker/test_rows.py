@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tidegate.gateway import rows as gateway_rows
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import PubAck, PubComp, PubRec, PubRel
 from tidegate.gateway.mqtt.properties import Property
 from tidegate.gateway.mqtt.reasons import ReasonCode
 from tidegate.gateway.rows import PAUSE, ROW
+from tidegate.gateway.session import Session
+from tidegate.store.log import Name
 
 from .test_offline import open_world, publish, take
 from .world import Device, World
@@ -197,4 +200,24 @@ def test_positions_of_clients_without_end_are_bounded_the_oldest_go(tmp_path: Pa
     back = world.device(f"random {last}")
     back.subscribe("pubsub/#", 1)
     assert take(back) == [], "the newest one stays"
+    world.kill()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
+def test_rows_are_counted_in_pieces_that_lose_none(make: Make, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(gateway_rows, "PIECE", piece)
+    world = make()
+    db = world.store.connection
+    db.executemany(
+        "INSERT INTO received VALUES (?, ?)", [(client, packet) for client in (1, 2, 5) for packet in (1, 9, 65_535)]
+    )
+    two_of_one_message = [(2, 8, 3, 1), (2, 8, 65_535, 1)]
+    db.executemany(
+        "INSERT INTO inflight VALUES (?, ?, ?, ?)", [*two_of_one_message, *((5, 1 << 40 | n, n, 1) for n in range(1, 21))]
+    )
+    db.executemany("INSERT INTO position VALUES (NULL, ?, ?, 1, 1)", [(client, 1) for client in range(1, 12)])
+    world.broker.rows.load(db)
+    assert (world.broker.rows.exchanges, world.broker.rows.positions) == (9 + 22, 11)
+    lasting = {number: Session(Name("", number), expiry=3600, next_seq=1) for number in (1, 2, 5)}
+    assert [number for number, session in lasting.items() if world.broker.rows.stalls(session)] == [5]
     world.kill()
