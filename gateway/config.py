@@ -34,6 +34,7 @@ from .config_keys import (
     split_address,
 )
 from .config_policies import read_policies
+from .held import overdrawn, shares
 
 
 class Mistake(NamedTuple):
@@ -215,7 +216,7 @@ class _Loader:
             log_level=values["log.level"],
             http=values["http.bind"] or None,
             backends=values["uplink.backends"],
-            warnings=warnings + _open_http(values["http.bind"]),
+            warnings=warnings + _open_http(values["http.bind"]) + _overdrawn(values),
         )
 
     def _read_file(self) -> None:
@@ -404,6 +405,12 @@ def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
     if not bind or is_loopback(bind[0]):
         return ()
     return (f"http.bind = {join_address(*bind)}: whoever reaches it can read health and metrics, without a password",)
+
+
+def _overdrawn(values: Mapping[str, Any]) -> tuple[str, ...]:
+    limits = (values[f"limits.max_{what}_bytes"] for what in ("retained", "session", "exchange"))
+    budget = values["store.disk_budget"]
+    return tuple(filter(None, [overdrawn(budget, shares(budget, *limits))]))
 
 
 def default_data(environ: Mapping[str, str]) -> Path:

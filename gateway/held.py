@@ -42,6 +42,17 @@ def shares(disk_budget: int, retained: int = 0, sessions: int = 0, exchanges: in
     )
 
 
+def overdrawn(disk_budget: int, held: Shares) -> str:
+    """What to tell the user if so much that no trim may take could break the disk budget; "" if it could not."""
+    if sum(held) <= disk_budget // 2:
+        return ""
+    given = " + ".join(f"{part >> 20} MiB" for part in held)
+    return (
+        f"limits.max_retained_bytes + max_session_bytes + max_exchange_bytes ({given}) are more than half of store.disk_budget"
+        f" ({disk_budget >> 20} MiB), which they may break: lower them, or raise the budget"
+    )
+
+
 def row_bytes(length: int) -> int:
     """What a row with so many bytes of content takes at most."""
     return (length + ROW) * 3 // 2 if length <= LARGE else (length // PAGE + 2) * PAGE

@@ -42,7 +42,7 @@ def mistakes(tmp_path: Path, text: str, environ: dict[str, str] | None = None, l
     return [str(mistake).removeprefix(f"{tmp_path}/") for mistake in caught.value.mistakes]
 
 
-# -- http ------------------------------------------------------------------------------------------------------------
+# -- http, and what is warned of -------------------------------------------------------------------------------------
 
 
 def test_http_is_off_until_an_address_is_given(tmp_path: Path) -> None:
@@ -59,6 +59,19 @@ def test_http_for_others_is_warned_of(tmp_path: Path) -> None:
 
 
 # -- the shipped file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "retained", "told"), [("64MiB", "0", False), ("64MiB", "20MiB", False), ("64MiB", "40MiB", True)]
+)
+def test_what_no_trim_may_take_is_told_when_it_could_break_the_disk_budget(
+    tmp_path: Path, budget: str, retained: str, told: bool
+) -> None:
+    text = f'[store]\ndisk_budget = "{budget}"\n[limits]\nmax_retained_bytes = "{retained}"\n'
+    file = tmp_path / "gateway.toml"
+    file.write_text(text)
+    config = load(file, environ={})
+    assert [("more than half of store.disk_budget (64 MiB)" in warning) for warning in config.warnings] == [True] * told
 
 
 def test_the_shipped_file_shows_every_key_and_no_other() -> None:
