@@ -56,6 +56,8 @@ from .vocabulary import (
 __all__ = ["Mistake", "Pool", "Rule", "RuleFile", "load", "load_all", "wants"]
 
 T = TypeVar("T")
+ALIKE = 0.7
+"""`difflib`'s ratio above which an unknown event may mean a known one: "disconected" may stand for either of two."""
 _SQLITE_KINDS = frozenset((PUBLISH, CONNECTED, DISCONNECTED))
 SHIPPED = Path(__file__).resolve().parent.parent / "conf"
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -169,7 +171,7 @@ def load_all(folder: Path, backends: Iterable[str]) -> list[RuleFile]:
 
 
 def wants(rule_files: Iterable[RuleFile], saved: Mapping[str, Iterable[Want]] | None = None) -> list[Want]:
-    """What the broker must log for all files; `saved` are each backend's last good wants, for a file nobody can read."""
+    """What the broker must log for all files; `saved` are each backend's last good wants, which a file with a mistake keeps."""
     found: dict[Want, None] = {}
     for rule_file in rule_files:
         before = (saved or {}).get(rule_file.backend, ())
@@ -183,15 +185,16 @@ def _wants_of(rule_file: RuleFile, before: list[Want]) -> list[Want]:
         logged = [rule for rule in rule_file.rules if (not local or rule.function in LOGGED_FOR_SQLITE)]
         return [want for rule in logged for want in _wants_of_rule(rule, local)]
     if events := rule_file.events & (_SQLITE_KINDS if local else rule_file.events):
-        return [Want(kind, "", 0, False) for kind in sorted(events)]
+        return [*(Want(kind, "", 0, False) for kind in sorted(events)), *before]
     return before or [Want(PUBLISH, "", 1, False), Want(CONNECTED, "", 0, False), Want(DISCONNECTED, "", 0, False)]
 
 
 def _kinds_of(event: str) -> list[int]:
-    """What a rule with this event in its key could want; of an unknown one what it looks like, else the usual."""
+    """What a rule with this event in its key could want; of an unknown one all that it looks like, else the usual."""
     if event in EVENTS:
         return [EVENTS[event]] if EVENTS[event] != ACKED else [ACKED, POSITION]
-    return [EVENTS[name] for name in difflib.get_close_matches(event, EVENTS, 1)] or [PUBLISH, CONNECTED, DISCONNECTED]
+    alike = difflib.get_close_matches(event, EVENTS, len(EVENTS), ALIKE) or difflib.get_close_matches(event, EVENTS, 1)
+    return [kind for name in alike for kind in _kinds_of(name)] or [PUBLISH, CONNECTED, DISCONNECTED]
 
 
 def _wants_of_rule(rule: Rule, local: bool) -> list[Want]:

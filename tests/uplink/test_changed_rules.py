@@ -183,7 +183,8 @@ def test_a_pool_holds_the_log_from_the_moment_the_rules_name_it(progress: Progre
     ("line", "kinds"),
     [
         ("backend.redis.hook.mesage.publish.1 = {}", {PUBLISH}),
-        ("backend.redis.hook.client.conected.1 = {}", {CONNECTED}),
+        ("backend.redis.hook.client.conected.1 = {}", {CONNECTED, DISCONNECTED}),
+        ("backend.redis.hook.client.disconected.1 = {}", {CONNECTED, DISCONNECTED}),
         ("backend.redis.hook.message.publish = {}", {PUBLISH}),
         ('backend.redis.hook.message.publish.1 {"pool": "pool1"}', {PUBLISH}),
         ("bakend.redis.hook.message.publish.1: {}", {PUBLISH}),

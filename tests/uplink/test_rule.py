@@ -271,6 +271,13 @@ def test_a_file_with_a_mistake_wants_everything_its_rules_could_have_wanted(tmp_
     ]
 
 
+def test_a_file_with_a_mistake_goes_on_wanting_what_it_wanted_when_it_was_good(tmp_path: Path) -> None:
+    """What is misspelt may mean anything: nothing that was kept until now may be let go for it."""
+    half = read(tmp_path, SERVER + RULE.replace("message.publish", "clint.cnected"))
+    good = [Want(DISCONNECTED, "", 0, False), Want(SESSION_CREATED, "#", 0, False)]
+    assert set(wants([half], {"redis": good})) >= {Want(CONNECTED, "", 0, False), *good}
+
+
 def test_a_file_nobody_can_read_wants_what_it_wanted_when_it_was_good(tmp_path: Path) -> None:
     unreadable = read(tmp_path, "?")
     good = [Want(SUBSCRIBED, "#", 0, False), Want(SESSION_CREATED, "#", 0, False)]
