@@ -8,7 +8,6 @@ import json
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import pytest
 from tidegate.gateway.cli import VIEWS as OFFERED
-from tidegate.store.entry import CONNECTED, GAP
+from tidegate.store import export
+from tidegate.store.entry import GAP
 from tidegate.store.export import VIEWS, export_select, export_view
 from tidegate.store.schema import StoreError
 
@@ -92,38 +92,53 @@ def test_a_select_is_gathered_before_it_is_printed(log: LogFile) -> None:
     assert len(out.getvalue().splitlines()) == 20_000
 
 
-def test_no_transaction_is_long_or_open_while_a_view_is_printed(log: LogFile) -> None:
-    log.publish_many(20_000)
-    for _ in range(30):
-        log.publish("large", b"x" * 1_000_000)
-    for number in range(20_000):
-        log.append(CONNECTED, f"c{number % 100}", None, 0, None)
-    out = Checkpoints(log.path)
-    export_view(log.path, "mqtt_msg", "", True, out)
-    assert out.rows == 1 + 20_030
-    pauses = sorted(out.pauses)
-    assert pauses[len(pauses) * 9 // 10] < 0.02, pauses[-5:]
+def test_a_view_is_read_in_pieces_that_shrink_when_slow_and_none_is_open_while_it_is_printed(
+    log: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.publish_many(2000)
+    clock = PieceClock(quick=6, slow=3)
+    monkeypatch.setattr(export, "time", clock)
+    out = Pieces(log.path, clock)
+    export_view(log.path, "mqtt_msg", "", False, out)
+    assert out.sizes[:10] == [8, 16, 32, 64, 128, 256, 512, 256, 128, 64]
+    assert set(out.sizes[10:-1]) == {64}
+    assert sum(out.sizes) == 2000
 
 
-class Checkpoints(io.StringIO):
-    """Takes rows and sees at the first of each piece that nothing is held; `pauses` are what lay between two rows."""
+class PieceClock:
+    """Stands for `time`: it is looked at before and after each piece, of which the first are quick, then some slow."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, quick: int, slow: int) -> None:
+        self.pieces = 0
+        self._now = 0.0
+        self._took = [export.QUICK / 2] * quick + [export.SLOW * 2] * slow
+        self._begun = False
+
+    def monotonic(self) -> float:
+        self._begun = not self._begun
+        if not self._begun:
+            usual = (export.QUICK + export.SLOW) / 2
+            self._now += self._took[self.pieces] if self.pieces < len(self._took) else usual
+            self.pieces += 1
+        return self._now
+
+
+class Pieces(io.StringIO):
+    """Takes rows and sees at the first of each piece that nothing is held; `sizes` in rows."""
+
+    def __init__(self, path: Path, clock: PieceClock) -> None:
         super().__init__()
-        self.rows = 0
-        self.pauses: list[float] = []
+        self.sizes: list[int] = []
         self._path = path
-        self._last = time.monotonic()
+        self._clock = clock
 
     def write(self, text: str) -> int:
-        self.rows += 1
-        passed = time.monotonic() - self._last
-        if passed > 0.001:
-            self.pauses.append(passed)
+        if self._clock.pieces > len(self.sizes):
+            self.sizes.append(0)
             with closing(sqlite3.connect(self._path, timeout=0)) as other:
                 busy, *_ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             assert not busy
-        self._last = time.monotonic()
+        self.sizes[-1] += 1
         return len(text)
 
 
