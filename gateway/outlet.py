@@ -43,6 +43,8 @@ class Outlet:
         self._router = router
         self._max_queued = max_queued_bytes
         self.queued = queued
+        self.leaving: dict[Client, list[Ack]] = {}
+        """Acknowledgements that wait for the batch that is being committed; those of the next one are in the log's batch."""
         self._message_id = message_id
         self.added_delivery: Callable[[], None] = lambda: None
         """A delivery of QoS 2 gets a row in the store."""
@@ -95,6 +97,14 @@ class Outlet:
             else:
                 client.out.append(data)
             client.out_size += len(data)
+
+    def acknowledge_in_turn(self, client: Client, packet: Ack) -> None:
+        """Acknowledge what waits for nothing: now, or behind those of this client that wait for a commit (4.6)."""
+        for waiting in (self._log.batch.acks, self.leaving):
+            if client in waiting:
+                waiting[client].append(packet)
+                return
+        self.acknowledge({client: [packet]})
 
     def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
         """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
