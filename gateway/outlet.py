@@ -229,7 +229,7 @@ class Outlet:
 
     def _expired(self, properties: bytes, at: int, mono: int, run: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")
-        return _left(found, self._log.age(at, mono, run)) == 0
+        return _over(found, self._log.age(at, mono, run))
 
 
 def _bytes_of(packet: Ack) -> bytes:
@@ -240,3 +240,9 @@ def _left(properties: dict[Any, Any], waited: int) -> int | None:
     """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
     interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
     return None if interval is None else max(0, int(interval) - waited // 1000)
+
+
+def _over(properties: dict[Any, Any], waited: int) -> bool:
+    """Whether that has passed. 0 seconds are for who is there: they have a second like any other."""
+    interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
+    return interval is not None and waited >= 1000 * max(1, int(interval))

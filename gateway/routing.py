@@ -274,6 +274,10 @@ class Router:
         """Whether a delivery of it is to be logged or followed."""
         return self.watching and self.fresh(topic).watched
 
+    def owes(self, session: Session, topic: Topic, seq: int) -> bool:
+        """Whether this entry was for a subscription of the session that has QoS 0 by now."""
+        return any(subscription.owed >= seq for subscription in self._tree.of(session, topic.text))
+
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.
 
