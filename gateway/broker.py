@@ -322,6 +322,7 @@ class Broker:
         self._hand_over(self.log.take())
 
     def _hand_over(self, batch: Batch, pause: float = 0.0) -> None:
+        self.delivery.leaving = batch.acks
         if pause:
             self._later(pause, lambda: self._hand_over(batch))
         else:
@@ -342,7 +343,7 @@ class Broker:
             self.report("store_works", "the store works again; withheld acknowledgements are sent now", INFO, "")
             self.store_fault = ""
             self._failures = 0
-        self._committing = False
+        self._committing, self.delivery.leaving = False, {}
         self._begin_commit()
         self.delivery.acknowledge(batch.acks)
         self.stored += len(batch.rows)

@@ -313,7 +313,7 @@ class Connecting:
             session.expiry = min(int(expiry), self._limits.session_expiry)
             if session.persistent and session.expiry:
                 self._broker.sessions.set_expiry(session, session.expiry)
-        self.detach(client, with_will=packet.reason == ReasonCode.DISCONNECT_WITH_WILL_MESSAGE)
+        self.detach(client, with_will=packet.reason != ReasonCode.SUCCESS)  # [MQTT-3.1.2-10]
         self._close(client)
 
     def detach(self, client: Client, with_will: bool) -> None:

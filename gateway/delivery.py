@@ -388,7 +388,7 @@ class Delivery(Retaining):
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
             target = self._router.match(session, topic, seq)
-        if target is None or not min(target.qos, message[2] & QOS_MASK):
+        if target is None or not (min(target.qos, message[2] & QOS_MASK) or self._router.owes(session, topic, seq)):
             return
         if session.handled and session.handled.pop(seq, 0) is None:
             return

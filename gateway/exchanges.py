@@ -68,11 +68,8 @@ class Exchanges:
         if not state and packet.reason >= 0x80:
             return
         if not state:
-            if client.version == 5:
-                answer = PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
-                self._broker.delivery.send(client, encode(answer, 5))
-            else:
-                self._broker.delivery.send(client, (PUBREL | packet.packet_id).to_bytes(4, "big"))
+            answer = encode(PubRel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND), 5)
+            self._broker.delivery.acknowledge_in_turn(client, answer if client.version == 5 else PUBREL | packet.packet_id)
             return
         if state == SENT:
             self._log_acked(session, seq)
@@ -160,4 +157,4 @@ class Exchanges:
         if session.persistent or session.progress is not None:
             self._broker.acknowledge(client, packet)
         else:
-            self._broker.delivery.send(client, packet.to_bytes(4, "big"))
+            self._broker.delivery.acknowledge_in_turn(client, packet)

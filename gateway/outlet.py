@@ -43,6 +43,8 @@ class Outlet:
         self._router = router
         self._max_queued = max_queued_bytes
         self.queued = queued
+        self.leaving: dict[Client, list[Ack]] = {}
+        """Acknowledgements that wait for the batch that is being committed; those of the next one are in the log's batch."""
         self._message_id = message_id
         self.added_delivery: Callable[[], None] = lambda: None
         """A delivery of QoS 2 gets a row in the store."""
@@ -95,6 +97,14 @@ class Outlet:
             else:
                 client.out.append(data)
             client.out_size += len(data)
+
+    def acknowledge_in_turn(self, client: Client, packet: Ack) -> None:
+        """Acknowledge what waits for nothing: now, or behind those of this client that wait for a commit (4.6)."""
+        for waiting in (self._log.batch.acks, self.leaving):
+            if client in waiting:
+                waiting[client].append(packet)
+                return
+        self.acknowledge({client: [packet]})
 
     def send_value(self, client: Client, topic: Topic, payload: bytes) -> None:
         """A `$SYS` value for a new subscription: QoS 0, retain flag set."""
@@ -219,7 +229,7 @@ class Outlet:
 
     def _expired(self, properties: bytes, at: int, mono: int, run: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")
-        return _left(found, self._log.age(at, mono, run)) == 0
+        return _over(found, self._log.age(at, mono, run))
 
 
 def _bytes_of(packet: Ack) -> bytes:
@@ -230,3 +240,9 @@ def _left(properties: dict[Any, Any], waited: int) -> int | None:
     """Seconds of message expiry left after `waited` ms, None when the message does not expire."""
     interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
     return None if interval is None else max(0, int(interval) - waited // 1000)
+
+
+def _over(properties: dict[Any, Any], waited: int) -> bool:
+    """Whether that has passed. 0 seconds are for who is there: they have a second like any other."""
+    interval = properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
+    return interval is not None and waited >= 1000 * max(1, int(interval))

@@ -87,7 +87,7 @@ class Pressure:
         reason = ReasonCode.NOT_AUTHORIZED if client.version == 5 else ReasonCode.SUCCESS
         if qos:
             answer = PubAck(packet_id, reason) if qos == 1 else PubRec(packet_id, reason)
-            broker.delivery.send(client, encode(answer, client.version))
+            broker.delivery.acknowledge_in_turn(client, encode(answer, client.version))
 
     def forget(self, client: Client) -> None:
         """Its connection has ended."""

@@ -15,7 +15,7 @@ from tidegate.store.report import WARNING
 
 from .aside import ADD_GUARD, SET_RETAINED
 from .mqtt.reasons import ReasonCode
-from .routing import Topic
+from .routing import ANY, Topic
 from .session import Client, Session
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Publishing:
             if waits:
                 broker.acknowledge(client, ack)
             else:
-                broker.delivery.acknowledge({client: [ack]})
+                broker.delivery.acknowledge_in_turn(client, ack)
         else:
             self.publish(session.name, topic, 0, bool(flags & 1), payload, properties)
 
@@ -80,8 +80,10 @@ class Publishing:
         seq = 0
         size = len(payload) + len(properties) if retain else 0
         kept = retain and payload and broker.retained.takes(topic.text, size)
-        if (topic.stored if qos else topic.stored_qos0) or (retain and (kept or topic.stored_retained)):
+        stored = topic.stored or self._follows_stored(topic) if qos else topic.stored_qos0
+        if stored or (retain and (kept or topic.stored_retained)):
             seq = log.append(PUBLISH, sender, topic, flags if qos else flags | topic.kept_qos0, payload, properties)
+            topic.waiting = seq if qos else topic.waiting
             waits = True
         if retain:
             if payload and not kept:
@@ -90,6 +92,14 @@ class Publishing:
         if not (qos and seq) and topic.targets:
             broker.delivery.fan_out(topic, 0, flags, payload, properties, sender, log.at, log.mono, log.run)
         return waits
+
+    def _follows_stored(self, topic: Topic) -> bool:
+        """Whether this message, which nobody needs in the log, would overtake one of its topic that waits (4.6)."""
+        if not topic.waiting or not topic.targets:
+            return False
+        if topic.waiting == ANY:
+            topic.waiting = self._broker.log.next_seq - 1
+        return topic.waiting > self._broker.delivery.durable
 
     def refuse_retained(self, topic: Topic, size: int) -> None:
         """It goes to its subscribers and is not kept. Nor is the one before it: none is better than an old one."""

@@ -26,6 +26,8 @@ from tidegate.store.topic import FilterTree, matches, without_share
 from .mqtt.decoding import topic_name
 from .session import Session, Subscription
 
+ANY = -1
+"""A `Topic.waiting`: it may be the last seq given out."""
 MAX_TOPICS = 50_000
 MAX_TOPIC_BYTES = 32 << 20
 TOPIC_BYTES = 300
@@ -64,6 +66,7 @@ class Topic(Name):
         "stored_retained",
         "subscribed",
         "targets",
+        "waiting",
         "watched",
         "weight",
     )
@@ -81,6 +84,8 @@ class Topic(Name):
         self.weight = 0
         """Subscriptions that its route was made of: what making it again costs."""
         self.stored = False
+        self.waiting = 0
+        """What is not stored waits until this seq is durable (4.6): the last one of it, or ANY if that is to be found out."""
         self.subscribed = False
         """Whether any session, connected or asleep, has a subscription for it."""
         self.stored_qos0 = False
@@ -226,6 +231,8 @@ class Router:
         topic.plain = self.generation if topic.stored and not topic.refused else -1
 
     def _make_route(self, topic: Topic, publish: int) -> None:
+        if topic.stored:
+            topic.waiting = ANY
         topic.stored = topic.stored_qos0 = topic.stored_retained = topic.subscribed = False
         for want in self._wants_of(topic.text):
             if want.kind == publish:
@@ -266,6 +273,10 @@ class Router:
     def watches(self, topic: Topic) -> bool:
         """Whether a delivery of it is to be logged or followed."""
         return self.watching and self.fresh(topic).watched
+
+    def owes(self, session: Session, topic: Topic, seq: int) -> bool:
+        """Whether this entry was for a subscription of the session that has QoS 0 by now."""
+        return any(subscription.owed >= seq for subscription in self._tree.of(session, topic.text))
 
     def match(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         """What this session gets of a topic, None if nothing: for reading on from the log.

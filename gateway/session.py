@@ -55,10 +55,12 @@ class Subscription:
     retain_as_published: bool
     identifier: int
     since: int
+    owed: int = 0
+    """It had a higher QoS: of what was stored up to this seq the session is to get, as QoS 0, what it has not had."""
 
     def options(self) -> int:
-        """As one byte, for the store: the SUBSCRIBE options (3.8.3.1)."""
-        return self.qos | self.no_local << 2 | self.retain_as_published << 3
+        """For the store: the SUBSCRIBE options (3.8.3.1) as one byte, and above it what is owed."""
+        return self.qos | self.no_local << 2 | self.retain_as_published << 3 | self.owed << 8
 
 
 class Client:

@@ -114,7 +114,7 @@ class Sessions:
         for number, text, options, identifier, since in db.execute(
             "SELECT client, filter, options, identifier, since FROM subscription"
         ):
-            subscription = Subscription(options & 3, bool(options & 4), bool(options & 8), identifier or 0, since)
+            subscription = Subscription(options & 3, bool(options & 4), bool(options & 8), identifier or 0, since, options >> 8)
             session = by_number[number]
             session.subscriptions = added(session.subscriptions, text, subscription)
             self.bytes += _filter_bytes(text)

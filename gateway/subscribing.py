@@ -72,6 +72,8 @@ class Subscribing:
             return ReasonCode.QUOTA_EXCEEDED
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)
+        if not wanted.qos and (before := session.subscriptions.get(wanted.filter)) is not None:
+            subscription.owed = self._owed(session) if before.qos else before.owed  # [MQTT-3.8.4-4]
         new = broker.sessions.subscribe(session, wanted.filter, subscription)
         if wanted.qos == 2:
             broker.rows.settle(session)
@@ -80,6 +82,12 @@ class Subscribing:
         if broker.router.wanted(SUBSCRIBED, wanted.filter):
             broker.log.append(SUBSCRIBED, session.name, _filter_topic(wanted.filter), wanted.qos)
         return Made(wanted, subscription, new, since)
+
+    def _owed(self, session: Session) -> int:
+        """The last seq of which the session has still to get what it has subscribed to; 0 if it keeps up."""
+        if session.client is None:
+            return self._broker.log.next_seq - 1
+        return self._broker.delivery.live if session.behind else 0
 
     def _full(self, session: Session, topic_filter: str) -> str:
         """The limit that another subscription would break."""

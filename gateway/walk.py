@@ -173,7 +173,7 @@ class Walk:
 
 def wanted(session: Session) -> tuple[str, ...]:
     """Its filters of which anything is kept in the log for it."""
-    return tuple([text for text, subscription in session.subscriptions.items() if subscription.qos])
+    return tuple([text for text, one in session.subscriptions.items() if one.qos or one.owed >= session.next_seq])
 
 
 def _has_next(piece: Piece, session: Session) -> bool:

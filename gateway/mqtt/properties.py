@@ -185,7 +185,22 @@ def decode_block(data: bytes, pos: int, end: int, packet: str) -> Properties:
     found: Properties = {}
     while pos < end:
         pos = _decode_one(data, pos, end, packet, found)
+        if pos < end and data[pos] == Property.USER_PROPERTY and Property.USER_PROPERTY in found:
+            pos = _decode_pairs(data, pos, end, found[Property.USER_PROPERTY])
     return found
+
+
+def _decode_pairs(data: bytes, pos: int, end: int, pairs: list[tuple[str, str]]) -> int:
+    """The user properties that follow one: a packet may have tens of thousands of them."""
+    identifier = int(Property.USER_PROPERTY)
+    try:
+        while pos < end and data[pos] == identifier:
+            name, pos = read_text(data, pos + 1, end)
+            value, pos = read_text(data, pos, end)
+            pairs.append((name, value))
+    except MqttError as error:
+        raise error.within(f"property {Property.USER_PROPERTY.name}") from None
+    return pos
 
 
 def _decode_one(data: bytes, pos: int, end: int, packet: str, found: Properties) -> int:

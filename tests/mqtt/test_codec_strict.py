@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from tidegate.gateway.mqtt.connection import CLIENT, SERVER, Connection, Side
 from tidegate.gateway.mqtt.errors import MalformedPacket, MqttError, ProtocolError
+from tidegate.gateway.mqtt.properties import Property, decode_block
 from tidegate.gateway.mqtt.reasons import ReasonCode
 
 from .ends import fault_of, fresh, opened
@@ -308,3 +309,13 @@ def test_every_error_says_which_packet_and_what() -> None:
     for case in REFUSED:
         text = fault_of(end_of(case).receive(bytes.fromhex(case.wire))).text
         assert len(text) > 10 and text == text.strip(), case.id
+
+
+def test_user_properties_keep_their_order_and_their_faults_their_name() -> None:
+    one, two, three = b"\x26\0\1a\0\0011", b"\x26\0\1b\0\0012", b"\x26\0\1a\0\0013"
+    block = one + two + b"\x11\0\0\0\x3c" + three
+    found = decode_block(block, 0, len(block), "CONNECT")
+    assert found == {Property.USER_PROPERTY: [("a", "1"), ("b", "2"), ("a", "3")], Property.SESSION_EXPIRY_INTERVAL: 60}
+    for broken in (one + b"\x26\0\1b\0\2\xff\xff", one + two[:-1], b"\x26\0\1\0"):
+        with pytest.raises(MalformedPacket, match="USER_PROPERTY"):
+            decode_block(broken, 0, len(broken), "CONNECT")
