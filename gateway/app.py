@@ -157,6 +157,7 @@ class App:
                 max_waiting_bytes=config.max_waiting_bytes,
                 max_waiting_age=config.max_waiting_age,
                 max_subscriptions=config.max_subscriptions or 1 << 62,
+                max_subscriptions_together=config.max_subscriptions_together,
                 max_retained_bytes=held.retained,
                 max_session_bytes=held.sessions,
                 max_exchange_bytes=held.exchanges,

@@ -137,7 +137,7 @@ class Broker:
         self._absence = Absence(self, limits)
         self.publishing = Publishing(self, limits.max_inflight)
         self._publish = self.publishing.on_publish
-        exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
+        exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions, limits.max_subscriptions_together)
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
         self.offline = Offline(self, self._read_in_turn)

@@ -32,6 +32,8 @@ TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
 MAX_CHANGES = 64
+SUBSCRIPTION_BYTES = 400
+"""What one costs in memory besides its filter, which stands in its session and in the tree, about."""
 CHEAP = 4
 """Looking through so many changes, and one more for each of its subscriptions, costs less than a new route."""
 
@@ -122,6 +124,8 @@ class Router:
     def __init__(self) -> None:
         self.generation = 0
         self.subscriptions = 0
+        self.subscription_bytes = 0
+        """Of memory, about."""
         self.topics = Topics()
         self.policies = Policies()
         self.level: int | None = None
@@ -181,11 +185,14 @@ class Router:
             yield want
 
     def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
+        before = len(self._tree)
         self._tree.put(topic_filter, session, subscription)
+        self.subscription_bytes += (len(self._tree) - before) * subscription_bytes(topic_filter)
         self._subscriptions_changed(topic_filter, session)
 
     def unsubscribe(self, topic_filter: str, session: Session) -> None:
-        self._tree.remove(topic_filter, session)
+        if self._tree.remove(topic_filter, session):
+            self.subscription_bytes -= subscription_bytes(topic_filter)
         self._subscriptions_changed(topic_filter, session)
 
     def presence_changed(self, session: Session) -> None:
@@ -289,6 +296,11 @@ class Router:
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
         return found
+
+
+def subscription_bytes(topic_filter: str) -> int:
+    """Memory that a subscription takes, about."""
+    return SUBSCRIPTION_BYTES + 2 * len(topic_filter.encode())
 
 
 def target_of(session: Session, subscription: Subscription) -> Target:

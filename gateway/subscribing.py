@@ -17,7 +17,7 @@ from .mqtt.packets import SubAck, Subscribe, UnsubAck, Unsubscribe, encode
 from .mqtt.packets import Subscription as Requested
 from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
-from .routing import Topic, target_of
+from .routing import Topic, subscription_bytes, target_of
 from .session import Client, Session, Subscription
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class Made(NamedTuple):
 class Subscribing:
     """Handlers of SUBSCRIBE and UNSUBSCRIBE."""
 
-    def __init__(self, broker: Broker, max_subscriptions: int) -> None:
+    def __init__(self, broker: Broker, max_subscriptions: int, max_together: int) -> None:
         self._broker = broker
         self._max_subscriptions = max_subscriptions
+        self._max_together = max_together
 
     def on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
         identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
@@ -85,6 +86,8 @@ class Subscribing:
         """The limit that another subscription would break."""
         if len(session.subscriptions) >= self._max_subscriptions:
             return "max_subscriptions"
+        if self._broker.router.subscription_bytes + subscription_bytes(topic_filter) > self._max_together:
+            return "max_subscriptions_together"
         return "" if self._broker.sessions.takes_filter(session, topic_filter) else "max_session_bytes"
 
     def bring(self, session: Session, made: list[Made]) -> None:
