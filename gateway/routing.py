@@ -31,6 +31,8 @@ MAX_TOPIC_BYTES = 32 << 20
 TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
+MAX_MATCHED_BYTES = 256
+"""A longer topic name is not remembered for each session."""
 MAX_CHANGES = 64
 SUBSCRIPTION_BYTES = 400
 """What one costs in memory besides its filter, which stands in its session and in the tree, about."""
@@ -281,6 +283,8 @@ class Router:
         """
         if seq is not None:
             return self._find(session, topic, seq)
+        if len(topic.raw) > MAX_MATCHED_BYTES:
+            return self._find(session, topic)
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
