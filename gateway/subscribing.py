@@ -17,6 +17,7 @@ from .mqtt.packets import SubAck, Subscribe, UnsubAck, Unsubscribe, encode
 from .mqtt.packets import Subscription as Requested
 from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
+from .retaining import Due
 from .routing import Topic, subscription_bytes, target_of
 from .session import Client, Session, Subscription
 
@@ -113,11 +114,12 @@ class Subscribing:
             for name, payload in self._broker.sys_values.items():
                 if matches(text, name):
                     self._broker.delivery.send_value(client, self._broker.router.topics[name.encode()], payload)
-        seqs = [seq for seq in self._broker.retained.find(text) if seq <= made.through]
-        if seqs:
-            if session.progress is not None:
-                session.progress.skip(text, seqs)
-            self._broker.delivery.queue_retained(client, text, target_of(session, made.subscription), seqs)
+        target, through, seqs = target_of(session, made.subscription), made.through, list[int]()
+        if session.progress is not None:  # what a fetch leaves to these is decided now
+            seqs = sorted(seq for seq in self._broker.retained.find(text) if seq <= through)
+            session.progress.skip(text, seqs)
+            through = 0
+        self._broker.delivery.queue_retained(client, text, Due(target, through, seqs))
 
     def on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
         reasons = []
