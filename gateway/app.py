@@ -39,7 +39,7 @@ from .health import Health
 from .held import shares
 from .inbox import Inbox
 from .online_backup import OnlineBackup
-from .server import Sockets
+from .server import OUT_OF, Sockets
 from .snapshot import Snapshot
 from .trimming import Reach, Trimming, reach
 from .trust import Trust
@@ -157,6 +157,7 @@ class App:
                 max_waiting_bytes=config.max_waiting_bytes,
                 max_waiting_age=config.max_waiting_age,
                 max_subscriptions=config.max_subscriptions or 1 << 62,
+                max_subscriptions_together=config.max_subscriptions_together,
                 max_retained_bytes=held.retained,
                 max_session_bytes=held.sessions,
                 max_exchange_bytes=held.exchanges,
@@ -369,6 +370,10 @@ class App:
     def _loop_fault(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What asyncio would print by itself, and wait for whoever reads it."""
         error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in OUT_OF:
+            text = "cannot accept connections of the command line or over HTTP"
+            self._report("accept_failed", text, WARNING, reason=os.strerror(error.errno))
+            return
         fault = brief(error) if error is not None else ""
         self._report("internal_error", f"a fault in the program: {context['message']}", ERROR, fault=fault)
 

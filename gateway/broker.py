@@ -97,7 +97,9 @@ class Broker:
         self.log = log
         self.router = Router()
         queued = Queued(limits.max_queued_together)
-        self.delivery = Delivery(log, self.router, self._read_in_turn, limits.max_queued_bytes, queued, message_id)
+        self.retained = Retained(limits.max_retained_bytes)
+        read_in_turn = self._read_in_turn
+        self.delivery = Delivery(log, self.router, self.retained, read_in_turn, limits.max_queued_bytes, queued, message_id)
         self.delivery.report = report
         self.sessions = Sessions(log, self.router, limits.max_session_bytes)
         self.delivery.session_of = self.sessions.get
@@ -110,7 +112,6 @@ class Broker:
         """Those of them that have not said who they are."""
         self.addresses: Counter[str] = Counter()
         """Connections of each address."""
-        self.retained = Retained(limits.max_retained_bytes)
         self.unfinished = Unfinished(max(limits.max_unfinished_together, limits.max_packet_size))
         self.sys_values: dict[str, bytes] = {}
         self.counters: Counter[str] = Counter()
@@ -137,7 +138,7 @@ class Broker:
         self._absence = Absence(self, limits)
         self.publishing = Publishing(self, limits.max_inflight)
         self._publish = self.publishing.on_publish
-        exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions)
+        exchanges, subscribing = Exchanges(self), Subscribing(self, limits.max_subscriptions, limits.max_subscriptions_together)
         self.subscribing = subscribing
         self.made = MadeSubscriptions(self, subscribing)
         self.offline = Offline(self, self._read_in_turn)

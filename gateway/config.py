@@ -128,6 +128,7 @@ class Config:
     max_waiting_bytes: int
     max_waiting_age: int
     max_subscriptions: int
+    max_subscriptions_together: int
     max_retained_bytes: int
     max_session_bytes: int
     max_exchange_bytes: int
@@ -206,6 +207,7 @@ class _Loader:
             max_waiting_bytes=values["limits.max_waiting_bytes"],
             max_waiting_age=values["limits.max_waiting_age"],
             max_subscriptions=values["limits.max_subscriptions"],
+            max_subscriptions_together=values["limits.max_subscriptions_together"],
             max_retained_bytes=values["limits.max_retained_bytes"],
             max_session_bytes=values["limits.max_session_bytes"],
             max_exchange_bytes=values["limits.max_exchange_bytes"],

@@ -141,6 +141,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_waiting_bytes": Key(_size(0, 1 << 50), "0"),
         "max_waiting_age": Key(_expiry, "never"),
         "max_subscriptions": Key(number(0, 1 << 50), 10_000),
+        "max_subscriptions_together": Key(_size(1 << 20, 1 << 40), "64MiB"),
         "max_retained_bytes": Key(_size(0, 1 << 50), "0"),
         "max_session_bytes": Key(_size(0, 1 << 50), "0"),
         "max_exchange_bytes": Key(_size(0, 1 << 50), "0"),

@@ -52,6 +52,7 @@ class Limits:
     max_waiting_age: int = NEVER
     """Of what waits for a session that is away; 0 and NEVER: no limit but the disk budget."""
     max_subscriptions: int = 1 << 62
+    max_subscriptions_together: int = 64 << 20
     max_retained_bytes: int = 1 << 62
     max_session_bytes: int = 1 << 62
     max_exchange_bytes: int = 1 << 62

@@ -21,6 +21,8 @@ Answer = dict[str, Any] | Awaitable[dict[str, Any]]
 """One that must be durable first comes later."""
 Handler = Callable[[dict[str, Any]], Answer]
 LIMIT = 1 << 20
+PATIENCE = 10.0
+"""Seconds in which a request must have come."""
 
 
 class NotRunning(Exception):
@@ -35,12 +37,14 @@ class NoAnswer(NotRunning):
     """Something is there, but it did not answer as a gateway does."""
 
 
-async def serve(path: Path, handler: Handler) -> asyncio.Server:
+async def serve(path: Path, handler: Handler, patience: float = PATIENCE) -> asyncio.Server:
     """Listen; a socket left by a gateway that was killed is replaced. Raises OSError."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
-            reply = _reply(handler, await reader.readline())
+            async with asyncio.timeout(patience):
+                line = await reader.readline()
+            reply = _reply(handler, line)
             if not isinstance(reply, dict):
                 reply = await reply
             writer.write(json.dumps(reply).encode() + b"\n")

@@ -21,6 +21,7 @@ from tidegate.store.foreign import name_of
 from tidegate.store.log import Batch, Log, Row
 from tidegate.store.piece import MESSAGE, Piece, Stored
 
+from .held import Retained
 from .outlet import PACKET_ID, PUBREL, TURN_BYTES
 from .progress import Progress
 from .queued import Queued
@@ -38,8 +39,17 @@ Feed = Callable[[Session, Progress, Client], bool]
 class Delivery(Retaining):
     """See the module. `live` is the last seq handed to live sessions, `durable` the last one committed."""
 
-    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
-        super().__init__(log, router, read, max_queued_bytes, queued, message_id)
+    def __init__(
+        self,
+        log: Log,
+        router: Router,
+        kept: Retained,
+        read: ReadLog,
+        max_queued_bytes: int,
+        queued: Queued,
+        message_id: Any,
+    ) -> None:
+        super().__init__(log, router, kept, read, max_queued_bytes, queued, message_id)
         self.live = self.durable = log.next_seq - 1
         self.feed: Feed = lambda session, progress, client: False
         """What a session fetches is handed out by `offline`."""

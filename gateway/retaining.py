@@ -1,4 +1,8 @@
-"""Retained messages for new subscriptions: only their numbers wait, and they are read from the log when the client takes them.
+"""Retained messages for new subscriptions: they are found when their turn comes, of one subscription of a session at a time;
+only their numbers wait, and they are read from the log when the client takes them.
+
+A stranger may subscribe to ten thousand filters that match ten thousand retained messages: to find them for all of it at once
+would stop everybody else, and fill the memory.
 
 What is read shares the memory with what waits for slow clients (`queued`): nobody's socket is known to be slow before something
 was written to it, so all who are read for at once have one share together.
@@ -9,26 +13,55 @@ Invariant: of a subscription each retained message leaves once, in order of seq,
 from __future__ import annotations
 
 from abc import abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
-from tidegate.store.catchup import BYTES, Fetched
+from tidegate.store.catchup import BYTES, ROWS, Fetched
 from tidegate.store.entry import FOREIGN, QOS_MASK
 from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.log import Log
 from tidegate.store.report import ERROR, Say
+from tidegate.store.topic import is_wild
 
+from .held import Retained
 from .outlet import TURN_BYTES, Outlet
 from .queued import Queued
 from .routing import Router, Target
 from .session import Client, Session
 from .walk import ReadLog
 
+FOUND_AT_ONCE = 100
+"""With so few retained messages it costs nothing to find that a filter matches none."""
+
+
+class Due:
+    """What a subscription brings: the messages `seqs`, in order, and those found through seq `through`, 0 when that is done."""
+
+    __slots__ = ("seqs", "target", "through")
+
+    def __init__(self, target: Target, through: int, seqs: Iterable[int] = ()) -> None:
+        self.target = target
+        self.through = through
+        self.seqs = array("q", seqs)
+
 
 class Retaining(Outlet):
     """See the module."""
 
-    def __init__(self, log: Log, router: Router, read: ReadLog, max_queued_bytes: int, queued: Queued, message_id: Any) -> None:
+    def __init__(
+        self,
+        log: Log,
+        router: Router,
+        kept: Retained,
+        read: ReadLog,
+        max_queued_bytes: int,
+        queued: Queued,
+        message_id: Any,
+    ) -> None:
         super().__init__(log, router, max_queued_bytes, queued, message_id)
+        self._kept = kept
         self.report: Say = lambda *_, **fields: None
         self._read = read
         self._fetching = 0
@@ -38,30 +71,49 @@ class Retaining(Outlet):
     def pump(self, session: Session, its_turn: bool = False) -> None:
         """Send what waits, as much as window and socket take."""
 
-    def queue_retained(self, client: Client, topic_filter: str, target: Target, seqs: list[int]) -> None:
-        """Retained messages for a new subscription; only numbers wait, and an earlier queue of the filter is replaced."""
-        session = target.session
+    def queue_retained(self, client: Client, topic_filter: str, due: Due) -> None:
+        """Retained messages for a subscription; what waits of the filter already is replaced."""
+        session = due.target.session
         if session.retained_due is NO_DICT:
             session.retained_due = {}
         session.retained_due.pop(topic_filter, None)
-        session.retained_due[topic_filter] = (target, sorted(seqs))
+        session.retained_due[topic_filter] = due
         self._fetch_retained(session, client)
 
     def add_retained(self, client: Client, topic_filter: str, target: Target, seq: int) -> None:
         """One more for a subscription that is there."""
-        _, seqs = target.session.retained_due.get(topic_filter, (target, []))
-        self.queue_retained(client, topic_filter, target, [*seqs, seq])
+        before = target.session.retained_due.get(topic_filter, Due(target, 0))
+        self.queue_retained(client, topic_filter, Due(target, before.through, sorted([*before.seqs, seq])))
 
     def _fetch_retained(self, session: Session, client: Client) -> None:
-        if session.retained or session.fetching is client or client.blocked or not session.retained_due:
+        if session.retained or session.fetching is client or client.blocked:
             return
-        topic_filter, (target, seqs) = next(iter(session.retained_due.items()))
+        while session.retained_due:
+            topic_filter, due = next(iter(session.retained_due.items()))
+            self._find(topic_filter, due)
+            if not due.seqs:
+                del session.retained_due[topic_filter]
+            if due.seqs or (len(self._kept) > FOUND_AT_ONCE and is_wild(topic_filter)):
+                self._read_retained(session, client, topic_filter, due)
+                return
+
+    def _find(self, topic_filter: str, due: Due) -> None:
+        if due.through:
+            found = (seq for seq in self._kept.find(topic_filter) if seq <= due.through)
+            due.seqs = array("q", sorted({*due.seqs, *found}))
+            due.through = 0
+
+    def _read_retained(self, session: Session, client: Client, topic_filter: str, due: Due) -> None:
+        """The first messages; if there are none the next filter has its turn after everybody else, too."""
         session.fetching = client
         self._fetching += 1
+        seqs = due.seqs[:ROWS]
         self._read(
             # Asked when its turn comes, and for all who ask: nobody's socket is known to be slow yet.
-            lambda reader: reader.fetch(seqs, min(BYTES, self.queued.share // max(1, self._fetching))),
-            lambda got: self._have_retained(session, client, topic_filter, target, got),
+            lambda reader: (
+                reader.fetch(seqs, min(BYTES, self.queued.share // max(1, self._fetching))) if seqs else Fetched([], 0)
+            ),
+            lambda got: self._have_retained(session, client, topic_filter, due.target, got),
         )
 
     def _have_retained(
@@ -76,10 +128,9 @@ class Retaining(Outlet):
             self.read_failed(session, got)
             return
         due = session.retained_due.get(topic_filter)
-        if due is not None and due[0] is target:
-            left = [seq for seq in due[1] if seq > got.through]
-            session.retained_due[topic_filter] = (target, left)
-            if not left:
+        if due is not None and due.target is target:
+            due.seqs = due.seqs[bisect_right(due.seqs, got.through) :]
+            if not due.seqs:
                 del session.retained_due[topic_filter]
             session.retained = [*session.retained, *((topic_filter, target, message) for message in got.messages)]
         self.pump(session)
@@ -123,9 +174,9 @@ class Retaining(Outlet):
         seqs = [message[0] for _, _, message in session.retained]
         session.retained = NO_LIST
         due = session.retained_due.get(topic_filter)
-        if due is None or due[0] is target:
+        if due is None or due.target is target:
             session.retained_due = session.retained_due or {}
-            session.retained_due[topic_filter] = (target, seqs + (due[1] if due else []))
+            session.retained_due[topic_filter] = Due(target, 0, [*seqs, *(due.seqs if due else ())])
 
     def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""

@@ -33,7 +33,11 @@ MAX_TOPIC_BYTES = 32 << 20
 TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
+MAX_MATCHED_BYTES = 256
+"""A longer topic name is not remembered for each session."""
 MAX_CHANGES = 64
+SUBSCRIPTION_BYTES = 400
+"""What one costs in memory besides its filter, which stands in its session and in the tree, about."""
 CHEAP = 4
 """Looking through so many changes, and one more for each of its subscriptions, costs less than a new route."""
 
@@ -127,6 +131,8 @@ class Router:
     def __init__(self) -> None:
         self.generation = 0
         self.subscriptions = 0
+        self.subscription_bytes = 0
+        """Of memory, about."""
         self.topics = Topics()
         self.policies = Policies()
         self.level: int | None = None
@@ -186,11 +192,14 @@ class Router:
             yield want
 
     def subscribe(self, topic_filter: str, session: Session, subscription: Subscription) -> None:
+        before = len(self._tree)
         self._tree.put(topic_filter, session, subscription)
+        self.subscription_bytes += (len(self._tree) - before) * subscription_bytes(topic_filter)
         self._subscriptions_changed(topic_filter, session)
 
     def unsubscribe(self, topic_filter: str, session: Session) -> None:
-        self._tree.remove(topic_filter, session)
+        if self._tree.remove(topic_filter, session):
+            self.subscription_bytes -= subscription_bytes(topic_filter)
         self._subscriptions_changed(topic_filter, session)
 
     def presence_changed(self, session: Session) -> None:
@@ -285,6 +294,8 @@ class Router:
         """
         if seq is not None:
             return self._find(session, topic, seq)
+        if len(topic.raw) > MAX_MATCHED_BYTES:
+            return self._find(session, topic)
         known: dict[bytes, Target | None] = session.matched
         if topic.raw in known:
             return known[topic.raw]
@@ -300,6 +311,11 @@ class Router:
                 target = target_of(session, subscription)
                 found = target if found is None else _merge(found, target)
         return found
+
+
+def subscription_bytes(topic_filter: str) -> int:
+    """Memory that a subscription takes, about."""
+    return SUBSCRIPTION_BYTES + 2 * len(topic_filter.encode())
 
 
 def target_of(session: Session, subscription: Subscription) -> Target:

@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +36,9 @@ LINGER = 2.0
 """Seconds that a closed connection has to take what it was sent last, and to end on its side."""
 ACCEPT_PAUSE = 1.0
 """Seconds without new connections when file descriptors or memory have run out."""
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+RESERVED = 40
+"""Descriptors that connections leave to the store, the uplink, the command line and health checks."""
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 
@@ -51,6 +55,10 @@ class Sockets:
         self._links: dict[int, Link] = {}
         self._listening: dict[int, tuple[socket.socket, Any]] = {}
         self._queued = broker.delivery.queued
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._room = limit - RESERVED if limit != resource.RLIM_INFINITY else sys.maxsize
+        self._full: list[int] = []
+        """Listening sockets that wait until a connection ends."""
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
     def listen(self, listener: Any) -> list[tuple[str, int]]:
@@ -122,13 +130,18 @@ class Sockets:
 
     def _accept(self, listening: socket.socket, listener: Any) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
+            if len(self._links) >= self._room:
+                self._pause_accepting(listening, errno.EMFILE)
+                self._full.append(listening.fileno())
+                return
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno in _OUT_OF:
-                    self._pause_accepting(listening, error)
+                if error.errno in OUT_OF:
+                    self._pause_accepting(listening, error.errno)
+                    self._loop.call_later(ACCEPT_PAUSE, self._accept_again, listening.fileno())
                 return
             sock.setblocking(False)
             with contextlib.suppress(OSError):
@@ -138,14 +151,18 @@ class Sockets:
             self._epoll.register(link.number, _IN)  # first: who is turned away may be gone already
             link.client = self._broker.opened(link, f"{peer[0]}:{peer[1]}", listener)
 
-    def _pause_accepting(self, listening: socket.socket, error: OSError) -> None:
-        self._report("accept_failed", "cannot accept connections", WARNING, reason=os.strerror(error.errno or 0))
+    def _pause_accepting(self, listening: socket.socket, number: int) -> None:
+        self._report("accept_failed", "cannot accept connections", WARNING, reason=os.strerror(number))
         self._epoll.modify(listening.fileno(), 0)
-        self._loop.call_later(ACCEPT_PAUSE, self._accept_again, listening)
 
-    def _accept_again(self, listening: socket.socket) -> None:
-        if listening.fileno() in self._listening:
-            self._epoll.modify(listening.fileno(), _IN)
+    def _accept_again(self, number: int) -> None:
+        if number in self._listening:
+            self._epoll.modify(number, _IN)
+
+    def _has_room(self) -> None:
+        """A connection has ended: who waits need not wait for a clock."""
+        while self._full:
+            self._accept_again(self._full.pop())
 
 
 class Link:
@@ -208,6 +225,7 @@ class Link:
         self._sockets._epoll.unregister(number)
         del self._sockets._links[number]
         os.close(number)
+        self._sockets._has_room()
         self._sockets._queued.bytes -= self.buffered()
         self._sockets._queued.end(self)
         self._waiting = None

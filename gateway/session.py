@@ -181,7 +181,7 @@ class Session:
         """After a resume: (seq, packet id, qos) to be sent again before anything new."""
         self.retained: list[Any] = NO_LIST
         """(topic filter, target, message) for new subscriptions, waiting for room: one read of them."""
-        self.retained_due: dict[str, tuple[Any, list[int]]] = NO_DICT
+        self.retained_due: dict[str, Any] = NO_DICT
         """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
         self.retaining: dict[int, int] = NO_DICT
         """Packet id -> seq of what left with the retain flag: it has it again when it is sent again (3.3.1.3)."""

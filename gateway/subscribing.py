@@ -17,7 +17,8 @@ from .mqtt.packets import SubAck, Subscribe, UnsubAck, Unsubscribe, encode
 from .mqtt.packets import Subscription as Requested
 from .mqtt.properties import Property
 from .mqtt.reasons import ReasonCode
-from .routing import Topic, target_of
+from .retaining import Due
+from .routing import Topic, subscription_bytes, target_of
 from .session import Client, Session, Subscription
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class Made(NamedTuple):
 class Subscribing:
     """Handlers of SUBSCRIBE and UNSUBSCRIBE."""
 
-    def __init__(self, broker: Broker, max_subscriptions: int) -> None:
+    def __init__(self, broker: Broker, max_subscriptions: int, max_together: int) -> None:
         self._broker = broker
         self._max_subscriptions = max_subscriptions
+        self._max_together = max_together
 
     def on_subscribe(self, client: Client, session: Session, packet: Subscribe) -> None:
         identifiers = packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER) or [0]
@@ -93,6 +95,8 @@ class Subscribing:
         """The limit that another subscription would break."""
         if len(session.subscriptions) >= self._max_subscriptions:
             return "max_subscriptions"
+        if self._broker.router.subscription_bytes + subscription_bytes(topic_filter) > self._max_together:
+            return "max_subscriptions_together"
         return "" if self._broker.sessions.takes_filter(session, topic_filter) else "max_session_bytes"
 
     def bring(self, session: Session, made: list[Made]) -> None:
@@ -118,11 +122,12 @@ class Subscribing:
             for name, payload in self._broker.sys_values.items():
                 if matches(text, name):
                     self._broker.delivery.send_value(client, self._broker.router.topics[name.encode()], payload)
-        seqs = [seq for seq in self._broker.retained.find(text) if seq <= made.through]
-        if seqs:
-            if session.progress is not None:
-                session.progress.skip(text, seqs)
-            self._broker.delivery.queue_retained(client, text, target_of(session, made.subscription), seqs)
+        target, through, seqs = target_of(session, made.subscription), made.through, list[int]()
+        if session.progress is not None:  # what a fetch leaves to these is decided now
+            seqs = sorted(seq for seq in self._broker.retained.find(text) if seq <= through)
+            session.progress.skip(text, seqs)
+            through = 0
+        self._broker.delivery.queue_retained(client, text, Due(target, through, seqs))
 
     def on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
         reasons = []

@@ -39,6 +39,7 @@ class Supervisor:
         self._asked = False
         self._closed = False
         self._changing = asyncio.Lock()
+        self._restart_waits = False
 
     @property
     def pid(self) -> int | None:
@@ -57,8 +58,12 @@ class Supervisor:
                 os.write(self._pipe, b"\n")
 
     async def restart(self) -> None:
-        """Stop the child and start it anew, with files read again."""
+        """Stop the child and start it anew, with files read again; what is asked while one waits for its turn is that one."""
+        if self._restart_waits:
+            return
+        self._restart_waits = True
         async with self._changing:
+            self._restart_waits = False
             if self._watch is not None and not self._closed:
                 await self._end(RESTART_TIMEOUT)
                 await self.start()

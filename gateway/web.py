@@ -53,7 +53,7 @@ class Web:
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
         """Raises OSError."""
-        return await asyncio.start_server(self._serve, host, port, limit=HEAD_LIMIT)
+        return await asyncio.start_server(self._serve, host, port, limit=HEAD_LIMIT, backlog=CONNECTIONS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1

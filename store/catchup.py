@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence, Set
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,10 @@ ROWS = 4_000
 BYTES = 1 << 20
 KEPT = 16 << 20
 """Memory for pieces that others may come by for."""
+NAMES = 4 << 20
+"""Bytes of topic names that a piece may hold, and of those that are remembered: one may have 65,535."""
+LONG_NAME = 256
+"""Below this a topic name is a part of what a message costs anyway."""
 
 
 class Fetched(NamedTuple):
@@ -71,6 +75,7 @@ class CatchUp:
         self._db = open_reader(path)
         know_topics(self._db)
         self._names: dict[int, bytes] = {}
+        self._names_size = 0
         self._plain = -1
         self._pieces: list[Piece] = []
         self._summary = Summary(self._db)
@@ -128,10 +133,10 @@ class CatchUp:
         sizes = f"SELECT seq, {_SIZE} AS size FROM entry WHERE {chosen}"
         (size,) = self._db.execute(f"SELECT ifnull(sum(size), 0) FROM ({sizes})").fetchone()
         if size <= most:
-            return self._fetch(f"SELECT * FROM entry WHERE {chosen}"), True
+            return self._fetch(f"SELECT * FROM entry WHERE {chosen}")
         sums = f"SELECT seq, size, sum(size) OVER (ORDER BY seq) AS total FROM ({sizes})"
         fitting = f"SELECT seq FROM ({sums}) WHERE total - size < {most}"
-        return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq"), False
+        return self._fetch(f"SELECT * FROM entry WHERE seq IN ({fitting}) ORDER BY seq")[0], False
 
     def fetch(self, seqs: Sequence[int], most: int = BYTES) -> Fetched:
         """The first of these messages, in order of seq, as many as one read holds; those that are gone are left out."""
@@ -195,11 +200,12 @@ class CatchUp:
         row: tuple[str, int, int] | None = self._db.execute(f"{RETAINED} WHERE t.name = ?", (topic,)).fetchone()
         return row[1:] if row else None
 
-    def _fetch(self, rows: str) -> list[Stored]:
+    def _fetch(self, rows: str) -> tuple[list[Stored], bool]:
+        """The first of these rows, as many as NAMES bytes of topic names hold, at least one; whether these are all."""
         row = self._db.execute(f"SELECT {_COLUMNS} FROM ({rows})").fetchone()
         count = row[0]
         if not count:
-            return []
+            return [], True
         seq, flags, length, client, at, run = (_numbers(row[column], count) for column in (1, 3, 4, 5, 6, 7))
         payloads: bytes = row[8]
         if row[9] is None and row[3] == ",".join(["1"] * count) and length.count(length[0]) == count:
@@ -210,16 +216,31 @@ class CatchUp:
             cut = [payloads[end - size : end] for end, size in zip(accumulate(length), length, strict=True)]
         properties = [b""] * count if row[9] is None else [bytes.fromhex(text) for text in row[9].split(",")]
         mono = [0] * count if row[10] is None else _numbers(row[10], count)
-        topic = row[2].split(",")
-        known = {text: self._names.get(int(text)) or self._name(int(text)) for text in set(topic)}
-        names = [known[text] for text in topic]
-        return list(zip(seq, names, flags, cut, properties, client, at, mono, run, strict=True))
+        names = self._names_of(row[2].split(","))
+        return list(zip(seq, names, flags, cut, properties, client, at, mono, run, strict=False)), len(names) == count
+
+    def _names_of(self, topics: list[str]) -> list[bytes]:
+        """The names of the first of these topics, as many as NAMES bytes hold, at least one."""
+        known: dict[str, bytes] = {}
+        size = 0
+        for number in dict.fromkeys(topics):
+            raw = known[number] = self._names.get(int(number)) or self._name(int(number))
+            size += len(raw)
+            if size > NAMES:
+                break
+        if size > LONG_NAME * len(known):
+            self._plain = -1
+        if size > NAMES:
+            return [known[number] for number in takewhile(known.__contains__, topics)]
+        return [known[number] for number in topics]
 
     def _name(self, number: int) -> bytes:
         (text,) = self._db.execute("SELECT name FROM topic WHERE id = ?", (number,)).fetchone()
-        if len(self._names) >= 20_000:
+        if len(self._names) >= 20_000 or self._names_size > NAMES:
             self._names.clear()
+            self._names_size = 0
         raw = self._names[number] = str(text).encode()
+        self._names_size += len(raw)
         return raw
 
 

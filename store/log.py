@@ -110,6 +110,8 @@ class Log:
         self.next_seq = seq + 1
         batch.rows.append((seq, self.at, self.mono, self.run, kind, client, topic, flags, payload, properties or None))
         batch.size += ROW_BYTES + len(payload or b"") + len(properties or b"")
+        if topic is not None and not topic.id:
+            batch.size += NAME_BYTES + 3 * len(topic.text)  # as text, as bytes, and as they are sent
         return seq
 
     def change(self, sql: str, *parameters: Any) -> None:

@@ -46,11 +46,12 @@ class Piece:
         self.plain = plain
         """Payload size if every message has QoS 1, is not retained and has no properties and this size; else -1."""
         self._topics: TopicTree[bytes] = TopicTree()
-        for raw in {message[1] for message in messages}:
+        topics = {message[1] for message in messages}
+        for raw in topics:
             self._topics.put(raw.decode(), raw)
         self._places: dict[bytes, list[int]] = {}
         payloads = plain * len(messages) if plain >= 0 else sum(len(message[3]) + len(message[4]) for message in messages)
-        self.size = payloads + MESSAGE * len(messages)
+        self.size = payloads + MESSAGE * len(messages) + 3 * sum(map(len, topics))
         self._found: dict[tuple[str, ...], list[Stored]] = {}
         self._listed = 0
 
@@ -66,7 +67,7 @@ class Piece:
         if self.plain >= 0:
             count = max(1, limit // (self.plain + MESSAGE))
         elif left:
-            sizes = accumulate(len(found[at][3]) + len(found[at][4]) + MESSAGE for at in range(start, len(found)))
+            sizes = accumulate(_size(found[at]) for at in range(start, len(found)))
             count = max(1, sum(1 for _ in _below(sizes, limit)))
         else:
             count = 1
@@ -97,6 +98,10 @@ class Piece:
     def _note_places(self) -> None:
         for place, message in enumerate(self.messages):
             self._places.setdefault(message[1], []).append(place)
+
+
+def _size(message: Stored) -> int:
+    return len(message[1]) + len(message[3]) + len(message[4]) + MESSAGE
 
 
 def _below(sizes: Iterable[int], limit: int) -> Iterable[int]:

@@ -153,8 +153,8 @@ class Store:
             numbers = self._apply_in_transaction(batch)
             for name, number in numbers.items():
                 name.id = number
-            texts = 2 * sum(len(name.text.encode()) for name in numbers)  # in its table and in the index
-            batch.size += NAME_BYTES * len(numbers) + texts
+            clients = [name.text.encode() for name in numbers if name.table == "client"]
+            batch.size += NAME_BYTES * len(clients) + 2 * sum(map(len, clients))  # in its table and in the index
             self._unmoved += PAGE * (len(numbers) + sum(len(found.topics) + len(found.clients) for found in batch.unused))
 
     def _apply_in_transaction(self, batch: Batch) -> dict[Name, int]:

@@ -4,6 +4,9 @@ Rules of MQTT 3.1.1 and 5.0, section 4.7. Everything here works on text that is 
 begins with a wildcard never matches a topic that begins with `$` [MQTT-4.7.2-1]. `FilterTree` answers "which values
 belong to filters that match this topic" in the number of levels, not in the number of filters.
 
+A tree has a node only where values stand or ways part (and before a `#`): a way of two hundred levels that nobody shares is one
+node, or a stranger's deep topics would cost a hundred times their bytes, and as many steps for each publish.
+
 Invariant: a tree never holds an empty branch; removing the last value of a filter removes its nodes.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from .few import NO_DICT, Few, One, added, without
@@ -117,11 +121,85 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 class _Node(Generic[Key, Value]):
-    __slots__ = ("children", "values")
+    """Children by the first level of what leads to them; `rest` is what follows of it, each level after a slash."""
 
-    def __init__(self) -> None:
+    __slots__ = ("children", "rest", "values")
+
+    def __init__(self, rest: str = "") -> None:
         self.children: Few[str, _Node[Key, Value]] = NO_DICT
+        self.rest = rest
         self.values: Few[Key, Value] = NO_DICT
+
+
+def _grow(root: _Node[Key, Value], text: str) -> _Node[Key, Value]:
+    """The node of this topic or filter, made if it is not there. A last `#` is always a node of its own."""
+    levels = text.split("/")
+    node, number, end = root, 0, len(levels) - (levels[-1] == "#")
+    while number < end:
+        child = node.children.get(levels[number])
+        if child is None:
+            child = _Node("".join(["/" + level for level in levels[number + 1 : end]]))
+            node.children = added(node.children, sys.intern(levels[number]), child)
+            node = child
+            break
+        have = child.rest.split("/")[1:]
+        common = 0
+        while common < len(have) and number + 1 + common < end and have[common] == levels[number + 1 + common]:
+            common += 1
+        if common < len(have):
+            child = _part(node, levels[number], child, have, common)
+        node, number = child, number + 1 + common
+    if end == len(levels):
+        return node
+    found = node.children.get("#")
+    if found is None:
+        found = _Node()
+        node.children = added(node.children, "#", found)
+    return found
+
+
+def _part(node: _Node[Key, Value], level: str, child: _Node[Key, Value], have: list[str], common: int) -> _Node[Key, Value]:
+    """A node between these two, after so many levels of what leads from one to the other."""
+    between: _Node[Key, Value] = _Node("".join(["/" + level for level in have[:common]]))
+    child.rest = "".join(["/" + level for level in have[common + 1 :]])
+    between.children = One(sys.intern(have[common]), child)
+    node.children = added(node.children, level, between)
+    return between
+
+
+def _way(root: _Node[Key, Value], text: str) -> list[tuple[_Node[Key, Value], str]]:
+    """The nodes to the one of this topic or filter, each with the level it is found by; none if it is not there."""
+    way, node, number, levels = [(root, "")], root, 0, text.split("/")
+    while number < len(levels):
+        child = node.children.get(levels[number])
+        if child is None:
+            return []
+        after = number + 1 + child.rest.count("/")
+        if child.rest and child.rest.split("/")[1:] != levels[number + 1 : after]:
+            return []
+        way.append((child, levels[number]))
+        node, number = child, after
+    return way
+
+
+def _prune(way: list[tuple[_Node[Key, Value], str]]) -> None:
+    """The last node of the way has lost its values: what is empty goes, and what parts nothing any more is joined."""
+    node, level = way.pop()
+    while way and not node.values and not node.children:
+        above, level_above = way.pop()
+        above.children = without(above.children, level)
+        node, level = above, level_above
+    if way:
+        _join(way[-1][0], level, node)
+
+
+def _join(above: _Node[Key, Value], level: str, node: _Node[Key, Value]) -> None:
+    """What only leads on to one other becomes a part of the way to it."""
+    if node.values or len(node.children) != 1 or "#" in node.children:
+        return
+    ((key, child),) = node.children.items()
+    child.rest = f"{node.rest}/{key}{child.rest}"
+    above.children = added(above.children, level, child)
 
 
 class FilterTree(Generic[Key, Value]):
@@ -141,13 +219,7 @@ class FilterTree(Generic[Key, Value]):
             self._size += key not in values
             self._exact[topic_filter] = added(values, key, value)
             return
-        node = self._root
-        for level in topic_filter.split("/"):
-            found = node.children.get(level)
-            if found is None:
-                found = _Node()
-                node.children = added(node.children, sys.intern(level), found)
-            node = found
+        node = _grow(self._root, topic_filter)
         self._size += key not in node.values
         node.values = added(node.values, key, value)
 
@@ -167,20 +239,13 @@ class FilterTree(Generic[Key, Value]):
         return True
 
     def _remove(self, topic_filter: str, key: Key) -> bool:
-        path: list[tuple[_Node[Key, Value], str]] = []
-        node = self._root
-        for level in topic_filter.split("/"):
-            path.append((node, level))
-            found = node.children.get(level)
-            if found is None:
-                return False
-            node = found
-        if key not in node.values:
+        way = _way(self._root, topic_filter)
+        if not way or key not in way[-1][0].values:
             return False
+        node = way[-1][0]
         node.values = without(node.values, key)
-        while path and not node.values and not node.children:
-            node, level = path.pop()
-            node.children = without(node.children, level)
+        if not node.values:
+            _prune(way)
         return True
 
     def find(self, topic: str) -> Iterator[tuple[Key, Value]]:
@@ -199,27 +264,37 @@ class FilterTree(Generic[Key, Value]):
         if (exact := self._exact.get(topic)) is not None:
             yield exact
         levels = topic.split("/")
-        nodes = [self._root]
-        plain = not topic.startswith("$")
-        for number, level in enumerate(levels):
-            wild = plain or number > 0
-            below: list[_Node[Key, Value]] = []
-            for node in nodes:
-                children = node.children
-                if wild and (rest := children.get("#")) is not None:
-                    yield rest.values
-                if (same := children.get(level)) is not None:
-                    below.append(same)
-                if wild and (any_level := children.get("+")) is not None:
-                    below.append(any_level)
-            nodes = below
-            if not nodes:
-                return
-        for node in nodes:
-            if node.values:
-                yield node.values
-            if (rest := node.children.get("#")) is not None:
+        ends = list(accumulate([1 + len(level) for level in levels], initial=-1))
+        waiting = [(self._root, 0)]
+        while waiting:
+            node, number = waiting.pop()
+            children = node.children
+            wild = number or not topic.startswith("$")
+            if wild and (rest := children.get("#")) is not None:
                 yield rest.values
+            if number == len(levels):
+                if node.values:
+                    yield node.values
+                continue
+            for level in (levels[number], "+") if wild else (levels[number],):
+                if (child := children.get(level)) is not None:
+                    after = number + 1 + child.rest.count("/")
+                    if not child.rest or _leads(child.rest, topic, levels[number + 1 : after], ends[number + 1]):
+                        waiting.append((child, after))
+
+
+def _leads(rest: str, topic: str, levels: list[str], at: int) -> bool:
+    """Whether these levels of the topic, from character `at` on, are as `rest` wants them."""
+    if "+" not in rest:
+        end = at + len(rest)
+        return topic.startswith(rest, at) and (end == len(topic) or topic[end] == "/")
+    wanted = rest.split("/")
+    return len(wanted) == len(levels) + 1 and _same(wanted[1:], levels)
+
+
+def _same(wanted: list[str], levels: list[str]) -> bool:
+    """Whether the levels are as wanted, as far as both go."""
+    return all(want == level or want == "+" for want, level in zip(wanted, levels, strict=False))
 
 
 def _has_wildcard(topic_filter: str) -> bool:
@@ -237,51 +312,47 @@ class TopicTree(Generic[Value]):
         return self._size
 
     def put(self, topic: str, value: Value) -> None:
-        node = self._root
-        for level in topic.split("/"):
-            found = node.children.get(level)
-            if found is None:
-                found = _Node()
-                node.children = added(node.children, level, found)
-            node = found
+        node = _grow(self._root, topic)
         self._size += not node.values
         node.values = One(None, value)
 
     def remove(self, topic: str) -> bool:
         """Take the topic out; whether it was there."""
-        path: list[tuple[_Node[None, Value], str]] = []
-        node = self._root
-        for level in topic.split("/"):
-            path.append((node, level))
-            found = node.children.get(level)
-            if found is None:
-                return False
-            node = found
-        if not node.values:
+        way = _way(self._root, topic)
+        if not way or not way[-1][0].values:
             return False
-        node.values = NO_DICT
+        way[-1][0].values = NO_DICT
         self._size -= 1
-        while path and not node.values and not node.children:
-            node, level = path.pop()
-            node.children = without(node.children, level)
+        _prune(way)
         return True
 
     def find(self, topic_filter: str) -> Iterator[Value]:
         """The value of every topic that `topic_filter` matches (4.7.1); `$` topics only by a filter that names them."""
-        nodes = [self._root]
-        for number, wanted in enumerate(topic_filter.split("/")):
-            if wanted == "#":
-                for node in nodes:
-                    yield from _all_values(node, hide_dollar=number == 0)
-                return
-            if wanted == "+":
-                nodes = [
-                    child for node in nodes for level, child in node.children.items() if number or not level.startswith("$")
-                ]
+        wanted = topic_filter.split("/")
+        waiting = [(self._root, 0)]
+        while waiting:
+            node, number = waiting.pop()
+            if number == len(wanted):
+                yield from node.values.values()
+            elif wanted[number] == "#":
+                yield from _all_values(node, hide_dollar=number == 0)
             else:
-                nodes = [node.children[wanted] for node in nodes if wanted in node.children]
-        for node in nodes:
-            yield from node.values.values()
+                for child in _children(node, wanted[number], hide_dollar=number == 0):
+                    have = child.rest.split("/")[1:]
+                    after = number + 1 + len(have)
+                    follows = wanted[number + 1 : after]
+                    if "#" in follows:
+                        if _same(follows[:-1], have):
+                            yield from _all_values(child, hide_dollar=False)
+                    elif len(follows) == len(have) and _same(follows, have):
+                        waiting.append((child, after))
+
+
+def _children(node: _Node[None, Value], level: str, hide_dollar: bool) -> list[_Node[None, Value]]:
+    if level == "+":
+        return [child for name, child in node.children.items() if not (hide_dollar and name.startswith("$"))]
+    child = node.children.get(level)
+    return [] if child is None else [child]
 
 
 def _all_values(top: _Node[None, Value], hide_dollar: bool) -> Iterator[Value]:

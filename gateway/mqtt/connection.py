@@ -151,7 +151,7 @@ class Connection(Generic[T]):
         if self._needed:
             if len(self._buffer) + len(data) < self._needed:
                 self._buffer += data
-                self._terms.unfinished.hold(self, len(self._buffer))
+                self._terms.unfinished.hold(self, self._held())
                 return []
             data = b"".join((self._buffer, data))
             self._needed = 0
@@ -164,7 +164,7 @@ class Connection(Generic[T]):
             rest = len(data)
         if self._needed:
             self._buffer = bytearray(data[rest:])
-            self._terms.unfinished.hold(self, len(self._buffer))
+            self._terms.unfinished.hold(self, self._held())
         elif self._buffer:
             self._let_go()
         return events
@@ -172,11 +172,16 @@ class Connection(Generic[T]):
     def end(self) -> None:
         """The connection is over: nothing more is read, and what waits for its rest does so no more."""
         self._state |= _CLOSED
+        self._aliases = None
         self._let_go()
 
     def _let_go(self) -> None:
         self._buffer = b""
-        self._terms.unfinished.hold(self, 0)
+        self._terms.unfinished.hold(self, self._held())
+
+    def _held(self) -> int:
+        """Bytes of the incomplete packet and of topic aliases."""
+        return len(self._buffer) + (sum(map(len, self._aliases.values())) if self._aliases else 0)
 
     def refusal(self, error: MqttError) -> bytes:
         """The last bytes for a peer whose `Fault` this is: CONNACK for a bad CONNECT, DISCONNECT in 5.0, or none."""
@@ -287,7 +292,9 @@ class Connection(Generic[T]):
         if topic:
             _ = self._terms.topics[topic]  # what is no topic name must not become an alias
             self._aliases = self._aliases or {}
-            self._aliases[alias] = topic
+            if self._aliases.get(alias) != topic:
+                self._aliases[alias] = topic
+                self._terms.unfinished.hold(self, self._held())
             return topic
         known = self._aliases.get(alias) if self._aliases is not None else None
         if known is None:

@@ -9,7 +9,7 @@ Invariant: `decode` returns a packet or raises `MalformedPacket` or `ProtocolErr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from tidegate.store.topic import topic_filter_fault, topic_name_fault
 
@@ -41,6 +41,9 @@ from .wire import read_binary, read_byte, read_text, read_uint16, text_of
 
 FLAGS_TWO = (6, 8, 10)
 """PUBREL, SUBSCRIBE, UNSUBSCRIBE: their first byte ends in 0010, that of all others but PUBLISH in 0000 (2.1.3)."""
+
+MAX_FILTERS = 10_000
+"""Of one SUBSCRIBE or UNSUBSCRIBE; who has more sends several."""
 
 LEVELS = {(b"MQIsdp", 3): 3, (b"MQTT", 4): 4, (b"MQTT", 5): 5}
 """Protocol names and levels that we speak."""
@@ -236,12 +239,19 @@ def _ack(body: _Body) -> tuple[int, ReasonCode, Properties]:
 def _subscribe(body: _Body) -> Subscribe:
     packet_id = body.packet_id()
     properties = body.properties()
-    subscriptions = []
+    subscriptions: list[Subscription] = []
     while body.more():
+        _bound(subscriptions)
         subscriptions.append(_subscription(body))
     if not subscriptions:
         raise protocol_error("no topic filter")  # [MQTT-3.8.3-2]; 3.1.1: [MQTT-3.8.3-3]
     return Subscribe(packet_id, tuple(subscriptions), properties)
+
+
+def _bound(filters: Sized) -> None:
+    """One packet of a megabyte could hold 260,000 of them, and stop everybody else for seconds."""
+    if len(filters) >= MAX_FILTERS:
+        raise ProtocolError(ReasonCode.QUOTA_EXCEEDED, f"more than {MAX_FILTERS} topic filters")
 
 
 def _subscription(body: _Body) -> Subscription:
@@ -274,8 +284,9 @@ def _suback(body: _Body) -> SubAck:
 def _unsubscribe(body: _Body) -> Unsubscribe:
     packet_id = body.packet_id()
     properties = body.properties()
-    filters = []
+    filters: list[str] = []
     while body.more():
+        _bound(filters)
         filters.append(topic_filter(body.text("topic filter")))
     if not filters:
         raise protocol_error("no topic filter")  # [MQTT-3.10.3-2]

@@ -1,8 +1,8 @@
-"""Packets that are not complete yet, of all connections together: each may be as large as a packet may be.
+"""Packets that are not complete yet, of all connections together: each may be as large as a packet may be. And topic aliases.
 
 Whoever sends the rest of its packet gives the memory back, so what stays is what waits: above the limit somebody must go who
-holds at least half of an equal share, and of those the one that has sent nothing for the longest time. A device that is sending
-its large packet right now is the last of them.
+holds at least half of an equal share, and of those the one that has waited for the longest time. A device that is sending its
+large packet right now is the last of them.
 
 Invariant: `bytes` is what the connections hold, and no connection is named that holds nothing.
 """
@@ -23,7 +23,7 @@ class Unfinished:
         """Who has sent something last stands last."""
 
     def hold(self, holder: Holder, size: int) -> None:
-        """So many bytes of an incomplete packet are there now."""
+        """So many bytes of an incomplete packet and of aliases are there now."""
         self.bytes += size - self._sizes.pop(holder, 0)
         if size:
             self._sizes[holder] = size

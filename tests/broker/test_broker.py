@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -629,3 +630,26 @@ def test_a_client_that_leaves_before_it_has_read_its_retained_messages_leaves_no
     device.cut()
     world.settle()
     assert not (session.retained or session.retained_due or session.backlog)
+
+
+def test_retained_messages_are_found_for_one_filter_after_the_other(world: World) -> None:
+    """All at once, ten thousand filters on as many retained messages would stop everybody."""
+    publisher = world.device("p")
+    for number in range(150):
+        publisher.publish(f"r/{number}/a", b"%d" % number, retain=True)
+    filters = ["#", "+/#", "r/+/a", "r/#", "+/+/a", "none/#", "+/+/+", "r/7/a", "+/x/#"]
+    world.auto = False
+    device = world.device("s")
+    world.settle()
+    for text in filters:
+        device.subscribe(text, 1)
+    session = world.broker.sessions.get("s")
+    assert session is not None and len(session.retained_due) > 7
+    assert sum(len(due.seqs) for due in session.retained_due.values()) == 150
+    publisher.publish("r/8/a", b"new", retain=True)
+    world.settle()
+    assert not session.retained_due
+    got = Counter(message[3] for message in device.messages())
+    assert got == Counter({b"%d" % number: 6 for number in range(150)}) + Counter([b"7"]) + Counter({b"new": 1}) - Counter(
+        {b"8": 5}
+    )

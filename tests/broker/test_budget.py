@@ -221,6 +221,22 @@ def test_near_the_budget_publishers_are_read_no_faster_than_room_is_made(path: P
     box.kill()
 
 
+def test_who_publishes_to_new_long_topics_waits_for_the_disk_too(path: Path) -> None:
+    """Nothing acknowledges QoS 0: only what is counted of a batch bounds what comes while the disk is slow."""
+    box = Box(path)
+    box.auto = False
+    device = box.device("p")
+    box.settle()
+    for number in range(1_000):
+        device.publish(f"{number}/".ljust(60_000, "x"), b"1", 0, retain=True)
+        if device.paused:
+            break
+    assert 50 < number < 200
+    box.settle()
+    assert not device.paused
+    box.kill()
+
+
 # -- reject_new ------------------------------------------------------------------------------------------------------
 
 

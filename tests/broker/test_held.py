@@ -108,7 +108,9 @@ def test_connected_clients_without_a_session_cannot_fill_the_disk_with_their_nam
 
 
 @pytest.mark.parametrize(("version", "code"), [(4, ReasonCode.UNSPECIFIED_ERROR), (5, ReasonCode.QUOTA_EXCEEDED)])
-@pytest.mark.parametrize("limits", [Limits(max_subscriptions=100), Limits(max_session_bytes=20_000)])
+@pytest.mark.parametrize(
+    "limits", [Limits(max_subscriptions=100), Limits(max_session_bytes=20_000), Limits(max_subscriptions_together=60_000)]
+)
 def test_a_subscription_above_the_limit_is_refused_in_the_suback(
     make: Make, limits: Limits, version: int, code: ReasonCode
 ) -> None:
@@ -125,6 +127,20 @@ def test_a_subscription_above_the_limit_is_refused_in_the_suback(
     assert "is used up" in world.said[-1]
     device.subscribe("filter/0", 2)
     assert device.take(SubAck).reasons == (ReasonCode.GRANTED_QOS_2,), "one that is there may change"
+
+
+def test_subscriptions_take_bounded_memory_without_a_lasting_session_too(make: Make) -> None:
+    world = make(Limits(max_subscriptions_together=1_000_000))
+    answers = []
+    for number in range(20):
+        device = world.device(str(number))
+        device.subscribe(f"{number}/".ljust(60_000, "x"), 0)
+        answers.append(device.take(SubAck).reasons[0])
+    assert answers == [ReasonCode.GRANTED_QOS_0] * 8 + [ReasonCode.UNSPECIFIED_ERROR] * 12
+    device = world.device("0")  # takes the first one over, whose session ends
+    device.subscribe("0/".ljust(60_000, "x"), 0)
+    assert device.take(SubAck).reasons == (ReasonCode.GRANTED_QOS_0,)
+    assert world.broker.router.subscription_bytes < 1_000_000
 
 
 def will(size: int, delay: int = 0) -> Will:

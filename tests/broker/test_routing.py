@@ -82,3 +82,14 @@ def test_a_tree_finds_what_one_key_has_as_it_finds_all() -> None:
             wanted = sorted(text for text, owner in filters if owner == key and matches(text, topic))
             assert sorted(tree.of(key, topic)) == wanted
             assert sorted(text for owner, text in tree.find(topic) if owner == key) == wanted
+
+
+def test_what_a_session_gets_of_a_long_topic_is_not_remembered_for_each(world: World) -> None:
+    device = Device(world, "d")
+    device.subscribe("#", 1)
+    session = world.broker.sessions.get("d")
+    assert session is not None
+    for text in (b"short", b"x" * 60_000):
+        target = world.broker.router.match(session, world.broker.router.topics[text])
+        assert target is not None and target.qos == 1
+    assert list(session.matched) == [b"short"]

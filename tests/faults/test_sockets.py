@@ -6,11 +6,14 @@ import socket
 import struct
 from pathlib import Path
 
+from tidegate.gateway.control import ask
+
 from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
 DESCRIPTORS = 48
+CROWD = 600
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 BIG = 1_000_000
@@ -19,11 +22,12 @@ BIG = 1_000_000
 def test_out_of_descriptors_those_connected_are_served_and_later_ones_wait(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, prefix=("prlimit", f"--nofile={DESCRIPTORS}", "--"))
     with gateway, MqttClient(gateway.port, "early") as early:
-        crowd = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(DESCRIPTORS)]
+        crowd = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(CROWD)]
         wait_until(
             lambda: 'accept_failed: cannot accept connections reason="Too many open files"' in gateway.log(), say=gateway.log
         )
         early.publish_and_wait("t", b"served")
+        assert ask(gateway.data / "control.sock", {"command": "status"})["clients"]["connected"] < DESCRIPTORS
         for sock in crowd:
             sock.close()
         with MqttClient(gateway.port, "late") as late:

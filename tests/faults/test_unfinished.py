@@ -16,6 +16,8 @@ from tests.support.waiting import wait_until
 MANY = 150
 PART = 500 << 10
 """Bytes that each of them sends of a packet of 1,000,000."""
+ALIAS = 35
+"""The property Topic Alias."""
 LIMIT = 4 << 20
 BOUND = LIMIT + (24 << 20)
 """Above what waits: one turn of the sockets, and what 150 connections cost. Unbounded it would be 75 MiB and more."""
@@ -70,3 +72,21 @@ def test_before_a_connect_is_complete_it_counts_too(tmp_path: Path) -> None:
         assert status(gateway)["unfinished_bytes"] <= 1 << 20
         for sock in sockets:
             sock.close()
+
+
+def test_long_topic_aliases_of_many_are_bounded_together(tmp_path: Path) -> None:
+    with Gateway(tmp_path, toml='[limits]\nmax_unfinished_together = "1MiB"\n') as gateway:
+        clients = [MqttClient(gateway.port, f"aliases {number}", version=5) for number in range(40)]
+        device = MqttClient(gateway.port, "device", version=5)
+        device.publish("its/topic", b"1", 1, properties={ALIAS: 1})
+        assert device.expect(Kind.PUBACK).reason == 0x10
+        for number, client in enumerate(clients):
+            client.publish(f"{number}/".ljust(60_000, "x"), b"", properties={ALIAS: 1})
+        wait_until(lambda: status(gateway)["unfinished_packets"] >= 23, 10)
+        assert 0 < status(gateway)["unfinished_bytes"] <= 1 << 20
+        device.publish("", b"2", 1, properties={ALIAS: 1})
+        assert device.expect(Kind.PUBACK).reason == 0x10
+        for client in clients:
+            client.sock.close()
+        device.disconnect()
+        wait_until(lambda: status(gateway)["unfinished_bytes"] == 0, 10)

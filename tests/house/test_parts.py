@@ -55,6 +55,19 @@ def control(tmp_path: Path) -> Iterator[Path]:
     loop.close()
 
 
+def test_half_a_request_holds_no_descriptor_for_ever(tmp_path: Path) -> None:
+    async def main() -> bytes:
+        path = tmp_path / "control.sock"
+        async with await serve(path, _answer, patience=0.05):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b'{"command"')
+            said = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return said
+
+    assert asyncio.run(main()) == b""
+
+
 def test_one_line_in_one_line_out(control: Path) -> None:
     assert ask(control, {"command": "status"}) == {"asked": {"command": "status"}}
     assert control.stat().st_mode & 0o777 == 0o660

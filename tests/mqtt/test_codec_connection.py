@@ -20,6 +20,7 @@ from tidegate.gateway.mqtt.packets import (
     PubRel,
     Subscribe,
     Subscription,
+    Unsubscribe,
     encode,
 )
 from tidegate.gateway.mqtt.properties import Property
@@ -228,6 +229,19 @@ def test_the_largest_packet_passes_and_one_byte_more_does_not(limit: int, versio
 def test_a_packet_too_large_is_refused_by_its_header_alone() -> None:
     for header in (b"\x82\xff\xff\xff\x7f", b"\x32\xff\xff\xff\x7f"):
         assert fault_of(opened(SERVER, 4).receive(header)).reason == ReasonCode.PACKET_TOO_LARGE
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_ten_thousand_topic_filters_pass_and_one_more_does_not(version: int) -> None:
+    """A megabyte of them would stop everybody else for seconds."""
+    most = [f"f/{number}" for number in range(10_000)]
+    for filters in (most, [*most, "one more"]):
+        for packet in (Subscribe(1, tuple(map(Subscription, filters))), Unsubscribe(1, tuple(filters))):
+            events = opened(SERVER, version).receive(encode(packet, version))
+            if filters is most:
+                assert events == [packet]
+            else:
+                assert fault_of(events).reason == ReasonCode.QUOTA_EXCEEDED
 
 
 def test_a_connect_too_large_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -284,6 +285,34 @@ def test_a_large_payload_bounds_a_piece_in_bytes(path: Path) -> None:
     assert 1 <= len(piece.messages) <= 3
     assert piece.through == piece.messages[-1][0]
     store.close(NOW)
+
+
+def test_long_topic_names_bound_a_piece_and_what_is_remembered_of_them(path: Path) -> None:
+    store, log = open_store(path)
+    topics = [f"{number}/".ljust(60_000, "x") for number in range(300)]
+    for topic in topics:
+        publish(log, topic, 2)
+    publish(log, "short", 3)
+    store.apply(log.take())
+    catch_up = CatchUp(path)
+    tracemalloc.start()
+    got, first, most = [], 1, 0
+    while first <= 603:
+        piece = catch_up.read(first, 603, {"#"})
+        taken, through = piece.take(first, ("#",), 1 << 30)
+        most = max(most, len({message[1] for message in taken}))
+        got += [(message[0], message[1][:4]) for message in taken]
+        first = through + 1
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert got == [(seq, (topics[(seq - 1) // 2] if seq <= 600 else "short").encode()[:4]) for seq in range(1, 604)]
+    assert 1 < most < 80 and held < 32 << 20
+    fetched = catch_up.fetch(range(1, 601, 2))
+    assert [message[0] for message in fetched.messages] == list(range(1, fetched.through + 1, 2)) and fetched.through < 600
+    small, _ = catch_up.read(1, 603, {"#"}).take(1, ("#",), 1_000_000)
+    assert sum(len(message[1]) for message in small) <= 1_000_000
+    catch_up.close()
+    store.abandon()
 
 
 def test_an_empty_log_is_looked_through_at_once(path: Path) -> None:

@@ -114,6 +114,27 @@ def test_a_restart_is_a_stop_and_a_start(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+class Counting(Supervisor):
+    starts = 0
+
+    async def start(self) -> None:
+        self.starts += 1
+        await super().start()
+
+
+def test_many_restarts_that_are_asked_for_at_once_are_two(tmp_path: Path) -> None:
+    """One that has begun may have read the files before they changed; all that come later are one."""
+
+    async def story() -> None:
+        supervisor = Counting([sys.executable, "-c", COUNT, str(tmp_path / "out")], Said())
+        await supervisor.start()
+        await asyncio.gather(*(supervisor.restart() for _ in range(50)))
+        await supervisor.stop(DEADLINE)
+        assert 2 <= supervisor.starts <= 3
+
+    asyncio.run(story())
+
+
 def test_a_program_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
     async def story() -> None:
         reports = Said()
