@@ -23,6 +23,7 @@ Row = tuple[Any, ...]
 Sane = Callable[[Row], bool]
 TAIL = 20_000
 """Numbers beyond the last known one that are tried where the end of a table cannot be read, or before the first."""
+LARGEST = (1 << 63) - 2
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes, str)}
 
 
@@ -181,6 +182,8 @@ class Damaged:
                         raise sqlite3.DatabaseError("a row that cannot be")
                     yield row
                     at = row[0] + 1
+                if at <= high and self._ends(table, "DESC", at, high):
+                    raise sqlite3.DatabaseError("a page that leads past what is behind it")
             except sqlite3.Error:
                 if at < high:
                     middle = (at + high) // 2
@@ -203,14 +206,22 @@ class Damaged:
 
     def _end(self, table: Table, order: str) -> int | None:
         """The first or the last number; None where it cannot be read, or a damaged page shows one with others beyond it."""
-        select, beyond = f"SELECT rowid FROM {table.name} NOT INDEXED", "<" if order == "ASC" else ">"
         try:
-            found = self._db.execute(f"{select} ORDER BY rowid {order} LIMIT 1").fetchone()
-            if found and self._db.execute(f"{select} WHERE rowid {beyond} ? LIMIT 1", found).fetchone():
+            found = self._ends(table, order, -LARGEST, LARGEST)
+            if not found:
                 return None
+            number = int(found[0])
+            first = order == "ASC"
+            beyond = self._ends(table, "DESC", -LARGEST, number - 1) if first else self._ends(table, "ASC", number + 1, LARGEST)
         except sqlite3.Error:
             return None
-        return int(found[0]) if found else None
+        return None if beyond else number
+
+    def _ends(self, table: Table, order: str, low: int, high: int) -> Row | None:
+        """The first or the last number from `low` through `high`."""
+        sql = f"SELECT rowid FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ? AND ? ORDER BY rowid {order} LIMIT 1"
+        found: Row | None = self._db.execute(sql, (low, high)).fetchone()
+        return found
 
     def _first_readable(self, table: Table) -> int:
         """A number from which on rows can be read, below which none were seen to be; 0 if there is none."""

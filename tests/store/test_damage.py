@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tidegate.store.backup import backup_stopped
+from tidegate.store.damaged import Damaged, tables_of
 from tidegate.store.entry import PUBLISH
 from tidegate.store.log import Name
 from tidegate.store.reader import LogReader
@@ -186,3 +187,19 @@ def test_a_file_of_a_newer_version_is_still_believed(stopped: Path) -> None:
         with pytest.raises(StoreError, match="written by a newer tidegate"):
             attempt()
     assert stopped.read_bytes() == damaged
+
+
+def test_a_page_whose_numbers_lead_past_the_rows_behind_it_hides_none_of_them(stopped: Path) -> None:
+    """SQLite ends a search there without a fault; what lies behind is found from the other end."""
+    with closing(sqlite3.connect(stopped)) as db:
+        pages = sorted(db.execute("SELECT pageno FROM dbstat WHERE name = 'entry' AND pagetype = 'leaf'"))
+    damaged = bytearray(stopped.read_bytes())
+    start = (pages[5][0] - 1) * 4096
+    first = start + int.from_bytes(damaged[start + 8 : start + 10], "big")
+    damaged[first + 2 : first + 4] = b"\xff\x7f"  # the number of its first row: 16,383
+    stopped.write_bytes(damaged)
+    table = next(table for table in tables_of(sqlite3.connect(stopped)) if table.name == "entry")
+    with closing(Damaged(stopped)) as found:
+        assert len(list(found.rows(table, COUNT, lambda row: True))) == COUNT - 1
+    run(stopped)
+    assert starts_with(stopped) == COUNT - 1
