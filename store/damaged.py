@@ -114,6 +114,8 @@ class Damaged:
     def rows(self, table: Table, hint: int, sane: Sane) -> Iterator[Row]:
         """Every readable row of a table with rowids; `hint`: rows up to this number are known to have been there."""
         low = self._end(table, "ASC")
+        if low is not None and not self._is_row(table, low, sane):
+            low = None
         last = self._end(table, "DESC")
         if low is None and last is None and self._is_empty(table):
             return
@@ -169,17 +171,11 @@ class Damaged:
             yield row
 
     def _scan(self, table: Table, low: int, high: int, sane: Sane) -> Iterator[Row]:
-        sql = (
-            f"SELECT rowid, {', '.join(table.columns)} FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ?1 AND ?2"
-            " ORDER BY rowid LIMIT ?2 - ?1 + 1"  # after the last one no look at the next page, which may be damaged
-        )
         ranges = [(low, high)]
         while ranges:
             at, high = ranges.pop()
             try:
-                for row in self._db.execute(sql, (at, high)):
-                    if not (at <= row[0] <= high and table.fits(row[1:]) and sane(row[1:])):
-                        raise sqlite3.DatabaseError("a row that cannot be")
+                for row in self._read(table, at, high, sane):
                     yield row
                     at = row[0] + 1
                 if at <= high and self._ends(table, "DESC", at, high):
@@ -190,6 +186,24 @@ class Damaged:
                     ranges += [(middle + 1, high), (at, middle)]
                 elif at == high:
                     self._lose(table.name, at)
+
+    def _read(self, table: Table, low: int, high: int, sane: Sane) -> Iterator[Row]:
+        """Rows from `low` through `high`, in order. Raises sqlite3.Error where that cannot be."""
+        sql = (
+            f"SELECT rowid, {', '.join(table.columns)} FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ?1 AND ?2"
+            " ORDER BY rowid LIMIT ?2 - ?1 + 1"  # after the last one no look at the next page, which may be damaged
+        )
+        for row in self._db.execute(sql, (low, high)):
+            if not (low <= row[0] <= high and table.fits(row[1:]) and sane(row[1:])):
+                raise sqlite3.DatabaseError("a row that cannot be")
+            yield row
+            low = row[0] + 1
+
+    def _is_row(self, table: Table, number: int, sane: Sane) -> bool:
+        try:
+            return any(True for _ in self._read(table, number, number, sane))
+        except sqlite3.Error:
+            return False
 
     def _lose(self, name: str, number: int) -> None:
         ranges = self.lost.setdefault(name, [])

@@ -288,7 +288,7 @@ class _Rescue:
         """
         top, bottom = self._one("SELECT ifnull(max(seq), 0), ifnull(min(seq), 0) FROM entry")
         lost = [missing for ends in self._from.lost.get("entry", ()) for missing in self._missing(*ends)]
-        if lost and bottom and "entry" in self._from.open_start:
+        if bottom and "entry" in self._from.open_start:
             before = [(max(1, bottom - TAIL), bottom - 1)] if bottom > 1 else []
             lost = before + [ends for ends in lost if ends[0] > bottom]
         if "entry" in self._from.open_end:

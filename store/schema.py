@@ -18,11 +18,16 @@ from pathlib import Path
 
 from . import msgid
 from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
+from .report import brief
 from .topic import matches
 
 LOG_NAME = "log.db"
 TAILS = ("", "-wal", "-shm")
 Migration = Callable[[sqlite3.Connection], None]
+
+
+STRANGE = (ValueError, TypeError, AttributeError, LookupError)
+"""What values raise that a damaged page shows; and sqlite3, when a damaged schema is in its message."""
 
 
 class StoreError(Exception):
@@ -45,7 +50,7 @@ def open_writer(path: Path, form: Format, synchronous: str = "FULL") -> sqlite3.
     """
     try:
         return _open_writer(path, form, synchronous)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, *STRANGE) as error:
         raise StoreError(explain(path, error)) from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}: check owner and rights of {path.parent}") from error
@@ -69,9 +74,11 @@ def know_topics(connection: sqlite3.Connection) -> None:
     connection.create_function("topic_matches", 2, matches, deterministic=True)
 
 
-def explain(path: Path, error: sqlite3.Error) -> str:
-    """One sentence for a person about an SQLite error on this file."""
+def explain(path: Path, error: Exception) -> str:
+    """One sentence for a person about an SQLite error on this file, or one of STRANGE."""
     name = getattr(error, "sqlite_errorname", "") or ""
+    if isinstance(error, STRANGE):
+        name, error = "SQLITE_CORRUPT", ValueError(f"it holds what no gateway wrote: {brief(error)}")
     directory = next((file for tail in TAILS if (file := Path(f"{path}{tail}")).is_dir()), None)
     if directory is not None:
         return f"{directory} is a directory where a file belongs: move it aside; nothing was changed"
@@ -79,7 +86,8 @@ def explain(path: Path, error: sqlite3.Error) -> str:
         advice = f"move it aside or choose another data directory{_if_it_was_one(path)}"
         return f"{path} is not a database: {advice}; nothing was changed"
     if name.startswith(_DAMAGE) or (name == "SQLITE_READONLY" and _may_write(path)):
-        mend = _salvage(path) if path.name == LOG_NAME else f"keep a copy of it and of {path.name}-wal"
+        begin_anew = f"move it and {path.name}-wal aside: far ends know how far they are, only its quarantine is not taken over"
+        mend = _salvage(path) if path.name == LOG_NAME else begin_anew
         return f"{path} is damaged ({' '.join(str(error).split())}): {mend}; nothing was changed"
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
         return f"{path} cannot be opened for writing ({error}): check owner and rights of {path.parent}"
@@ -184,11 +192,14 @@ def sync_directory(directory: Path) -> None:
 
 def is_ours(connection: sqlite3.Connection, path: Path, form: Format) -> bool:
     """Whether the file has this format; False for one that was just made. Raises StoreError: another program's, or newer."""
-    # In one statement: its writer may just be making the file.
-    application_id, version, tables = connection.execute(
-        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
-        " FROM pragma_application_id, pragma_user_version"
-    ).fetchone()
+    try:
+        # In one statement: its writer may just be making the file.
+        application_id, version, tables = connection.execute(
+            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
+            " FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
+    except UnicodeDecodeError as error:
+        raise StoreError(explain(path, error)) from error
     if application_id != form.application_id and (tables or application_id):
         raise StoreError(
             f"{path} belongs to another program (application_id {application_id}): choose another data "

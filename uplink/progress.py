@@ -396,7 +396,11 @@ def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
 
 def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     """A child that was killed left a write-ahead log that a reader may not recover: done here if no child is alive."""
-    with open(lock, "w") as held:
+    try:
+        held = open(lock, "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise StoreError(f"{lock}: {error.strerror}: run this as the user of the gateway") from error
+    with held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -408,7 +412,7 @@ def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: 
             finally:
                 close_unmoved(db, path)
         except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from error
+            raise StoreError(explain(path, error)) from error
 
 
 def _select(connection: sqlite3.Connection, path: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]

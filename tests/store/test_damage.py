@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from tidegate.store.backup import backup_stopped
 from tidegate.store.damaged import Damaged, tables_of
-from tidegate.store.entry import PUBLISH
+from tidegate.store.entry import GAP, PUBLISH
 from tidegate.store.log import Name
 from tidegate.store.reader import LogReader
 from tidegate.store.salvage import salvage
@@ -177,6 +178,40 @@ def test_a_directory_in_the_place_of_a_file_is_named(stopped: Path, tail: str) -
     place.mkdir()
     with pytest.raises(StoreError, match=f"{place} is a directory where a file belongs: move it aside"):
         open_store(stopped)
+
+
+def test_values_that_no_gateway_wrote_are_damage_too(stopped: Path) -> None:
+    with closing(sqlite3.connect(stopped)) as db:
+        db.execute("UPDATE run SET boot = x'00'")
+        db.commit()
+    with pytest.raises(StoreError, match=r"is damaged .it holds what no gateway wrote: .*tidegate salvage --data"):
+        open_store(stopped)
+    run(stopped)
+    assert starts_with(stopped) == COUNT
+
+
+def test_a_schema_that_is_no_text_any_more_is_one_sentence(stopped: Path) -> None:
+    stopped.write_bytes(stopped.read_bytes().replace(b"CREATE TABLE run", b"CREATE TABLE \xff\xfe\xff"))
+    with pytest.raises(StoreError, match=r"is damaged .*tidegate salvage --data [^\n]*nothing was changed$"):
+        open_store(stopped)
+
+
+def test_first_rows_that_a_damaged_page_hides_are_told(stopped: Path) -> None:
+    """Its first row shows another number, with values that cannot be."""
+    with closing(sqlite3.connect(stopped)) as db:
+        (page,) = db.execute("SELECT min(pageno) FROM dbstat WHERE name = 'entry' AND pagetype = 'leaf'").fetchone()
+    damaged = bytearray(stopped.read_bytes())
+    start = (page - 1) * 4096
+    for cell in range(5):
+        at = start + int.from_bytes(damaged[start + 8 + 2 * cell : start + 10 + 2 * cell], "big")
+        damaged[at : at + 20] = bytes(20)
+    stopped.write_bytes(damaged)
+    run(stopped)
+    entries, _ = LogReader(stopped).read(0, 2 * COUNT)
+    there = {entry.seq for entry in entries if entry.kind == PUBLISH}
+    gaps = [json.loads(entry.payload) for entry in entries if entry.kind == GAP]
+    lost = set(range(1, COUNT + 1)) - there
+    assert lost and all(any(gap["first_seq"] <= seq <= gap["last_seq"] for gap in gaps) for seq in lost)
 
 
 def test_a_file_of_a_newer_version_is_still_believed(stopped: Path) -> None:
