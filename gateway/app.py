@@ -24,7 +24,7 @@ from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.report import ERROR, WARNING, Report, brief
-from tidegate.store.schema import StoreError, explain
+from tidegate.store.schema import STRANGE, StoreError, explain
 from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
@@ -106,7 +106,7 @@ class App:
         try:
             try:
                 self._build(mono)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, *STRANGE) as error:
                 raise StoreError(explain(self._store.path, error)) from error
             try:
                 addresses = [address for listener in config.listeners for address in self._listen(listener)]

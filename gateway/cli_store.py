@@ -36,7 +36,7 @@ def backup(config_file: Path | None, data: Path | None, quiet: bool, file: Path)
     file = Path(os.path.abspath(file))
     size = _backup_running(place, file, show)
     if size is None:
-        if not (place / "log.db").is_file():
+        if not (place / "log.db").is_file() and not (place / "log.db-wal").exists():
             raise Failure(f"there is no log in {place}: name its directory with --data DIR")
         with _locked(place):
             size = backup_stopped(place / "log.db", file, show)

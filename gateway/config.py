@@ -225,7 +225,7 @@ class _Loader:
         if self._path is None:
             return
         try:
-            self._text = self._path.read_text("utf-8")
+            self._text = self._path.read_text("utf-8-sig")
             self._tables = tomllib.loads(self._text)
         except OSError as error:
             text = f"cannot be read: {error.strerror}; name another with --config FILE"
@@ -237,6 +237,8 @@ class _Loader:
             line = int(found[1]) if found else len(self._text.splitlines())
             text = f'is not TOML: {str(error).removesuffix(found[0] if found else "")}; a line is name = "text", number or true'
             raise self._unreadable(line, text) from None
+        except (ValueError, RecursionError):
+            raise self._unreadable(0, "has a number with too many digits, or too many brackets inside one another") from None
 
     def _unreadable(self, line: int, text: str) -> ConfigError:
         log_format = self._environ.get(_variable("log", "format"), "text")

@@ -180,7 +180,7 @@ class Retaining(Outlet):
 
     def read_failed(self, session: Session, error: Exception) -> None:
         """Without its log a session cannot be served; it asks again when it connects again."""
-        text = "the log cannot be read for a session; it is disconnected"
+        text = "the log cannot be read for a session; it is disconnected; of a damaged log `tidegate salvage` saves what it can"
         self.report("log_unreadable", text, ERROR, client=session.name.text, reason=error)
         if session.client is not None:
             session.client.link.close()

@@ -17,8 +17,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from .exchange import TAILS, exchange, make_part, part_of, remove_part, sync, verify
-from .schema import LOG, LOG_NAME, StoreError, explain, is_ours, sync_directory, uri_path
+from .exchange import exchange, make_part, part_of, remove_part, sync, verify
+from .schema import (
+    LOG,
+    LOG_NAME,
+    TAILS,
+    StoreError,
+    close_unmoved,
+    explain,
+    is_ours,
+    refuse_lost,
+    sync_directory,
+    uri_path,
+)
 
 STEP_PAGES = 64
 """Pages (4 KiB) that one step copies: what a commit waits for at most."""
@@ -76,13 +87,17 @@ def check_target(file: Path, log: Path) -> None:
 
 def backup_stopped(path: Path, file: Path, between: Between) -> int:
     """Back up a log that nobody writes; the lock of its directory is held. Returns the bytes. Raises StoreError."""
+    refuse_lost(path)
     if not path.exists():
         raise StoreError(f"there is no log in {path.parent}: name its directory with --data DIR")
     try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as source:
+        source = sqlite3.connect(path, isolation_level=None)
+        try:
             if not is_ours(source, path, LOG):
                 raise StoreError(f"{path} is empty, not a log of tidegate")
             backup_to(source, file, between)
+        finally:
+            close_unmoved(source, path)
     except sqlite3.Error as error:
         raise StoreError(explain(path, error)) from error
     return finish(file)

@@ -10,20 +10,20 @@ Invariant: the damaged file and its write-ahead log are read and never written, 
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .exchange import TAILS
-from .schema import LOG, Format, StoreError, open_writer, uri_path
+from .first_page import HEADER, MAX_PAGES, PAGE, check_header, copy_with_header, remove_scratch, version_of
+from .schema import LOG, StoreError, close_unmoved, is_ours, refuse_lost, uri_path
 
 Row = tuple[Any, ...]
 Sane = Callable[[Row], bool]
 TAIL = 20_000
 """Numbers beyond the last known one that are tried where the end of a table cannot be read, or before the first."""
+LARGEST = (1 << 63) - 2
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes, str)}
 
 
@@ -78,17 +78,20 @@ class Damaged:
         """Tables whose first row is not known."""
         self._scratch: Path | None = None
         try:
+            refuse_lost(path)
+            check_header(path)
             self._db = _open(path)
-        except sqlite3.Error:
+        except (sqlite3.Error, StoreError):
             self._scratch = path.with_name(f"{path.name}.scratch")
             try:
-                _copy_with_first_page(path, self._scratch)
-                self._db = _open(self._scratch)
+                self._db = _open_copy(path, self._scratch)
             except BaseException:
                 remove_scratch(self._scratch)
                 raise
         self.pages = max(path.stat().st_size // 4096, self._pragma("page_count"), _pages_once(path))
-        self.version = self._pragma("user_version") if self._scratch is None else 0
+        self._said = self._pragma("user_version") if self._scratch is None else 0
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        self.version = version_of(self._said, tables)
 
     def close(self) -> None:
         self._db.close()
@@ -100,15 +103,19 @@ class Damaged:
             Path(f"{self.path}-shm").unlink(missing_ok=True)
 
     def is_whole(self) -> bool:
-        """Whether SQLite finds no fault in it."""
+        """Whether a start finds no fault in it."""
         try:
-            return self._scratch is None and self._db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
-        except sqlite3.Error:
+            self._db.execute("PRAGMA writable_schema = OFF")
+            ours = self._said == self.version and is_ours(self._db, self.path, LOG)
+            return ours and self._db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
+        except (sqlite3.Error, StoreError):
             return False
 
     def rows(self, table: Table, hint: int, sane: Sane) -> Iterator[Row]:
         """Every readable row of a table with rowids; `hint`: rows up to this number are known to have been there."""
         low = self._end(table, "ASC")
+        if low is not None and not self._is_row(table, low, sane):
+            low = None
         last = self._end(table, "DESC")
         if low is None and last is None and self._is_empty(table):
             return
@@ -164,24 +171,39 @@ class Damaged:
             yield row
 
     def _scan(self, table: Table, low: int, high: int, sane: Sane) -> Iterator[Row]:
-        sql = (
-            f"SELECT rowid, {', '.join(table.columns)} FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ? AND ? ORDER BY rowid"
-        )
         ranges = [(low, high)]
         while ranges:
             at, high = ranges.pop()
             try:
-                for row in self._db.execute(sql, (at, high)):
-                    if not (at <= row[0] <= high and table.fits(row[1:]) and sane(row[1:])):
-                        raise sqlite3.DatabaseError("a row that cannot be")
+                for row in self._read(table, at, high, sane):
                     yield row
                     at = row[0] + 1
+                if at <= high and self._ends(table, "DESC", at, high):
+                    raise sqlite3.DatabaseError("a page that leads past what is behind it")
             except sqlite3.Error:
                 if at < high:
                     middle = (at + high) // 2
                     ranges += [(middle + 1, high), (at, middle)]
                 elif at == high:
                     self._lose(table.name, at)
+
+    def _read(self, table: Table, low: int, high: int, sane: Sane) -> Iterator[Row]:
+        """Rows from `low` through `high`, in order. Raises sqlite3.Error where that cannot be."""
+        sql = (
+            f"SELECT rowid, {', '.join(table.columns)} FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ?1 AND ?2"
+            " ORDER BY rowid LIMIT ?2 - ?1 + 1"  # after the last one no look at the next page, which may be damaged
+        )
+        for row in self._db.execute(sql, (low, high)):
+            if not (low <= row[0] <= high and table.fits(row[1:]) and sane(row[1:])):
+                raise sqlite3.DatabaseError("a row that cannot be")
+            yield row
+            low = row[0] + 1
+
+    def _is_row(self, table: Table, number: int, sane: Sane) -> bool:
+        try:
+            return any(True for _ in self._read(table, number, number, sane))
+        except sqlite3.Error:
+            return False
 
     def _lose(self, name: str, number: int) -> None:
         ranges = self.lost.setdefault(name, [])
@@ -197,11 +219,23 @@ class Damaged:
             ranges[-1] = (ranges[-1][0], max(high, ranges[-1][0]))
 
     def _end(self, table: Table, order: str) -> int | None:
+        """The first or the last number; None where it cannot be read, or a damaged page shows one with others beyond it."""
         try:
-            found = self._db.execute(f"SELECT rowid FROM {table.name} NOT INDEXED ORDER BY rowid {order} LIMIT 1").fetchone()
+            found = self._ends(table, order, -LARGEST, LARGEST)
+            if not found:
+                return None
+            number = int(found[0])
+            first = order == "ASC"
+            beyond = self._ends(table, "DESC", -LARGEST, number - 1) if first else self._ends(table, "ASC", number + 1, LARGEST)
         except sqlite3.Error:
             return None
-        return int(found[0]) if found else None
+        return None if beyond else number
+
+    def _ends(self, table: Table, order: str, low: int, high: int) -> Row | None:
+        """The first or the last number from `low` through `high`."""
+        sql = f"SELECT rowid FROM {table.name} NOT INDEXED WHERE rowid BETWEEN ? AND ? ORDER BY rowid {order} LIMIT 1"
+        found: Row | None = self._db.execute(sql, (low, high)).fetchone()
+        return found
 
     def _first_readable(self, table: Table) -> int:
         """A number from which on rows can be read, below which none were seen to be; 0 if there is none."""
@@ -239,8 +273,7 @@ class Damaged:
 def _open(path: Path) -> sqlite3.Connection:
     """A connection that reads what is there, the write-ahead log included, and leaves both as they are.
 
-    A reader may not recover a write-ahead log; so a writer does, and goes before the reader: only the last one to go would
-    move it into the database.
+    A reader may not recover a write-ahead log; so a writer does, and goes before the reader.
     """
     writer = sqlite3.connect(path, isolation_level=None)
     try:
@@ -253,14 +286,24 @@ def _open(path: Path) -> sqlite3.Connection:
             raise
         return reader
     finally:
-        writer.close()
+        close_unmoved(writer, path)
+
+
+def _open_copy(path: Path, scratch: Path) -> sqlite3.Connection:
+    """The same of a copy whose first page is mended: its header, and if that does not do all of it."""
+    copy_with_header(path, scratch, HEADER)
+    try:
+        return _open(scratch)
+    except sqlite3.Error:
+        copy_with_header(path, scratch, PAGE)
+        return _open(scratch)
 
 
 def _pages_once(path: Path) -> int:
     """How many pages the file had by its header, before it was cut short; 0 if that cannot be."""
     with path.open("rb") as file:
         pages = int.from_bytes(file.read(32)[28:], "big")
-    return pages if pages < 1 << 24 else 0
+    return pages if pages < MAX_PAGES else 0
 
 
 def _look(connection: sqlite3.Connection) -> None:
@@ -271,47 +314,3 @@ def _look(connection: sqlite3.Connection) -> None:
     for table in ("meta", "run", "entry"):
         connection.execute(f"SELECT 1 FROM sqlite_schema WHERE name = '{table}' AND rootpage > 1").fetchone()
         connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchone()
-
-
-def _copy_with_first_page(path: Path, scratch: Path) -> None:
-    remove_scratch(scratch)
-    first = _first_page(scratch)
-    shutil.copyfile(path, scratch)
-    with suppress(FileNotFoundError):
-        shutil.copyfile(f"{path}-wal", f"{scratch}-wal")
-    pages = max(2, scratch.stat().st_size // 4096)
-    head = bytearray(first)
-    head[28:32] = pages.to_bytes(4, "big")
-    head[32:40] = bytes(8)
-    head[92:96] = head[24:28]
-    with scratch.open("r+b") as file:
-        file.write(head)
-
-
-def _first_page(scratch: Path) -> bytes:
-    """A first page that names all tables of a log at the places where every log has them, and nothing else."""
-    form = Format(LOG.application_id, LOG.name, LOG.migrations)
-    fresh = open_writer(scratch, form)
-    places = fresh.execute("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema WHERE rootpage > 0").fetchall()
-    fresh.close()
-    remove_scratch(scratch)
-    with_schema = sqlite3.connect(scratch, isolation_level=None)
-    try:
-        with_schema.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        with_schema.execute("CREATE TABLE t (x)")  # makes the file
-        with_schema.execute("PRAGMA writable_schema = ON")
-        with_schema.execute("DELETE FROM sqlite_schema")
-        squeezed = [(*place[:4], " ".join(place[4].split()) if place[4] else None) for place in places]
-        with_schema.executemany("INSERT INTO sqlite_schema VALUES (?,?,?,?,?)", squeezed)
-    finally:
-        with_schema.close()
-    page = scratch.read_bytes()[:4096]
-    remove_scratch(scratch)
-    if page[100] != 13:
-        raise StoreError("the first page of the log is destroyed and its tables do not fit into a new one")
-    return page
-
-
-def remove_scratch(scratch: Path) -> None:
-    for tail in TAILS:
-        Path(f"{scratch}{tail}").unlink(missing_ok=True)

@@ -15,9 +15,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from .schema import LOG, StoreError, explain, is_ours, sync_directory, uri_path
-
-TAILS = ("", "-wal", "-shm")
+from .schema import LOG, TAILS, StoreError, explain, is_ours, sync_directory, uri_path
 
 
 def part_of(path: Path) -> Path:
@@ -116,11 +114,9 @@ def refuse_half(path: Path) -> None:
 
 def refuse_emptied(path: Path) -> None:
     """Not a fresh start where a log has been: a file system that lost a file's content leaves 0 bytes. Raises StoreError."""
-    if not path.exists() or path.stat().st_size:
-        return
-    beside = [file for file in (Path(f"{path}-wal"), path.with_name("uplink.db")) if file.exists() and file.stat().st_size]
-    if beside:
+    uplink = path.with_name("uplink.db")
+    if path.exists() and not path.stat().st_size and uplink.exists() and uplink.stat().st_size:
         raise StoreError(
-            f"{path} has 0 bytes, but {beside[0].name} beside it says that there was a log: its content was lost."
+            f"{path} has 0 bytes, but {uplink.name} beside it says that there was a log: its content was lost."
             f" `tidegate restore` a backup, or move {path} aside to begin a new log; nothing was changed"
         )

@@ -26,7 +26,7 @@ from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
 from .leaves import entries_of
 from .msgid import TIME_WIDTH, gateway_code
-from .schema import LOG, Format, StoreError, open_writer
+from .schema import LOG, Format, StoreError, is_lost, open_writer
 from .store import EPOCH_STEP, next_epoch
 
 Progress = Callable[[str, int], None]
@@ -91,6 +91,8 @@ def salvage(path: Path, now: int, progress: Progress) -> list[str]:
         if is_half(path):
             finish_exchange(path, "damaged")
             return [f"an earlier restore or salvage was cut off; it is finished now, and {path} is in its place"]
+        if is_lost(path):
+            path.touch()
         if not path.exists():
             raise StoreError(f"there is no log in {path.parent}: name its directory with --data DIR")
         try:
@@ -113,9 +115,8 @@ def _salvage(path: Path, now: int, progress: Progress) -> list[str]:
     with closing(damaged):
         if damaged.version > len(LOG.migrations):
             raise StoreError(f"{path} was written by a newer tidegate: salvage it with that one; nothing was changed")
-        version = damaged.version or len(LOG.migrations)
         part = make_part(path)
-        with closing(open_writer(part, Format(LOG.application_id, LOG.name, LOG.migrations[:version]))) as fresh:
+        with closing(open_writer(part, Format(LOG.application_id, LOG.name, LOG.migrations[: damaged.version]))) as fresh:
             fresh.execute("PRAGMA journal_mode = OFF")
             fresh.execute("PRAGMA synchronous = OFF")
             rescue = _Rescue(damaged, fresh, now, progress)
@@ -287,7 +288,7 @@ class _Rescue:
         """
         top, bottom = self._one("SELECT ifnull(max(seq), 0), ifnull(min(seq), 0) FROM entry")
         lost = [missing for ends in self._from.lost.get("entry", ()) for missing in self._missing(*ends)]
-        if lost and bottom and "entry" in self._from.open_start:
+        if bottom and "entry" in self._from.open_start:
             before = [(max(1, bottom - TAIL), bottom - 1)] if bottom > 1 else []
             lost = before + [ends for ends in lost if ends[0] > bottom]
         if "entry" in self._from.open_end:

@@ -12,15 +12,22 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import msgid
 from .entry import PUBLISH, QOS_MASK, RETAIN, STORED
+from .report import brief
 from .topic import matches
 
 LOG_NAME = "log.db"
+TAILS = ("", "-wal", "-shm")
 Migration = Callable[[sqlite3.Connection], None]
+
+
+STRANGE = (ValueError, TypeError, AttributeError, LookupError)
+"""What values raise that a damaged page shows; and sqlite3, when a damaged schema is in its message."""
 
 
 class StoreError(Exception):
@@ -43,14 +50,15 @@ def open_writer(path: Path, form: Format, synchronous: str = "FULL") -> sqlite3.
     """
     try:
         return _open_writer(path, form, synchronous)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, *STRANGE) as error:
         raise StoreError(explain(path, error)) from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}: check owner and rights of {path.parent}") from error
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Open for reading only; hold no transaction longer than 20 ms."""
+    """Open for reading only; hold no transaction longer than 20 ms. Raises StoreError."""
+    refuse_lost(path)
     try:
         connection = sqlite3.connect(
             f"file:{uri_path(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
@@ -66,22 +74,38 @@ def know_topics(connection: sqlite3.Connection) -> None:
     connection.create_function("topic_matches", 2, matches, deterministic=True)
 
 
-def explain(path: Path, error: sqlite3.Error) -> str:
-    """One sentence for a person about an SQLite error on this file."""
+def explain(path: Path, error: Exception) -> str:
+    """One sentence for a person about an SQLite error on this file, or one of STRANGE."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    salvage = f"`tidegate salvage --data {path.parent}` moves it aside and saves what can be read"
+    if isinstance(error, STRANGE):
+        name, error = "SQLITE_CORRUPT", ValueError(f"it holds what no gateway wrote: {brief(error)}")
+    directory = next((file for tail in TAILS if (file := Path(f"{path}{tail}")).is_dir()), None)
+    if directory is not None:
+        return f"{directory} is a directory where a file belongs: move it aside; nothing was changed"
     if name.startswith("SQLITE_NOTADB"):
-        otherwise = f" (if it was one: {salvage})" if path.name == LOG_NAME else ""
-        return f"{path} is not a database: move it aside or choose another data directory{otherwise}; nothing was changed"
-    if name.startswith("SQLITE_CORRUPT") and path.name == LOG_NAME:
-        return f"{path} is damaged ({error}): {salvage}; nothing was changed"
-    if name.startswith("SQLITE_CORRUPT"):
-        return f"{path} is damaged ({error}): keep a copy of it and of {path.name}-wal; nothing was changed"
+        advice = f"move it aside or choose another data directory{_if_it_was_one(path)}"
+        return f"{path} is not a database: {advice}; nothing was changed"
+    if name.startswith(_DAMAGE) or (name == "SQLITE_READONLY" and _may_write(path)):
+        begin_anew = f"move it and {path.name}-wal aside: far ends know how far they are, only its quarantine is not taken over"
+        mend = _salvage(path) if path.name == LOG_NAME else begin_anew
+        return f"{path} is damaged ({' '.join(str(error).split())}): {mend}; nothing was changed"
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
         return f"{path} cannot be opened for writing ({error}): check owner and rights of {path.parent}"
     if name.startswith("SQLITE_BUSY"):
         return f"{path} is in use by another program: stop it first"
     return f"{path}: {error}"
+
+
+def _if_it_was_one(path: Path) -> str:
+    return f" (if it was a log of tidegate: {_salvage(path)})" if path.name == LOG_NAME else ""
+
+
+def _salvage(path: Path) -> str:
+    return f"`tidegate salvage --data {path.parent}` moves it aside and saves what can be read"
+
+
+def _may_write(path: Path) -> bool:
+    return all(os.access(file, os.W_OK) for tail in TAILS if (file := Path(f"{path}{tail}")).exists())
 
 
 def disk_fault(error: BaseException) -> str:
@@ -93,6 +117,8 @@ def disk_fault(error: BaseException) -> str:
     return str(error)
 
 
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH")
+"""Our own statements fail on a schema or rows that are not ours any more."""
 _DISK_FAULTS = {
     "SQLITE_FULL": "make room on it",
     "SQLITE_READONLY": "the file system is read-only: see dmesg",
@@ -101,11 +127,42 @@ _DISK_FAULTS = {
 }
 
 
+def is_lost(path: Path) -> bool:
+    """Whether only its write-ahead log is left of a database, which SQLite would delete at a first look."""
+    wal = Path(f"{path}-wal")
+    return not (path.exists() and path.stat().st_size) and wal.is_file() and wal.stat().st_size > 0
+
+
+def refuse_lost(path: Path) -> None:
+    """Raises StoreError."""
+    if is_lost(path):
+        how = "has 0 bytes" if path.exists() else "is not there"
+        salvage = f", or `tidegate salvage --data {path.parent}` saves what can be read" if path.name == LOG_NAME else ""
+        raise StoreError(
+            f"{path} {how}, but {path.name}-wal beside it says that its content was lost: put it back{salvage}; to begin a new"
+            f" one move both aside; nothing was changed"
+        )
+
+
+def close_unmoved(connection: sqlite3.Connection, path: Path) -> None:
+    """Close and leave the write-ahead log as it is; the last to go would move it into the database, even another one's."""
+    last = None
+    wal = Path(f"{path}-wal")
+    with suppress(sqlite3.Error):
+        if wal.is_file() and wal.stat().st_size:
+            last = sqlite3.connect(f"file:{uri_path(path)}?mode=ro", uri=True)
+            last.execute("PRAGMA schema_version").fetchone()
+    connection.close()
+    if last is not None:
+        last.close()
+
+
 def uri_path(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connection:
+    refuse_lost(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
     try:
         os.chmod(path, 0o640)
@@ -119,7 +176,7 @@ def _open_writer(path: Path, form: Format, synchronous: str) -> sqlite3.Connecti
         _migrate(connection, form)
         sync_directory(path.parent)
     except BaseException:
-        connection.close()
+        close_unmoved(connection, path)
         raise
     return connection
 
@@ -135,17 +192,20 @@ def sync_directory(directory: Path) -> None:
 
 def is_ours(connection: sqlite3.Connection, path: Path, form: Format) -> bool:
     """Whether the file has this format; False for one that was just made. Raises StoreError: another program's, or newer."""
-    # In one statement: its writer may just be making the file.
-    application_id, version, tables = connection.execute(
-        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
-        " FROM pragma_application_id, pragma_user_version"
-    ).fetchone()
+    try:
+        # In one statement: its writer may just be making the file.
+        application_id, version, tables = connection.execute(
+            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)"
+            " FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
+    except UnicodeDecodeError as error:
+        raise StoreError(explain(path, error)) from error
     if application_id != form.application_id and (tables or application_id):
         raise StoreError(
             f"{path} belongs to another program (application_id {application_id}): choose another data "
-            f"directory or move it aside; nothing was changed"
+            f"directory or move it aside{_if_it_was_one(path)}; nothing was changed"
         )
-    if version > len(form.migrations):
+    if not 0 <= version <= len(form.migrations):
         raise StoreError(
             f"{path} was written by a newer tidegate ({form.name} version {version}, this program knows "
             f"{len(form.migrations)}): install that version again; nothing was changed"

@@ -34,7 +34,7 @@ from .insert import LARGEST, insert
 from .log import NAME_BYTES, Batch, Name
 from .msgid import gateway_code
 from .names import collect
-from .schema import LOG, StoreError, disk_fault, explain, know_topics, open_writer
+from .schema import LOG, STRANGE, StoreError, close_unmoved, disk_fault, explain, know_topics, open_writer
 from .unstorable import find, is_refusal
 
 WAL_LIMIT = 8 << 20
@@ -111,8 +111,8 @@ class Store:
                 # Recovery reads the WAL through the kernel's cache, which may hold frames that no fsync brought to the disk.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return cls(path, connection, identity)
-        except sqlite3.Error as error:
-            connection.close()
+        except (sqlite3.Error, *STRANGE) as error:
+            close_unmoved(connection, path)
             raise StoreError(explain(path, error)) from error
 
     @property

@@ -72,8 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     gc.set_threshold(GC_THRESHOLD)
     report = Report(options.log_format, options.log_level)
-    lock = _lock(options.data / "uplink.lock")
     try:
+        try:
+            lock = _lock(options.data / "uplink.lock")
+        except OSError as error:
+            text = "the uplink may not take its lock; check owner and rights"
+            report("uplink_locked", text, ERROR, lock=options.data / "uplink.lock", reason=error.strerror)
+            return EXIT_FAILED
         if lock is None:
             report("uplink_locked", "another uplink runs; this one ends", ERROR, lock=options.data / "uplink.lock")
             return EXIT_LOCKED

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from tidegate.store.entry import Want
 from tidegate.store.reader import LogReader
-from tidegate.store.schema import StoreError, explain, is_ours, open_reader, open_writer
+from tidegate.store.schema import StoreError, close_unmoved, explain, is_ours, open_reader, open_writer
 
 from .balance import Account, Parked, balance
 from .retry import Due
@@ -382,7 +382,8 @@ def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     if not path.exists():
         return []
     try:
-        return _select(open_reader(path), path, sql)
+        with contextlib.closing(open_reader(path)) as db:
+            return _select(db, path, sql)
     except sqlite3.DatabaseError as error:
         # Made a moment ago and still without tables: as good as not there.
         if "no such table" in str(error):
@@ -395,19 +396,24 @@ def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
 
 def _read_unattended(path: Path, lock: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     """A child that was killed left a write-ahead log that a reader may not recover: done here if no child is alive."""
-    with open(lock, "w") as held:
+    try:
+        held = open(lock, "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise StoreError(f"{lock}: {error.strerror}: run this as the user of the gateway") from error
+    with held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return []  # it starts right now, and will be read next time
         try:
-            return _select(sqlite3.connect(path, isolation_level=None), path, sql)
+            db = sqlite3.connect(path, isolation_level=None)
+            try:
+                return _select(db, path, sql)
+            finally:
+                close_unmoved(db, path)
         except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from error
+            raise StoreError(explain(path, error)) from error
 
 
 def _select(connection: sqlite3.Connection, path: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
-    try:
-        return connection.execute(sql).fetchall() if is_ours(connection, path, UPLINK) else []
-    finally:
-        connection.close()
+    return connection.execute(sql).fetchall() if is_ours(connection, path, UPLINK) else []

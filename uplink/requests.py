@@ -47,11 +47,10 @@ def take_up(data: Path, progress: Progress) -> None:
     """Apply what lies there, oldest first. Raises StoreError when it cannot be written; it is taken up the next time then."""
     for path in sorted((data / DIRECTORY).glob("*.json")):
         try:
-            request = _read(path)
-            progress.apply(path.name, request["action"], request["ids"], b64decode(request["edited"]))
+            progress.apply(path.name, *_read(path))
             path.unlink(missing_ok=True)
             _sync(path.parent)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
             # Nobody of ours wrote it; kept beside for a person to look at.
             with contextlib.suppress(OSError):
                 path.rename(path.with_suffix(".unreadable"))
@@ -95,8 +94,10 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="ascii"))
-    if not isinstance(found, dict):
+def _read(path: Path) -> tuple[str, list[int], bytes]:
+    """Action, ids and the new bytes. What `leave` does not write: ValueError, KeyError, TypeError or RecursionError."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+    action, ids, edited = found["action"], found["ids"], b64decode(found["edited"])
+    if not isinstance(action, str) or not all(isinstance(number, int) and abs(number) < 1 << 63 for number in ids):
         raise ValueError
-    return found
+    return action, ids, edited

@@ -136,6 +136,8 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_name(tmp_path: Path
     ("text", "line", "words"),
     [
         ("[store\n", 1, "is not TOML"),
+        ("x = " + "[" * 100_000, 0, "too many brackets inside one another"),
+        (f"[limits]\nmax_inflight = {'9' * 5000}\n", 0, "a number with too many digits"),
         ("[store]\ndurability = full\n", 2, "is not TOML"),
         ("[store]\ndurability = ", 2, "is not TOML"),
         ("durability = 'full'\n", 1, "belongs into a section"),
@@ -164,6 +166,10 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, w
     (found,) = mistakes(tmp_path, text)
     assert found.startswith(f"gateway.toml:{line}: " if line else "gateway.toml: ")
     assert words in found
+
+
+def test_a_byte_order_mark_as_windows_writes_it_is_no_part_of_the_text(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "\ufeff[gateway]\nname = 'barn'\n"), tmp_path, (), {}).name == "barn"
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:

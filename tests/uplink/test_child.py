@@ -161,6 +161,15 @@ def test_a_second_one_does_not_start_beside_the_first(tmp_path: Path, server: Re
     wait_until(lambda: state(tmp_path) == "connected", say=third.printed)
 
 
+def test_a_lock_that_it_may_not_take_is_a_sentence(tmp_path: Path, start: Callable[[], Child]) -> None:
+    write_rules(tmp_path, free_port())
+    (tmp_path / "data" / "uplink.lock").mkdir()
+    child = start()
+    assert child.process.wait(10) == 1
+    assert "uplink_locked: the uplink may not take its lock" in child.printed()
+    assert "Traceback" not in child.printed()
+
+
 def test_a_far_end_that_went_away_while_idle_is_filled_again_without_news(
     tmp_path: Path, log: LogFile, server: RedisServer, start: Callable[[], Child]
 ) -> None:
@@ -272,7 +281,7 @@ def test_an_uplink_db_that_cannot_be_opened_is_told_while_the_child_waits_for_it
     write_rules(tmp_path, free_port())
     (tmp_path / "data" / "uplink.db").mkdir()
     child = start()
-    wait_until(lambda: "cannot be opened" in child.printed())
+    wait_until(lambda: "uplink.db is a directory where a file belongs" in child.printed())
     with pytest.raises(StoreError, match=r"uplink\.db"):
         read_pools(tmp_path / "data")
 

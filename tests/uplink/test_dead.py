@@ -175,13 +175,23 @@ def test_what_root_asks_for_belongs_to_the_gateway_s_user(tmp_path: Path) -> Non
     assert [(place.stat().st_uid, place.stat().st_gid) for place in (path, path.parent)] == [(65_534, 65_534)] * 2
 
 
-def test_what_is_no_request_is_put_aside(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[", "[" * 100_000, "[]", "{}", '{"action": "burn", "ids": [1], "edited": ""}', "\N{SNOWMAN}"),
+        *('{"action": ["drop"], "ids": [1], "edited": ""}', '{"action": "drop", "ids": ["1"], "edited": ""}'),
+        *(f'{{"action": "drop", "ids": [{10**20}], "edited": ""}}', '{"action": "edit", "ids": [1], "edited": 5}'),
+    ],
+    ids=str.__len__,
+)
+def test_what_is_no_request_is_put_aside_and_holds_nothing_up(rig: Rig, text: str) -> None:
     (rig.data / "dead").mkdir()
-    (rig.data / "dead" / "0.json").write_text("[")
-    (rig.data / "dead" / "1.json").write_text('{"action": "burn", "ids": [1], "edited": ""}')
+    (rig.data / "dead" / "0.json").write_text(text, "utf-8")
+    (rig.data / "dead" / "1.json").mkdir()
+    leave(rig.data, "drop", [1])
     take_up(rig.data, rig.progress)
     assert sorted(path.name for path in (rig.data / "dead").iterdir()) == ["0.unreadable", "1.unreadable"]
-    assert len(read_dead(rig.data)) == 3
+    assert [row.id for row in read_dead(rig.data)] == [2, 3]
 
 
 def test_without_a_gateway_it_is_noted_and_sent_at_the_next_start_and_a_kill_after_the_yes_repeats_nothing(
