@@ -34,7 +34,6 @@ from .config_keys import (
     split_address,
 )
 from .config_policies import read_policies
-from .held import overdrawn, shares
 
 
 class Mistake(NamedTuple):
@@ -412,6 +411,8 @@ def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
 
 
 def _overdrawn(values: Mapping[str, Any]) -> tuple[str, ...]:
+    from .held import overdrawn, shares
+
     limits = (values[f"limits.max_{what}_bytes"] for what in ("retained", "session", "exchange"))
     budget = values["store.disk_budget"]
     return tuple(filter(None, [overdrawn(budget, shares(budget, *limits))]))
