@@ -218,7 +218,7 @@ class Delivery(Retaining):
         target = self._router.match(session, topic)
         key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
         forwarded = b"" if message[2] & FOREIGN else message[4]
-        properties = self._properties(forwarded, target.identifiers if target else (), *message[6:])
+        properties = self._properties(forwarded, target.identifiers if target else b"", *message[6:])
         head, tail = self._variant(topic, key, message[3], properties)
         if self._too_large(client, head, tail):
             self.forget(session, client, packet_id, qos)

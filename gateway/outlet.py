@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from tidegate.store.entry import DELIVERED
@@ -177,14 +177,14 @@ class Outlet:
         first = 0x30 | qos << 1 | (1 if key & 32 else 0)
         return bytes((first,)) + write_varint(length) + topic.prefix, tail
 
-    def _properties(self, properties: bytes, identifiers: Iterable[int], at: int, mono: int, run: int) -> bytes:
+    def _properties(self, properties: bytes, identifiers: bytes, at: int, mono: int, run: int) -> bytes:
         """The forwarded properties with the expiry counted down (3.3.2.3.3) and this client's identifiers added."""
         if b"\x02" in properties:
             found = decode_block(properties, 0, len(properties), "PUBLISH")
             if (left := _left(found, self._log.age(at, mono, run))) is not None:
                 found[Property.MESSAGE_EXPIRY_INTERVAL] = left
             properties = encode_block(found)
-        return properties + b"".join(b"\x0b" + write_varint(number) for number in identifiers)
+        return properties + identifiers
 
     def _note(self, session: Session, topic: Topic, seq: int, qos: int, at: int, run: int, name: bytes = b"") -> None:
         """A message of a watched topic was sent; `name`: its id, where that is not the entry's own."""

@@ -24,17 +24,20 @@ from tidegate.store.policy import Policies
 from tidegate.store.topic import FilterTree, matches, without_share
 
 from .mqtt.decoding import topic_name
+from .mqtt.wire import write_varint
 from .session import Session, Subscription
 
 ANY = -1
 """A `Topic.waiting`: it may be the last seq given out."""
 MAX_TOPICS = 50_000
 MAX_TOPIC_BYTES = 32 << 20
+TARGET_BYTES = 150
+"""What a session in a topic's route costs."""
 TOPIC_BYTES = 300
 """What a cached topic costs besides three copies of its name, about."""
 MAX_MATCHED = 1_000
 MAX_MATCHED_BYTES = 256
-"""A longer topic name is not remembered for each session."""
+"""What belongs to longer topic names, or has more identifiers, is not remembered for each session."""
 MAX_CHANGES = 64
 SUBSCRIPTION_BYTES = 400
 """What one costs in memory besides its filter, which stands in its session and in the tree, about."""
@@ -50,7 +53,8 @@ class Target(NamedTuple):
     since: int
     no_local: bool
     retain_as_published: bool
-    identifiers: tuple[int, ...]
+    identifiers: bytes
+    """Subscription identifiers as they stand in a packet."""
 
 
 class Topic(Name):
@@ -65,6 +69,7 @@ class Topic(Name):
         "raw",
         "refused",
         "reserved",
+        "size",
         "stored",
         "stored_qos0",
         "stored_retained",
@@ -85,6 +90,8 @@ class Topic(Name):
         self.generation = -1
         self.plain = -1
         self.targets: list[Target] = []
+        self.size = 0
+        """Bytes of its route, about."""
         self.weight = 0
         """Subscriptions that its route was made of: what making it again costs."""
         self.stored = False
@@ -113,12 +120,16 @@ class Topics(dict[bytes, Topic]):
 
     def __missing__(self, raw: bytes) -> Topic:
         text = topic_name(raw)
-        self._bytes += TOPIC_BYTES + 3 * len(raw)
+        self.take(TOPIC_BYTES + 3 * len(raw))
+        topic = self[bytes(raw)] = Topic(bytes(raw), text)
+        return topic
+
+    def take(self, size: int) -> None:
+        """So many bytes more are used by a topic, or fewer."""
+        self._bytes += size
         if len(self) >= MAX_TOPICS or self._bytes > MAX_TOPIC_BYTES:
             self.clear()
             self._bytes = 0
-        topic = self[bytes(raw)] = Topic(bytes(raw), text)
-        return topic
 
     def forget(self, text: str) -> None:
         """The name's number ends: whoever needs the topic again gets a new one. Only `Topic`s from here go into the log."""
@@ -248,22 +259,23 @@ class Router:
                 topic.stored |= not want.retained_only
                 topic.stored_qos0 |= not want.retained_only and want.min_qos == 0
                 topic.stored_retained |= want.retained_only
-        merged: dict[Session, Target] = {}
+        found: dict[Session, list[Subscription]] = {}
         topic.weight = 0
         for session, subscription in self._tree.find(topic.text):
             topic.weight += 1
             topic.subscribed = True
             topic.stored |= subscription.qos > 0
             if session.client is not None:
-                target = target_of(session, subscription)
-                before = merged.get(session)
-                merged[session] = target if before is None else _merge(before, target)
+                found.setdefault(session, []).append(subscription)
         if topic.reserved:
             topic.stored = topic.stored_qos0 = topic.stored_retained = False
         topic.kept_qos0 = STORED_QOS0 if topic.stored_qos0 and self.local.keeps_qos0(topic.text) else 0
         topic.acks = self.local.ack_of(topic.text) | (TOLD if self.wanted(POSITION, topic.text) else 0)
         topic.watched = bool(topic.acks) or self.wanted(DELIVERED, topic.text)
-        topic.targets = list(merged.values())
+        topic.targets = [target_of(session, *subscriptions) for session, subscriptions in found.items()]
+        size = sum([TARGET_BYTES + len(target.identifiers) for target in topic.targets])
+        self.topics.take(size - topic.size)
+        topic.size = size
         topic.refused = False
         if self.level is not None:
             policy = self.policies.of(topic.text)
@@ -301,16 +313,14 @@ class Router:
             return known[topic.raw]
         if known is NO_DICT or len(known) >= MAX_MATCHED:
             known = session.matched = {}
-        found = known[topic.raw] = self._find(session, topic)
+        found = self._find(session, topic)
+        if found is None or len(found.identifiers) <= MAX_MATCHED_BYTES:
+            known[topic.raw] = found
         return found
 
     def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
-        found: Target | None = None
-        for subscription in self._tree.of(session, topic.text):
-            if seq is None or subscription.since < seq:
-                target = target_of(session, subscription)
-                found = target if found is None else _merge(found, target)
-        return found
+        found = [one for one in self._tree.of(session, topic.text) if seq is None or one.since < seq]
+        return target_of(session, *found) if found else None
 
 
 def subscription_bytes(topic_filter: str) -> int:
@@ -318,25 +328,21 @@ def subscription_bytes(topic_filter: str) -> int:
     return SUBSCRIPTION_BYTES + 2 * len(topic_filter.encode())
 
 
-def target_of(session: Session, subscription: Subscription) -> Target:
-    """The target that one subscription makes of its session."""
+def target_of(session: Session, first: Subscription, *others: Subscription) -> Target:
+    """What subscriptions make of their session: one delivery with the greatest QoS and all identifiers (3.3.4)."""
+    if not others:
+        identifiers = _identifier(first.identifier)
+        return Target(session, first.qos, first.since, first.no_local, first.retain_as_published, identifiers)
+    every = (first, *others)
     return Target(
         session,
-        subscription.qos,
-        subscription.since,
-        subscription.no_local,
-        subscription.retain_as_published,
-        (subscription.identifier,) if subscription.identifier else (),
+        max([one.qos for one in every]),
+        max([one.since for one in every]),
+        all([one.no_local for one in every]),
+        any([one.retain_as_published for one in every]),
+        b"".join([_identifier(one.identifier) for one in every]),
     )
 
 
-def _merge(one: Target, other: Target) -> Target:
-    """Overlapping subscriptions: one delivery with the greater QoS and all identifiers (3.3.4)."""
-    return Target(
-        one.session,
-        max(one.qos, other.qos),
-        max(one.since, other.since),
-        one.no_local and other.no_local,
-        one.retain_as_published or other.retain_as_published,
-        one.identifiers + other.identifiers,
-    )
+def _identifier(number: int) -> bytes:
+    return b"\x0b" + write_varint(number) if number else b""

@@ -27,6 +27,11 @@ from .session import Client
 
 READ = 64 << 10
 """Bytes of one read; a client that has more waits for the others."""
+LEAST_READ = 256
+TURN = 0.05
+"""Seconds that a turn may take before the next ones read less: a hundred clients that flood it with packets of two bytes would
+have all others wait for millions of them."""
+POLLED_AT_ONCE = 16
 READS_AT_ONCE = 128
 """Sockets of one turn; then what they brought goes to the disk while the next are read."""
 ACCEPTS_AT_ONCE = 100
@@ -57,6 +62,8 @@ class Sockets:
         self._queued = broker.delivery.queued
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._room = limit - RESERVED if limit != resource.RLIM_INFINITY else sys.maxsize
+        self._most = READ
+        """Bytes of one read, as long as turns are short."""
         self._full: list[int] = []
         """Listening sockets that wait until a connection ends."""
         self._loop.add_reader(self._epoll.fileno(), self._turn)
@@ -94,8 +101,25 @@ class Sockets:
 
     def _turn(self) -> None:
         self._clock()
-        links, receive = self._links, self._broker.receive
-        for number, event in self._epoll.poll(0, READS_AT_ONCE):
+        broker, began = self._broker, self._broker.now
+        for _ in range(READS_AT_ONCE // POLLED_AT_ONCE):
+            events = self._epoll.poll(0, POLLED_AT_ONCE)  # who is not among them stands first the next time
+            self._serve(events)
+            if len(events) < POLLED_AT_ONCE:
+                break
+            self._clock()
+            if broker.now - began > TURN:
+                break
+        broker.turn_over()
+        self._clock()
+        if (took := broker.now - began) > TURN:
+            self._most = max(LEAST_READ, int(self._most * TURN / took))
+        elif self._most < READ and took < TURN / 4:
+            self._most = min(READ, 2 * self._most)
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
+        links, receive, most = self._links, self._broker.receive, self._most
+        for number, event in events:
             link = links.get(number)
             if link is None:
                 if number in self._listening:
@@ -104,13 +128,12 @@ class Sockets:
             try:
                 if event & _OUT:
                     link.writable()
-                if event & ~_OUT and (data := link.read()) and link.client is not None:
+                if event & ~_OUT and (data := link.read(most)) and link.client is not None:
                     receive(link.client, data)
             except Exception as error:  # noqa: BLE001 - a bug that one client's bytes find must not stop the others
                 text = "a fault in the program; the connection is closed"
                 self._report("internal_error", text, ERROR, fault=brief(error))
                 link.drop()
-        self._broker.turn_over()
 
     def _gone(self, client: Client) -> None:
         self._clock()
@@ -180,10 +203,10 @@ class Link:
         """What the socket did not take yet; None when it takes."""
         self._closing = False
 
-    def read(self) -> bytes:
+    def read(self, most: int = READ) -> bytes:
         """What came; nothing if the connection has ended or is being closed."""
         try:
-            data = os.read(self.number, READ)
+            data = os.read(self.number, most)
         except (BlockingIOError, InterruptedError):
             return b""
         except OSError:

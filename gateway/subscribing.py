@@ -70,7 +70,8 @@ class Subscribing:
         if wanted.filter not in session.subscriptions and (limit := self._full(session, wanted.filter)):
             broker.counters["refused_subscriptions"] += 1
             name, text = session.name.text, f"{limit} is used up: a subscription is refused"
-            broker.report("subscription_refused", text, WARNING, f"{limit} {name}", client=name, filter=wanted.filter)
+            about = f"{limit} {name}" if limit == "max_subscriptions" else limit  # of all: ever new clients may run into it
+            broker.report("subscription_refused", text, WARNING, about, client=name, filter=wanted.filter)
             return ReasonCode.QUOTA_EXCEEDED
         since = broker.log.next_seq - 1
         subscription = Subscription(wanted.qos, wanted.no_local, wanted.retain_as_published, identifier, since)

@@ -26,6 +26,8 @@ from .lines import Lines
 MINUTE = 60.0
 PER_MINUTE = 2
 MAX_SUBJECTS = 200
+LONGEST = 1_000
+"""Characters of a field; client ids and topics of strangers may have 65,535."""
 LAST_WORDS = 0.5
 """Seconds that the end waits for whoever reads the log."""
 FRAMES = 8
@@ -71,7 +73,7 @@ class Report:
     def __call__(self, event: str, text: str, level: Level = INFO, about: str | None = None, /, **fields: object) -> None:
         if level > self._level:
             return
-        said = Event(level, event, text, fields)
+        said = Event(level, event, text, {name: _cut(value) for name, value in fields.items()})
         if about is None and level < INFO:
             about = ""
         if about is not None:
@@ -141,6 +143,10 @@ class Often:
             if now - began >= MINUTE:
                 del self._subjects[subject]
                 yield from _held(count, last)
+
+
+def _cut(value: object) -> object:
+    return value if not isinstance(value, str) or len(value) <= LONGEST else f"{value[:LONGEST]}…"
 
 
 def _held(count: int, last: Event) -> Iterator[Event]:

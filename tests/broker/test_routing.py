@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.routing import MAX_CHANGES, Topic
+from tidegate.gateway.mqtt.packets import Subscribe, Subscription
+from tidegate.gateway.mqtt.properties import Property
+from tidegate.gateway.routing import MAX_CHANGES, MAX_TOPIC_BYTES, Topic
 from tidegate.store.entry import PUBLISH
 from tidegate.store.topic import FilterTree, matches
 
@@ -93,3 +96,30 @@ def test_what_a_session_gets_of_a_long_topic_is_not_remembered_for_each(world: W
         target = world.broker.router.match(session, world.broker.router.topics[text])
         assert target is not None and target.qos == 1
     assert list(session.matched) == [b"short"]
+
+
+def test_the_routes_that_are_remembered_take_bounded_memory(world: World) -> None:
+    """They are as long as there are receivers: fifty of every topic would be hundreds of megabytes."""
+    for number in range(50):
+        Device(world, f"d{number}").subscribe("#", 0)
+    topics = world.broker.router.topics
+    for number in range(8_000):
+        topic = topics[b"t/%d" % number]
+        world.broker.router.route(topic, PUBLISH)
+        assert len(topic.targets) == 50
+    held = sum(sys.getsizeof(topic.targets) + sum(map(sys.getsizeof, topic.targets)) for topic in topics.values())
+    assert held < MAX_TOPIC_BYTES and len(topics) < 8_000
+
+
+def test_identifiers_of_many_subscriptions_are_made_once(world: World) -> None:
+    device = Device(world, "d", 5)
+    texts = ["/".join("+" if number >> level & 1 else "a" for level in range(8)) for number in range(256)]
+    for number, text in enumerate(texts):
+        device.send(Subscribe(1, (Subscription(text, 1),), {Property.SUBSCRIPTION_IDENTIFIER: [number + 1]}))
+    topic = world.broker.router.topics[b"a/a/a/a/a/a/a/a"]
+    world.broker.router.route(topic, PUBLISH)
+    (target,) = topic.targets
+    assert len(target.identifiers) == 127 * 2 + 129 * 3 and target.qos == 1
+    session = world.broker.sessions.get("d")
+    assert session is not None and world.broker.router.match(session, topic) == target
+    assert not session.matched, "so much is not remembered for each session and topic"

@@ -141,6 +141,13 @@ def test_text_that_would_steer_a_terminal_is_shown_as_text() -> None:
 # -- the promise -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_strangers_send_does_not_make_lines_of_65535_characters(style: str) -> None:
+    program = SAY.replace('path="/a b"', 'client="x" * 65_535, filter="y" * 1_000')
+    line = said(style, program=program)[1]
+    assert "x" * 1_000 + "…" in line and "y" * 1_000 in line and len(line) < 2_500
+
+
 def test_every_event_stands_in_the_documentation_and_no_other() -> None:
     source = "\n".join(file.read_text() for package in ("gateway", "store", "uplink") for file in (ROOT / package).glob("*.py"))
     calls = re.findall(r'(?:report|_report|_say|_say_rarely|say)\(\s*"([a-z_]+)"', source)
