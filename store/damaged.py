@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .first_page import FAULTS, HEADER, MAX_PAGES, PAGE, check_header, copy_with_header, remove_scratch, version_of
-from .schema import LOG, StoreError, close_unmoved, is_ours, refuse_lost, uri_path
+from .schema import LOG, StoreError, close_unmoved, explain, is_ours, refuse_lost, uri_path
 
 Row = tuple[Any, ...]
 Sane = Callable[[Row], bool]
 TAIL = 20_000
 """Numbers beyond the last known one that are tried where the end of a table cannot be read, or before the first."""
 LARGEST = (1 << 63) - 2
+_NO_DAMAGE = ("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_IOERR_SHM")
+"""Why a log cannot be opened although nothing is wrong with it."""
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes, str)}
 
 
@@ -81,7 +83,9 @@ class Damaged:
             refuse_lost(path)
             check_header(path)
             self._db = _open(path)
-        except (*FAULTS, StoreError):
+        except (*FAULTS, StoreError) as error:
+            if getattr(error, "sqlite_errorname", "").startswith(_NO_DAMAGE):
+                raise StoreError(explain(path, error)) from error
             self._scratch = path.with_name(f"{path.name}.scratch")
             try:
                 self._db = _open_copy(path, self._scratch)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -238,3 +241,32 @@ def test_a_page_whose_numbers_lead_past_the_rows_behind_it_hides_none_of_them(st
         assert len(list(found.rows(table, COUNT, lambda row: True))) == COUNT - 1
     run(stopped)
     assert starts_with(stopped) == COUNT - 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="needs setpriv to be another user")
+def test_a_whole_log_that_may_not_be_opened_is_not_salvaged(killed: Path) -> None:
+    shm = Path(f"{killed}-shm")
+    shm.write_bytes(b"")
+    command = [sys.executable, "-B", "-c", SALVAGE, killed.name]
+    if os.geteuid() == 0:
+        for file in (killed.parent, killed, Path(f"{killed}-wal")):
+            os.chown(file, 65_534, 65_534)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    shm.chmod(0)
+    before = killed.read_bytes()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert "check owner and rights" in done.stdout, done.stderr
+    assert killed.read_bytes() == before
+
+
+SALVAGE = """
+import sys, pathlib
+from tidegate.store.salvage import salvage
+from tidegate.store.schema import StoreError
+try:
+    print(salvage(pathlib.Path(sys.argv[1]), 0, lambda table, rows: None))
+except StoreError as error:
+    print(error)
+"""
