@@ -24,7 +24,7 @@ from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
 from tidegate.store.report import ERROR, WARNING, Report, brief
-from tidegate.store.schema import STRANGE, StoreError, explain
+from tidegate.store.schema import STRANGE, StoreError, disk_fault, explain
 from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
@@ -111,7 +111,7 @@ class App:
             try:
                 addresses = [address for listener in config.listeners for address in self._listen(listener)]
             except StartError:
-                self._store.close(self.broker.log.now)  # nothing happened in this run
+                self._close()  # nothing happened in this run
                 raise
             await self._serve(addresses)
         finally:
@@ -351,9 +351,17 @@ class App:
         if self._reader is not None:
             await asyncio.to_thread(self._reader.stop)
         if clean:
-            self._store.close(self.broker.log.now)
+            self._close()
         else:
             self._store.abandon()
+
+    def _close(self) -> None:
+        try:
+            self._store.close(self.broker.log.now)
+        except sqlite3.Error as error:
+            self._store.abandon()
+            text = "the log could not be closed as it should; nothing is lost, the next start takes it for a crash"
+            self._report("not_closed", text, WARNING, reason=disk_fault(error))
 
     def _reload(self) -> None:
         self._report("reload", "SIGHUP: reading rules and passwords again")

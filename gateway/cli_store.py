@@ -111,6 +111,8 @@ def _backup_running(place: Path, file: Path, show: _Progress) -> int | None:
     except NotRunning as error:
         if not is_held(place):
             return None
+        if not os.access(place / "broker.lock", os.R_OK):
+            raise Failure(f"{place / 'broker.lock'} cannot be read: run this as the user of the gateway") from None
         raise Failure(str(error)) from None
     try:
         answer = question(file=str(file))

@@ -108,7 +108,7 @@ def restore(file: Path, path: Path) -> Path | None:
 
     Raises StoreError; then the old log is where it was.
     """
-    with _words(path):
+    with _words(path, file):
         _check_source(file, path)
         part = make_part(path)
         try:
@@ -170,10 +170,12 @@ def _place_of(connection: sqlite3.Connection) -> Path:
 
 
 @contextmanager
-def _words(file: Path) -> Iterator[None]:
+def _words(file: Path, source: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot write {error.filename2 or error.filename or file}: {error.strerror}") from error
+        name = str(error.filename2 or error.filename or file)
+        verb = "read" if name == str(source) else "write"
+        raise StoreError(f"cannot {verb} {name}: {error.strerror}") from error
     except sqlite3.Error as error:
         raise StoreError(f"cannot write {part_of(file)}: {error}") from error

@@ -16,14 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .first_page import HEADER, MAX_PAGES, PAGE, check_header, copy_with_header, remove_scratch, version_of
-from .schema import LOG, StoreError, close_unmoved, is_ours, refuse_lost, uri_path
+from .first_page import FAULTS, HEADER, MAX_PAGES, PAGE, check_header, copy_with_header, remove_scratch, version_of
+from .schema import LOG, StoreError, close_unmoved, explain, is_ours, refuse_lost, uri_path
 
 Row = tuple[Any, ...]
 Sane = Callable[[Row], bool]
 TAIL = 20_000
 """Numbers beyond the last known one that are tried where the end of a table cannot be read, or before the first."""
 LARGEST = (1 << 63) - 2
+_NO_DAMAGE = ("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_IOERR_SHM")
+"""Why a log cannot be opened although nothing is wrong with it."""
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes, str)}
 
 
@@ -81,7 +83,9 @@ class Damaged:
             refuse_lost(path)
             check_header(path)
             self._db = _open(path)
-        except (sqlite3.Error, StoreError):
+        except (*FAULTS, StoreError) as error:
+            if getattr(error, "sqlite_errorname", "").startswith(_NO_DAMAGE):
+                raise StoreError(explain(path, error)) from error
             self._scratch = path.with_name(f"{path.name}.scratch")
             try:
                 self._db = _open_copy(path, self._scratch)
@@ -108,7 +112,7 @@ class Damaged:
             self._db.execute("PRAGMA writable_schema = OFF")
             ours = self._said == self.version and is_ours(self._db, self.path, LOG)
             return ours and self._db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
-        except (sqlite3.Error, StoreError):
+        except (*FAULTS, StoreError):
             return False
 
     def rows(self, table: Table, hint: int, sane: Sane) -> Iterator[Row]:
@@ -148,18 +152,18 @@ class Damaged:
         try:
             yield from self._sane_rows(table, f"{select} ORDER BY {table.order.format('ASC')}")
             return
-        except sqlite3.Error:
+        except FAULTS:
             self.lost[table.name] = []
-        with suppress(sqlite3.Error):
+        with suppress(*FAULTS):
             yield from self._sane_rows(table, f"{select} ORDER BY {table.order.format('DESC')}")
         for client in clients if table.columns[0] == "client" else ():
-            with suppress(sqlite3.Error):
+            with suppress(*FAULTS):
                 yield from self._sane_rows(table, f"{select} WHERE client = {client}")
 
     def names(self, table: str, column: str) -> Iterator[tuple[int, str]]:
         """Numbers and names as the index has them, which a damaged table may not."""
         for order in ("ASC", "DESC"):
-            with suppress(sqlite3.Error):
+            with suppress(*FAULTS):
                 for number, name in self._db.execute(f"SELECT id, {column} FROM {table} ORDER BY {column} {order}"):
                     if isinstance(number, int) and isinstance(name, str):
                         yield number, name
@@ -180,7 +184,7 @@ class Damaged:
                     at = row[0] + 1
                 if at <= high and self._ends(table, "DESC", at, high):
                     raise sqlite3.DatabaseError("a page that leads past what is behind it")
-            except sqlite3.Error:
+            except FAULTS:
                 if at < high:
                     middle = (at + high) // 2
                     ranges += [(middle + 1, high), (at, middle)]
@@ -202,7 +206,7 @@ class Damaged:
     def _is_row(self, table: Table, number: int, sane: Sane) -> bool:
         try:
             return any(True for _ in self._read(table, number, number, sane))
-        except sqlite3.Error:
+        except FAULTS:
             return False
 
     def _lose(self, name: str, number: int) -> None:
@@ -227,7 +231,7 @@ class Damaged:
             number = int(found[0])
             first = order == "ASC"
             beyond = self._ends(table, "DESC", -LARGEST, number - 1) if first else self._ends(table, "ASC", number + 1, LARGEST)
-        except sqlite3.Error:
+        except FAULTS:
             return None
         return None if beyond else number
 
@@ -254,19 +258,19 @@ class Damaged:
         sql = f"SELECT rowid FROM {table.name} NOT INDEXED WHERE rowid >= ? ORDER BY rowid LIMIT 1"
         try:
             return self._db.execute(sql, (number,)).fetchone() is not None
-        except sqlite3.Error:
+        except FAULTS:
             return False
 
     def _is_empty(self, table: Table) -> bool:
         try:
             return bool(self._db.execute(f"SELECT count(*) FROM {table.name} NOT INDEXED").fetchone() == (0,))
-        except sqlite3.Error:
+        except FAULTS:
             return False
 
     def _pragma(self, name: str) -> int:
         try:
             return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
-        except sqlite3.Error:
+        except FAULTS:
             return 0
 
 
@@ -294,7 +298,7 @@ def _open_copy(path: Path, scratch: Path) -> sqlite3.Connection:
     copy_with_header(path, scratch, HEADER)
     try:
         return _open(scratch)
-    except sqlite3.Error:
+    except FAULTS:
         copy_with_header(path, scratch, PAGE)
         return _open(scratch)
 

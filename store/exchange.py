@@ -37,7 +37,7 @@ def make_part(path: Path) -> Path:
 
 
 def remove_part(path: Path) -> None:
-    """Take away what a try that failed left."""
+    """Take away what a try that failed or was killed left; the lock of the directory is held."""
     for tail in (*TAILS, "-journal"):
         with suppress(FileNotFoundError):
             os.unlink(f"{part_of(path)}{tail}")

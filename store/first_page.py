@@ -17,6 +17,8 @@ from pathlib import Path
 
 from .schema import LOG, TAILS, Format, StoreError, open_writer
 
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What reading raises; the second one where sqlite3 cannot decode its own message about a damaged schema."""
 PAGE, HEADER = 4096, 100
 WAL_HEADER, FRAME_HEADER = 32, 24
 MAX_PAGES = 1 << 24
@@ -65,8 +67,9 @@ def copy_with_header(path: Path, scratch: Path, length: int) -> None:
     _write_head(scratch, first[:HEADER])
     with suppress(FileNotFoundError):
         shutil.copyfile(f"{path}-wal", f"{scratch}-wal")
-        with closing(sqlite3.connect(scratch, isolation_level=None)) as copy, suppress(sqlite3.Error):
+        with closing(sqlite3.connect(scratch, isolation_level=None)) as copy, suppress(*FAULTS):
             os.truncate(scratch, max(_pages_of_wal(scratch) * PAGE, scratch.stat().st_size))  # else SQLite thinks it too short
+            copy.execute("PRAGMA writable_schema = ON")
             copy.execute("PRAGMA schema_version").fetchone()  # the first look takes the write-ahead log up
             copy.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     remove_scratch(scratch, TAILS[1:])

@@ -24,6 +24,7 @@ from .clock import this_boot
 from .damaged import TAIL, Damaged, Row, Table, tables_of
 from .entry import GAP
 from .exchange import exchange, finish_exchange, is_half, make_part, part_of, remove_part, sync, verify
+from .first_page import FAULTS
 from .leaves import entries_of
 from .msgid import TIME_WIDTH, gateway_code
 from .schema import LOG, Format, StoreError, is_lost, open_writer
@@ -110,7 +111,7 @@ def salvage(path: Path, now: int, progress: Progress) -> list[str]:
 def _salvage(path: Path, now: int, progress: Progress) -> list[str]:
     try:
         damaged = Damaged(path)
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise StoreError(_nothing(path, str(error))) from error
     with closing(damaged):
         if damaged.version > len(LOG.migrations):

@@ -90,10 +90,10 @@ def explain(path: Path, error: Exception) -> str:
         mend = _salvage(path) if path.name == LOG_NAME else begin_anew
         return f"{path} is damaged ({' '.join(str(error).split())}): {mend}; nothing was changed"
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-        return f"{path} cannot be opened for writing ({error}): check owner and rights of {path.parent}"
+        return f"{path} cannot be opened ({error}): check owner and rights of {path.parent}"
     if name.startswith("SQLITE_BUSY"):
         return f"{path} is in use by another program: stop it first"
-    return f"{path}: {error}"
+    return f"{path}: {disk_fault(error)}"
 
 
 def _if_it_was_one(path: Path) -> str:
@@ -122,6 +122,8 @@ _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISMAT
 _DISK_FAULTS = {
     "SQLITE_FULL": "make room on it",
     "SQLITE_READONLY": "the file system is read-only: see dmesg",
+    "SQLITE_BUSY": "another program holds it: stop that",
+    "SQLITE_IOERR_SHM": "make room on it",
     "SQLITE_IOERR_FSYNC": "the disk did not confirm what was written: see dmesg, the card may be dying",
     "SQLITE_IOERR": "reading or writing failed, or the file system became read-only: see dmesg",
 }

@@ -29,7 +29,7 @@ from typing import Any
 
 from .clock import Clock, Judge, begin, believe, last_known, this_boot
 from .entry import DISCONNECTED
-from .exchange import refuse_emptied, refuse_half
+from .exchange import refuse_emptied, refuse_half, remove_part
 from .insert import LARGEST, insert
 from .log import NAME_BYTES, Batch, Name
 from .msgid import gateway_code
@@ -103,6 +103,7 @@ class Store:
         """
         refuse_half(path)
         refuse_emptied(path)
+        remove_part(path)
         connection = open_writer(path, LOG, SYNCHRONOUS[durability])
         know_topics(connection)
         try:

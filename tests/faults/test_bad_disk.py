@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import MqttClient
+from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
@@ -41,6 +41,21 @@ def test_disk_that_fails_withholds_acknowledgements_until_it_works_again(
     tmp_path: Path, calls: str, error: str, words: str
 ) -> None:
     survives(Gateway(tmp_path), lambda one: failing(one.pid, calls, error), words)
+
+
+def test_a_stop_while_the_disk_refuses_is_no_fault_of_the_program_and_loses_nothing(tmp_path: Path) -> None:
+    with Gateway(tmp_path) as gateway:
+        with MqttClient(gateway.port, "sleeper", clean=False) as client:
+            client.subscribe(("kept", 1))
+        with MqttClient(gateway.port, "sender") as client:
+            client.publish_and_wait("kept", b"acknowledged", 1)
+        with failing(gateway.pid, WRITES, "ENOSPC", gateway.data / "log.db"):
+            assert gateway.stop() == 0
+        assert "not_closed: " in gateway.log() and not gateway.faults()
+        gateway.start()
+        with MqttClient(gateway.port, "sleeper", clean=False) as client:
+            assert client.expect(Kind.PUBLISH).payload == b"acknowledged"
+        assert gateway.stop() == 0
 
 
 def test_last_byte_of_the_disk_taken_by_somebody_else(tmp_path: Path) -> None:

@@ -272,3 +272,9 @@ def test_a_log_of_0_bytes_alone_is_where_a_first_start_was_cut_off(path: Path) -
     path.write_bytes(b"")
     fill(path, 3).close(NOW)
     assert len(payloads(path)) == 3
+
+
+def test_a_start_takes_away_what_a_killed_restore_left(path: Path) -> None:
+    part_of(path).write_bytes(b"half a log")
+    fill(path, 3).close(NOW)
+    assert [file.name for file in path.parent.iterdir()] == ["log.db"]

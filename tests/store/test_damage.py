@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -238,3 +242,40 @@ def test_a_page_whose_numbers_lead_past_the_rows_behind_it_hides_none_of_them(st
         assert len(list(found.rows(table, COUNT, lambda row: True))) == COUNT - 1
     run(stopped)
     assert starts_with(stopped) == COUNT - 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user, who may not open a file")
+def test_a_whole_log_that_may_not_be_opened_is_not_salvaged(killed: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:  # others may not reach pytest's
+        path = Path(directory) / killed.name
+        for tail in ("", "-wal"):
+            shutil.copyfile(f"{killed}{tail}", f"{path}{tail}")
+        for file in (path.parent, *path.parent.iterdir()):
+            os.chown(file, 65_534, 65_534)
+        Path(f"{path}-shm").touch(0o600)
+        before = content(path)
+        command = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            sys.executable,
+            "-B",
+            "-c",
+            SALVAGE,
+            str(path),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "cannot be opened" in done.stdout and "check owner and rights" in done.stdout, done.stderr
+        assert content(path) == before
+
+
+SALVAGE = """
+import sys, pathlib
+from tidegate.store.salvage import salvage
+from tidegate.store.schema import StoreError
+try:
+    print(salvage(pathlib.Path(sys.argv[1]), 0, lambda table, rows: None))
+except StoreError as error:
+    print(error)
+"""
