@@ -46,7 +46,7 @@ def _missed(router: Router, session: Session, taken: Taken) -> int:
         return 0
     first = bisect_left(taken.seqs, session.unread())
     ahead = taken.seqs[first:]
-    if target.no_local and not taken.only:
+    if target.no_local and not taken.only and not ((own := router.own(session, topic)) and own.qos):
         ahead = [seq for seq, sender in zip(ahead, taken.senders[first:], strict=True) if sender != number]
     if ahead and ahead[0] <= target.since:
         ahead = [seq for seq in ahead if (found := router.match(session, topic, seq)) is not None and found.qos]

@@ -54,8 +54,7 @@ class Delivery(Retaining):
         self.feed: Feed = lambda session, progress, client: False
         """What a session fetches is handed out by `offline`."""
         self.session_of: Callable[[str], Session | None] = lambda clientid: None
-        self._walk = Walk(read, self)
-        self._tail = Tail()
+        self._walk, self._tail = Walk(read, self), Tail()
         self._sated: list[Session] = []
 
     def flush(self) -> None:
@@ -118,8 +117,12 @@ class Delivery(Retaining):
                 target = before
             session, granted, _, no_local, retain_as_published, identifiers = target
             client = session.client
-            if client is None or (no_local and _is(session, sender)):
+            if client is None:
                 continue
+            if no_local and _is(session, sender):
+                if (own := self._router.own(session, topic, seq)) is None:
+                    continue
+                _, granted, _, _, retain_as_published, identifiers = own
             qos = granted if granted < message_qos else message_qos
             if qos and seq:
                 if session.behind:
@@ -216,6 +219,7 @@ class Delivery(Retaining):
             return
         topic = self._router.topics[message[1]]
         target = self._router.match(session, topic)
+        target = self._unless_own(session, topic, message, target)
         key = qos << 2 | (client.version == 5) | (32 if session.retaining.get(packet_id) == message[0] else 0)
         forwarded = b"" if message[2] & FOREIGN else message[4]
         properties = self._properties(forwarded, target.identifiers if target else b"", *message[6:])
@@ -398,11 +402,18 @@ class Delivery(Retaining):
         target = self._router.match(session, topic)
         if target is not None and seq <= target.since:
             target = self._router.match(session, topic, seq)
+        target = self._unless_own(session, topic, message, target)
         if target is None or not (min(target.qos, message[2] & QOS_MASK) or self._router.owes(session, topic, seq)):
             return
         if session.handled and session.handled.pop(seq, 0) is None:
             return
         self.send_old(session, client, message, target)
+
+    def _unless_own(self, session: Session, topic: Topic, message: Stored, target: Target | None) -> Target | None:
+        """The target, or if this is the session's own message what it gets of those."""
+        if target is None or not target.no_local or message[2] & FOREIGN or not _is(session, message[5]):
+            return target
+        return self._router.own(session, topic, message[0])
 
     def send_old(self, session: Session, client: Client, message: Stored, target: Target) -> int:
         """Send a message of the log, if it is still worth it; its QoS, 0 if it need not be acknowledged."""

@@ -46,7 +46,10 @@ CHEAP = 4
 
 
 class Target(NamedTuple):
-    """One session in a route. Not all of its subscriptions were there at or below `since`: ask `match` with a seq."""
+    """One session in a route. Not all of its subscriptions were there at or below `since`: ask `match` with a seq.
+
+    `no_local`: not all of them are for its own messages: ask `own`.
+    """
 
     session: Session
     qos: int
@@ -318,9 +321,23 @@ class Router:
             known[topic.raw] = found
         return found
 
+<<<<<<< HEAD
     def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
         found = [one for one in self._tree.of(session, topic.text) if seq is None or one.since < seq]
         return target_of(session, *found) if found else None
+=======
+    def own(self, session: Session, topic: Topic, seq: int = 0) -> Target | None:
+        """What this session gets of its own messages [MQTT-3.8.3-3]; with a `seq` as in `match`."""
+        return self._find(session, topic, seq or None, own=True)
+
+    def _find(self, session: Session, topic: Topic, seq: int | None = None, own: bool = False) -> Target | None:
+        found: Target | None = None
+        for subscription in self._tree.of(session, topic.text):
+            if (seq is None or subscription.since < seq) and not (own and subscription.no_local):
+                target = target_of(session, subscription)
+                found = target if found is None else _merge(found, target)
+        return found
+>>>>>>> help-D
 
 
 def subscription_bytes(topic_filter: str) -> int:
@@ -344,5 +361,18 @@ def target_of(session: Session, first: Subscription, *others: Subscription) -> T
     )
 
 
+<<<<<<< HEAD
 def _identifier(number: int) -> bytes:
     return b"\x0b" + write_varint(number) if number else b""
+=======
+def _merge(one: Target, other: Target) -> Target:
+    """Overlapping subscriptions: one delivery with the greater QoS and all identifiers (3.3.4)."""
+    return Target(
+        one.session,
+        max(one.qos, other.qos),
+        max(one.since, other.since),
+        one.no_local or other.no_local,
+        one.retain_as_published or other.retain_as_published,
+        one.identifiers + other.identifiers,
+    )
+>>>>>>> help-D

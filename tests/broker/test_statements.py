@@ -102,3 +102,19 @@ def test_a_subscription_that_keeps_up_owes_nothing(world: World) -> None:
     device.cut()
     publish(world, b"2")
     assert got(world.device("s", clean=False)) == []
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_own_message_goes_by_the_subscriptions_without_no_local(world: World, behind: bool) -> None:
+    """[MQTT-3.8.3-3]: neither QoS nor identifier of the one with it."""
+    device = world.device("s", 5, properties={Property.RECEIVE_MAXIMUM: 1})
+    device.subscribe("t", 2, no_local=True, properties={Property.SUBSCRIPTION_IDENTIFIER: [1]})
+    device.subscribe("#", 1, properties={Property.SUBSCRIPTION_IDENTIFIER: [2]})
+    device.properties.clear()
+    if behind:
+        device.publish("t", b"first")
+    device.publish("t", b"own", 2, packet_id=2)
+    assert got(device)[-1] == (b"own", 1)
+    assert device.properties[-1] == b"\x0b\2"
+    world.device("p").publish("t", b"another's")
+    assert device.properties[-1] == b"\x0b\1\x0b\2"

@@ -188,6 +188,8 @@ class Device:
         self.version = version
         self.auto_ack = auto_ack
         self.got: list[Any] = []
+        self.properties: list[bytes] = []
+        """Those of every message that came."""
         self.closed = False
         self.paused = False
         self.full = 0
@@ -203,7 +205,7 @@ class Device:
             if isinstance(event, tuple):
                 topic, flags, packet_id, payload, properties = event
                 self.got.append((topic, flags, packet_id, payload))
-                _ = properties
+                self.properties.append(properties)
             elif isinstance(event, Acks):
                 self.got += [PubAck(packet_id) for packet_id in event.packet_ids]
             else:
