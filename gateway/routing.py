@@ -321,23 +321,15 @@ class Router:
             known[topic.raw] = found
         return found
 
-<<<<<<< HEAD
-    def _find(self, session: Session, topic: Topic, seq: int | None = None) -> Target | None:
-        found = [one for one in self._tree.of(session, topic.text) if seq is None or one.since < seq]
-        return target_of(session, *found) if found else None
-=======
     def own(self, session: Session, topic: Topic, seq: int = 0) -> Target | None:
         """What this session gets of its own messages [MQTT-3.8.3-3]; with a `seq` as in `match`."""
         return self._find(session, topic, seq or None, own=True)
 
     def _find(self, session: Session, topic: Topic, seq: int | None = None, own: bool = False) -> Target | None:
-        found: Target | None = None
-        for subscription in self._tree.of(session, topic.text):
-            if (seq is None or subscription.since < seq) and not (own and subscription.no_local):
-                target = target_of(session, subscription)
-                found = target if found is None else _merge(found, target)
-        return found
->>>>>>> help-D
+        found = [
+            one for one in self._tree.of(session, topic.text) if (seq is None or one.since < seq) and not (own and one.no_local)
+        ]
+        return target_of(session, *found) if found else None
 
 
 def subscription_bytes(topic_filter: str) -> int:
@@ -355,24 +347,11 @@ def target_of(session: Session, first: Subscription, *others: Subscription) -> T
         session,
         max([one.qos for one in every]),
         max([one.since for one in every]),
-        all([one.no_local for one in every]),
+        any([one.no_local for one in every]),
         any([one.retain_as_published for one in every]),
         b"".join([_identifier(one.identifier) for one in every]),
     )
 
 
-<<<<<<< HEAD
 def _identifier(number: int) -> bytes:
     return b"\x0b" + write_varint(number) if number else b""
-=======
-def _merge(one: Target, other: Target) -> Target:
-    """Overlapping subscriptions: one delivery with the greater QoS and all identifiers (3.3.4)."""
-    return Target(
-        one.session,
-        max(one.qos, other.qos),
-        max(one.since, other.since),
-        one.no_local or other.no_local,
-        one.retain_as_published or other.retain_as_published,
-        one.identifiers + other.identifiers,
-    )
->>>>>>> help-D
