@@ -96,6 +96,7 @@ class Retaining(Outlet):
             if due.seqs or (len(self._kept) > FOUND_AT_ONCE and is_wild(topic_filter)):
                 self._read_retained(session, client, topic_filter, due)
                 return
+        session.retained_due = NO_DICT
 
     def _find(self, topic_filter: str, due: Due) -> None:
         if due.through:
