@@ -31,6 +31,8 @@ from .uplink_db import UPLINK
 MAX_QUARANTINE = 50_000
 """Rows kept; the oldest go first and are counted."""
 _CHECKPOINT_EVERY = 200
+_RATE_HOLDS = 5_000
+"""Milliseconds since a pool was saved, which it is each second while it carries."""
 
 _STANDING = "state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate"
 _ACCOUNT = "again, passed, missing, solid, named, cancelled"
@@ -90,7 +92,7 @@ class Dead(NamedTuple):
 
 
 class PoolStatus(NamedTuple):
-    """A pool as `status` shows it. `waiting` counts entries after its cursor, `drain` is seconds at the present rate."""
+    """A pool as it was saved at `at`, in ms. `waiting` counts entries after its cursor, `rate` how many it takes a second."""
 
     name: str
     state: str
@@ -101,16 +103,22 @@ class PoolStatus(NamedTuple):
     waiting: int
     oldest_at: int | None
     rate: float
-    drain: float | None
     delivered: int
     refused: int
+    at: int
     balance: dict[str, Any] = {}  # noqa: RUF012
 
     def as_dict(self, wall: int) -> dict[str, object]:
-        """For `status`: the age in seconds instead of a moment; `wall` is now in ms."""
+        """For `status`: the age in seconds instead of a moment; `wall` is now in ms. Of a far end that confirmed nothing lately
+        nobody knows when it will have the rest."""
         values = self._asdict()
-        oldest = values.pop("oldest_at")
-        return values | {"oldest_age": None if oldest is None else max(0, wall - oldest) / 1000}
+        oldest, at = values.pop("oldest_at"), values.pop("at")
+        rate = self.rate if abs(wall - at) < _RATE_HOLDS else 0.0
+        return values | {
+            "oldest_age": None if oldest is None else max(0, wall - oldest) / 1000,
+            "rate": rate,
+            "drain": self.waiting / rate if rate else None,
+        }
 
 
 class Progress:
@@ -318,12 +326,12 @@ def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]
     old = _is_older(data, 3)
     known = _ACCOUNT.replace("cancelled", "0") if _is_older(data, 5) else _ACCOUNT
     account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0, 0" if old else f"{known}, {_PARKED_OF}"
-    rows = read_rows(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
+    rows = read_rows(data, f"SELECT name, at, {_STANDING}, {account} FROM pool ORDER BY name")
     if not rows:
         return []
     log = LogReader(data / "log.db")
     try:
-        return [_status(log, name, _standing_of(row), Parked(*row[16:]), ahead) for name, *row in rows]
+        return [_status(log, name, at, _standing_of(row), Parked(*row[16:]), ahead) for name, at, *row in rows]
     finally:
         log.close()
 
@@ -359,16 +367,15 @@ def _standing_of(row: Sequence[Any]) -> Standing:
     return Standing(*row[:10])._replace(account=Account(*row[10:16]))
 
 
-def _status(log: LogReader, name: str, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:
-    cursor, rate = standing.cursor, standing.rate
+def _status(log: LogReader, name: str, at: int, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:
+    cursor = standing.cursor
     low, high = log.bounds()
     past = max(cursor, low - 1)
     sheet = balance(cursor, standing.delivered, standing.account, parked, high, ahead(cursor))
     waiting = min(int(sheet["waiting"]), max(0, high - past))
-    drain = waiting / rate if rate > 0 else None
     return PoolStatus(
-        name, standing.state, standing.error, standing.hint, standing.warning, cursor, waiting, log.at(cursor), rate, drain,
-        standing.delivered, standing.refused, sheet,
+        name, standing.state, standing.error, standing.hint, standing.warning, cursor, waiting, log.at(cursor), standing.rate,
+        standing.delivered, standing.refused, at, sheet,
     )  # fmt: skip
 
 
