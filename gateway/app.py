@@ -475,7 +475,7 @@ class App:
 
     def _status(self) -> dict[str, Any]:
         self._tick_clock()
-        return self._snapshot.status() | {"rules_read": self._rules_read}
+        return self._snapshot.status() | {"rules_read": self._rules_read / 1000}
 
 
 def _clock() -> tuple[int, int]:

@@ -203,7 +203,7 @@ def _changed(files: Sequence[Any], running: dict[str, Any] | None) -> list[str]:
     found = []
     for file in files:
         try:
-            if os.stat(file.path).st_mtime_ns // 1_000_000 > read:
+            if os.stat(file.path).st_mtime_ns // 1_000_000 > round(read * 1000):
                 found.append(str(file.path))
         except OSError:
             continue
