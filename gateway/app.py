@@ -480,7 +480,17 @@ class App:
     def _status(self) -> dict[str, Any]:
         self._tick_clock()
         config = {"changed": self._changed.changed, "error": self._changed.fault}
-        return self._snapshot.status() | {"rules_read": self._rules_read / 1000, "config": config}
+        found = self._snapshot.status() | {"rules_read": self._rules_read / 1000, "config": config}
+        return found | {"quarantine": self._stranded([str(pool["name"]) for pool in found["pools"]])}
+
+    def _stranded(self, served: list[str]) -> list[dict[str, object]]:
+        """What is in quarantine of pools that are not configured any more."""
+        from tidegate.uplink.progress import stranded
+
+        try:
+            return stranded(self._config.data, served)
+        except StoreError:
+            return []  # the far ends' part of the status tells it
 
 
 def _clock() -> tuple[int, int]:

@@ -28,6 +28,11 @@ def render(status: dict[str, Any]) -> str:
     ]
     for pool in status["pools"]:
         lines += _pool(pool)
+    for one in status.get("quarantine", ()):
+        waiting = f", {one['waiting']} wait to be sent again" if one["waiting"] else ""
+        lines.append(
+            f"quarantine  {one['pool']}, which is not configured: {one['records']} records{waiting} (tidegate dead list)"
+        )
     if not status["pools"]:
         remote = [name for name in status["backends"] if name != "sqlite"]
         lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")

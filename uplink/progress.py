@@ -234,28 +234,34 @@ class Progress:
             )
         self.checkpoint()
 
-    def apply(self, name: str, action: str, ids: Collection[int], edited: bytes) -> None:
-        """Do what the request `name` asks, once. Raises ValueError for an unknown action, StoreError."""
+    def apply(self, name: str, action: str, ids: Collection[int], edited: bytes, alone: bool = False) -> None:
+        """Do what the request `name` asks, once; `alone`: no uplink runs.
+
+        Raises ValueError for an unknown action, StoreError.
+        """
         with self.transaction("FULL"):
             if self._db.execute("SELECT 1 FROM meta WHERE key = ?", (f"dead.{name}",)).fetchone():
                 return
             self._db.execute("INSERT INTO meta VALUES (?, 1)", (f"dead.{name}",))
             for number in ids:
-                self._apply_to(number, action, edited)
+                self._apply_to(number, action, edited, alone)
 
     def forget(self, name: str) -> None:
         """The request's file is gone: it cannot come twice."""
         with self.transaction():
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"dead.{name}",))
 
-    def _apply_to(self, number: int, action: str, edited: bytes) -> None:
-        free = "WHERE id = ? AND attempt IS NULL AND original != x''"
+    def _apply_to(self, number: int, action: str, edited: bytes, alone: bool) -> None:
+        free = "(attempt IS NULL OR ? OR pool NOT IN (SELECT name FROM pool))"
         if action == "drop":
-            self._remove("id = ? AND attempt IS NULL", (number,), "dead_dropped", "parked_cancelled")
+            self._remove(f"id = ? AND {free}", (number, alone), "dead_dropped", "parked_cancelled")
         elif action == "retry":
-            self._db.execute(f"UPDATE quarantine SET attempt = ? {free}", (secrets.randbits(62), number))
+            where = "WHERE id = ? AND attempt IS NULL AND original != x''"
+            self._db.execute(f"UPDATE quarantine SET attempt = ? {where}", (secrets.randbits(62), number))
         elif action == "edit":
-            self._db.execute(f"UPDATE quarantine SET attempt = ?, edited = ? {free}", (secrets.randbits(62), edited, number))
+            where = f"WHERE id = ? AND {free} AND original != x''"
+            values = (secrets.randbits(62), edited, number, alone)
+            self._db.execute(f"UPDATE quarantine SET attempt = ?, edited = ? {where}", values)
         else:
             raise ValueError(action)
 
@@ -355,6 +361,13 @@ def read_dead(data: Path) -> list[Dead]:
     new = "NULL, 0" if old else "edited, attempt IS NOT NULL"
     rows = read_rows(data, f"SELECT {columns}, {new} FROM quarantine ORDER BY id")
     return [Dead(*row)._replace(due=bool(row[-1])) for row in rows]
+
+
+def stranded(data: Path, served: Collection[str]) -> list[dict[str, object]]:
+    """What is in quarantine of pools that nobody serves, and how much of it waits to be sent again. Raises StoreError."""
+    waiting = "0" if _is_older(data, 2) else "count(attempt)"
+    rows = read_rows(data, f"SELECT pool, count(*), {waiting} FROM quarantine GROUP BY pool")
+    return [{"pool": pool, "records": count, "waiting": due} for pool, count, due in rows if pool not in served]
 
 
 def saved_wants(data: Path) -> dict[str, list[Want]]:
