@@ -475,6 +475,10 @@ class App:
             if self._supervisor is not None:
                 self._supervisor.wake()
             return {"woken": self._supervisor is not None}
+        if request.get("command") == "reconnect":
+            if self._supervisor is not None:
+                self._loop.create_task(self._supervisor.restart(), name="restart uplink")
+            return {"restarted": self._supervisor is not None}
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _status(self) -> dict[str, Any]:
