@@ -22,6 +22,8 @@ import click
 from .cli_parts import CONFIG, DATA, Failure, as_json_value, load_config
 
 TAKE_UP_WAIT = 5.0
+SHOWN_IDS = 10
+"""Ids, or runs of them, that `dead list` names of one group."""
 RECORDS = {"redis": "redis_record", "mysql": "sql_record", "pgsql": "sql_record"}
 
 
@@ -52,7 +54,7 @@ def list_(config_file: Path | None, data: Path | None, pool: str | None, as_json
         {
             "pool": name, "reason": reason, "count": len(rows), "waiting": sum(row.due for row in rows),
             "first": _utc(min(row.at for row in rows)), "last": _utc(max(row.at for row in rows)),
-            "example": {"id": rows[-1].id, "target": rows[-1].target},
+            "ids": [row.id for row in rows], "example": {"id": rows[-1].id, "target": rows[-1].target},
         }
         for (name, reason), rows in groups.items()
     ]  # fmt: skip
@@ -64,9 +66,22 @@ def list_(config_file: Path | None, data: Path | None, pool: str | None, as_json
         waiting = f", {group['waiting']} wait to be sent again" if group["waiting"] else ""
         click.echo(f"{group['pool']}: {group['reason']}")
         click.echo(f"  {group['count']} record{'s' * (group['count'] != 1)}{waiting}, {group['first']} to {group['last']} UTC")
+        click.echo(f"  ids: {_in_short(group['ids'])}")
         click.echo(f"  for example {group['example']['id']}: {group['example']['target']}")
     if not found:
         click.echo("nothing is in quarantine" + (f" of {pool}" if pool else ""))
+
+
+def _in_short(ids: Sequence[int]) -> str:
+    """Rising numbers as a person reads them: 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    shown = ", ".join("-".join(map(str, run)) for run in runs[:SHOWN_IDS])
+    return shown + (", … (tidegate dead export has them all)" if len(runs) > SHOWN_IDS else "")
 
 
 @dead.command()

@@ -311,7 +311,7 @@ def test_the_page_names_every_function_with_its_events() -> None:
 def test_the_example_of_the_page_is_read(conf: Path) -> None:
     (example,) = re.findall(r"```conf\n(.*?)```", PAGE, re.DOTALL)
     (conf / "emqx_backend_redis.conf").write_text(example)
-    assert [line.split()[1] for line in lines(rules(conf, "list"))[1:3]] == ["message.publish.1", "message.publish.2"]
+    assert [line.split()[1] for line in lines(rules(conf, "list"))[1:3]] == ["message.publish.11", "message.publish.12"]
 
 
 def test_the_commands_of_the_page_work(conf: Path) -> None:

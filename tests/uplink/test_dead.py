@@ -87,11 +87,15 @@ def test_list_show_and_export_tell_what_was_refused(rig: Rig) -> None:
     assert (group["pool"], group["count"], group["example"]["id"]) == ("redis.pool1", 3, 3)
     assert group["reason"].startswith("WRONGTYPE")
     assert "3 records" in dead(rig.data, "list")
+    assert group["ids"] == [1, 2, 3]
+    assert "  ids: 1-3\n" in dead(rig.data, "list")
+    ask(rig, "drop", 2)
+    assert "  ids: 1, 3\n" in dead(rig.data, "list")
     assert "nothing is in quarantine of redis.other" in dead(rig.data, "list", "--pool", "redis.other")
-    shown = json.loads(dead(rig.data, "show", "2"))
-    assert shown["original"] == {"write": "command", "0": "RPUSH", "1": "list", "2": "b"}
-    assert (shown["entry"]["topic"], shown["entry"]["payload"]) == ("t", "b")
-    assert [json.loads(line)["id"] for line in dead(rig.data, "export").splitlines()] == [1, 2, 3]
+    shown = json.loads(dead(rig.data, "show", "3"))
+    assert shown["original"] == {"write": "command", "0": "RPUSH", "1": "list", "2": "c"}
+    assert (shown["entry"]["topic"], shown["entry"]["payload"]) == ("t", "c")
+    assert [json.loads(line)["id"] for line in dead(rig.data, "export").splitlines()] == [1, 3]
     assert "there is no record 9" in dead(rig.data, "show", "9", code=1)
 
 
