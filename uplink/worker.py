@@ -199,6 +199,8 @@ class Worker:
             # Whoever read of the loss is told of its end; of a link that flaps both are held back.
             self._told_lost = False
             self._say("pool_connected", "connected again")
+        if before.state != "connected":
+            self._say_rarely.well()
         self._back_off = FIRST_BACK_OFF
         self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()

@@ -250,6 +250,22 @@ def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tm
     simulation.close()
 
 
+def test_every_outage_of_a_far_end_that_was_well_in_between_has_its_lines(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 1)
+    simulation.far.calm = True
+    simulation.finish(simulation.worker)
+    connect = simulation.far.connect
+    for _ in range(5):
+        simulation.clock.now += 3.0
+        simulation.far.is_cut, simulation.far.connect = True, _unreachable  # type: ignore[method-assign]
+        for _ in range(4):
+            simulation.clock.now += simulation.worker.step().seconds or 0.0
+        simulation.far.is_cut, simulation.far.connect = False, connect  # type: ignore[method-assign]
+        simulation.finish(simulation.worker)
+    assert [line.partition(":")[0] for line in simulation.said] == ["pool_unreachable", "pool_connected"] * 5
+    simulation.close()
+
+
 def test_status_and_cursor_can_be_read_from_outside(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, 2)
     simulation.far.calm = True
