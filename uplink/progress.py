@@ -404,8 +404,8 @@ def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
     try:
         return _select(open_reader(path), path, sql)
     except sqlite3.DatabaseError as error:
-        # Made a moment ago and still without tables: as good as not there.
-        if "no such table" in str(error):
+        # Made, or being moved forward, since its version was looked at: as good as not there.
+        if "no such table" in str(error) or "no such column" in str(error):
             return []
         code = getattr(error, "sqlite_errorcode", 0) & 255
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
