@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from tidegate.store.report import WARNING, Say
+from tidegate.store.report import EACH, WARNING, Say
 
 from .config import Config, ConfigError
 from .config_keys import KEYS
@@ -44,10 +44,10 @@ class ConfigChanged:
             self.fault = str(error)
             for mistake in error.mistakes:
                 text = f"{mistake}; what runs stays as it is, and would not start like this"
-                self._say("config_unusable", text, WARNING, str(mistake))
+                self._say("config_unusable", text, WARNING, EACH)
             return
         self.fault = ""
         self.changed = sorted(key for field, key in KEY_OF.items() if getattr(now, field) != getattr(self._runs, field))
         if self.changed:
             text = "gateway.toml was changed and needs a restart (systemctl restart tidegate)"
-            self._say("config_changed", text, WARNING, keys=",".join(self.changed))
+            self._say("config_changed", text, WARNING, EACH, keys=",".join(self.changed))

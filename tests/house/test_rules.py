@@ -136,7 +136,8 @@ def test_list_names_the_files_of_backends_that_are_not_configured(conf: Path) ->
 def test_a_rule_is_in_force_when_the_running_gateway_has_loaded_its_backend(tmp_path: Path) -> None:
     text = RULES.replace("PORT", str(free_port()))
     local = 'backend.sqlite.hook.message.publish.1 = {"action": {"function": "on_message_publish"}}\n'
-    with Gateway(tmp_path, files={"emqx_backend_redis.conf": text, "emqx_backend_sqlite.conf": local}):
+    with Gateway(tmp_path, files={"emqx_backend_redis.conf": text, "emqx_backend_sqlite.conf": local}) as gateway:
+        wait_until(lambda: " listening: " in gateway.log(), 10.0, gateway.log)
         (tmp_path / "gateway.toml").write_text('[uplink]\nbackends = ["sqlite", "redis"]\n')
         found = {rule["backend"]: rule["state"] for rule in answer(rules(tmp_path, "list", "--json"))["rules"]}
         assert found["sqlite"] == "in force"
