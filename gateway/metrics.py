@@ -227,7 +227,7 @@ METRICS = (
     Metric("tidegate_pool_waiting", "gauge", "Entries that wait for a far end.", _pools("waiting")),
     Metric("tidegate_pool_oldest_age_seconds", "gauge", "Age of the oldest waiting entry.", _pools("oldest_age")),
     Metric("tidegate_pool_rate", "gauge", "Entries done with per second while a backlog is drained, else 0.", _pools("rate")),
-    Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits, at this rate; none while it is not known.", _pools("drain")),
+    Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits; none if unknown.", _pools("drain")),
     Metric("tidegate_pool_delivered_total", "counter", "Entries a far end has taken.", _pools("delivered")),
     Metric("tidegate_pool_entries", "gauge", "What became of the entries for a far end: its balance.", _pool_parts),
     Metric("tidegate_pool_dropped_total", "counter", "Entries a far end never gets, by reason.", _pools_dropped),
