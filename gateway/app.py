@@ -33,6 +33,7 @@ from . import control, made_requests
 from .access import Access
 from .broker import Broker
 from .config import Config, Listener
+from .config_changed import ConfigChanged
 from .config_keys import join_address
 from .connecting import Limits
 from .health import Health
@@ -58,8 +59,9 @@ class StartError(Exception):
     """The gateway cannot start; the text is for the user."""
 
 
-def run(config: Config) -> int:
-    """Run until SIGTERM or SIGINT. Raises StartError or StoreError with one sentence for the user."""
+def run(config: Config, read: Callable[[], Config]) -> int:
+    """Run until SIGTERM or SIGINT; `read` reads the configuration again. Raises StartError or StoreError with one
+    sentence for the user."""
     runner: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
     if not os.environ.get("TIDEGATE_NO_UVLOOP"):
         try:
@@ -71,7 +73,7 @@ def run(config: Config) -> int:
     gc.set_threshold(GC_THRESHOLD)
     report = Report(config.log_format, config.log_level)
     try:
-        return runner(App(config, report).main())
+        return runner(App(config, read, report).main())
     finally:
         report.close()
 
@@ -79,8 +81,9 @@ def run(config: Config) -> int:
 class App:
     """One gateway; `main` is its whole life."""
 
-    def __init__(self, config: Config, report: Report) -> None:
+    def __init__(self, config: Config, read: Callable[[], Config], report: Report) -> None:
         self._config = config
+        self._changed = ConfigChanged(config, read, report)
         self._report = report
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
@@ -365,6 +368,7 @@ class App:
 
     def _reload(self) -> None:
         self._report("reload", "SIGHUP: reading rules and passwords again")
+        self._changed.look()
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
@@ -484,11 +488,26 @@ class App:
             if self._supervisor is not None:
                 self._supervisor.wake()
             return {"woken": self._supervisor is not None}
+        if request.get("command") == "reconnect":
+            if self._supervisor is not None:
+                self._loop.create_task(self._supervisor.restart(), name="restart uplink")
+            return {"restarted": self._supervisor is not None}
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _status(self) -> dict[str, Any]:
         self._tick_clock()
-        return self._snapshot.status() | {"rules_read": self._rules_read}
+        config = {"changed": self._changed.changed, "error": self._changed.fault}
+        found = self._snapshot.status() | {"rules_read": self._rules_read / 1000, "config": config}
+        return found | {"quarantine": self._stranded([str(pool["name"]) for pool in found["pools"]])}
+
+    def _stranded(self, served: list[str]) -> list[dict[str, object]]:
+        """What is in quarantine of pools that are not configured any more."""
+        from tidegate.uplink.progress import stranded
+
+        try:
+            return stranded(self._config.data, served)
+        except StoreError:
+            return []  # the far ends' part of the status tells it
 
 
 def _clock() -> tuple[int, int]:

@@ -19,7 +19,7 @@ from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store, cli_sub, 
 from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
-from .config import ConfigError, find_config, load
+from .config import Config, ConfigError, find_config, load
 
 
 class _Commands(click.Group):
@@ -62,8 +62,12 @@ def main() -> None:
 @click.option("--listen", "-l", multiple=True, metavar="HOST:PORT", help="Listen here instead (may be repeated).")
 def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) -> None:
     """Run the gateway in the foreground; logs go to stderr."""
+
+    def read() -> Config:
+        return load(config_file or find_config(os.environ), data, listen)
+
     try:
-        config = load(config_file or find_config(os.environ), data, listen)
+        config = read()
     except ConfigError as error:
         _cannot_start(error.beside.log_format, error, 2)
     from tidegate.store.schema import StoreError
@@ -72,7 +76,7 @@ def run(config_file: Path | None, data: Path | None, listen: tuple[str, ...]) ->
     from .access import PasswordFileError
 
     try:
-        code = app.run(config)
+        code = app.run(config, read)
     except PasswordFileError as error:
         _cannot_start(config.log_format, error, 2)
     except (app.StartError, StoreError) as error:

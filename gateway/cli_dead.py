@@ -12,7 +12,7 @@ import base64
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import click
 from .cli_parts import CONFIG, DATA, Failure, as_json_value, load_config
 
 TAKE_UP_WAIT = 5.0
+SHOWN_IDS = 10
+"""Ids, or runs of them, that `dead list` names of one group."""
 RECORDS = {"redis": "redis_record", "mysql": "sql_record", "pgsql": "sql_record"}
 
 
@@ -52,7 +54,7 @@ def list_(config_file: Path | None, data: Path | None, pool: str | None, as_json
         {
             "pool": name, "reason": reason, "count": len(rows), "waiting": sum(row.due for row in rows),
             "first": _utc(min(row.at for row in rows)), "last": _utc(max(row.at for row in rows)),
-            "example": {"id": rows[-1].id, "target": rows[-1].target},
+            "ids": [row.id for row in rows], "example": {"id": rows[-1].id, "target": rows[-1].target},
         }
         for (name, reason), rows in groups.items()
     ]  # fmt: skip
@@ -64,9 +66,22 @@ def list_(config_file: Path | None, data: Path | None, pool: str | None, as_json
         waiting = f", {group['waiting']} wait to be sent again" if group["waiting"] else ""
         click.echo(f"{group['pool']}: {group['reason']}")
         click.echo(f"  {group['count']} record{'s' * (group['count'] != 1)}{waiting}, {group['first']} to {group['last']} UTC")
+        click.echo(f"  ids: {_in_short(group['ids'])}")
         click.echo(f"  for example {group['example']['id']}: {group['example']['target']}")
     if not found:
         click.echo("nothing is in quarantine" + (f" of {pool}" if pool else ""))
+
+
+def _in_short(ids: Sequence[int]) -> str:
+    """Rising numbers as a person reads them: 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    shown = ", ".join("-".join(map(str, run)) for run in runs[:SHOWN_IDS])
+    return shown + (", … (tidegate dead export has them all)" if len(runs) > SHOWN_IDS else "")
 
 
 @dead.command()
@@ -98,12 +113,15 @@ def retry(
     config_file: Path | None, data: Path | None, pool: str | None, reason: str | None, everything: bool, ids: tuple[int, ...]
 ) -> None:
     """Send records again, each once; one leaves the quarantine when the far end has it."""
-    place = _data(config_file, data)
+    config = load_config(config_file, data)
+    place = config.data
     rows = _selection(place, pool, reason, everything, ids)
     lost = [row for row in rows if not row.original]
     if ids and lost:
         raise _failure(f"{lost[0].id}: its write is not known any more, because the log had dropped the entry; only drop it")
     _ask_for(place, "retry", [row.id for row in rows if row.original and not row.due], "to be sent again")
+    for name in sorted({row.pool for row in rows} - _configured(config)):
+        click.echo(f"{name} is not configured: they wait until it is, or until you drop them", err=True)
 
 
 @dead.command()
@@ -115,14 +133,20 @@ def retry(
 def drop(
     config_file: Path | None, data: Path | None, pool: str | None, reason: str | None, everything: bool, ids: tuple[int, ...]
 ) -> None:
-    """Remove records for good; they are counted. What waits to be sent again stays."""
-    place = _data(config_file, data)
+    """Remove records for good; they are counted.
+
+    What waits to be sent again stays, unless its pool is not configured (any more), or ID names it while no gateway runs.
+    """
+    config = load_config(config_file, data)
+    place = config.data
     if (pool is None) != (reason is None):
         raise _failure("what is dropped is lost: name both --pool and --reason, or --all, or ID...", 2)
     rows = _selection(place, pool, reason, everything, ids)
+    sending = _sending(config) if ids else _configured(config)
     if ids:
-        _must_not_wait(rows)
-    _ask_for(place, "drop", [row.id for row in rows if not row.due], "dropped")
+        _must_not_wait(rows, sending)
+    gone = [row for row in rows if not row.due or row.pool not in sending]
+    _ask_for(place, "drop", [row.id for row in gone], "dropped" + _may_have_arrived(gone))
 
 
 @dead.command()
@@ -132,9 +156,10 @@ def drop(
 @click.argument("number", type=int, metavar="ID")
 def edit(config_file: Path | None, data: Path | None, payload: str | None, changes: tuple[str, ...], number: int) -> None:
     """Change a record and send it, once; without options in $EDITOR. The original is kept until it has arrived."""
-    place = _data(config_file, data)
+    config = load_config(config_file, data)
+    place = config.data
     (row,) = _chosen(_rows(place), [number])
-    _must_not_wait([row])
+    _must_not_wait([row], _sending(config))
     record = _record(row.pool)
     if record is None or not row.original:
         raise _failure(f"{number}: it cannot be edited, because how it is written is not known here")
@@ -149,7 +174,7 @@ def edit(config_file: Path | None, data: Path | None, payload: str | None, chang
         after = record.change(before, wanted or _in_editor(record.describe(before)[1]))
     except record.FieldFault as error:
         raise _failure(f"{number}: {error}", 2) from None
-    _ask_for(place, "edit", [number], "to be sent as changed", base64.b64encode(after).decode())
+    _ask_for(place, "edit", [number], "to be sent as changed" + _may_have_arrived([row]), base64.b64encode(after).decode())
 
 
 def _in_editor(fields: dict[str, bytes]) -> dict[str, bytes]:
@@ -201,10 +226,41 @@ def _selection(data: Path, pool: str | None, reason: str | None, everything: boo
     return _chosen(rows, ids) if ids else [row for row in rows if reason is None or reason in row.reason]
 
 
-def _must_not_wait(rows: Iterable[Any]) -> None:
+def _must_not_wait(rows: Iterable[Any], sending: Collection[str]) -> None:
     for row in rows:
-        if row.due:
-            raise _failure(f"{row.id}: it waits to be sent again and may have arrived; wait until it has or is refused")
+        if row.due and row.pool in sending:
+            text = "it waits to be sent again and may have arrived; wait until it has or is refused, or stop the gateway"
+            raise _failure(f"{row.id}: {text}")
+
+
+def _may_have_arrived(rows: Iterable[Any]) -> str:
+    waited = [row for row in rows if row.due]
+    return f" ({len(waited)} waited to be sent again, and may have arrived)" if waited else ""
+
+
+def _sending(config: Any) -> set[str]:
+    """The pools that an uplink process may be sending to right now."""
+    from tidegate.store.schema import StoreError
+    from tidegate.uplink.progress import cursors
+    from tidegate.uplink.requests import uplink_runs
+
+    try:
+        return set(cursors(config.data)) if uplink_runs(config.data) else set()
+    except StoreError as error:
+        raise _failure(str(error)) from None
+
+
+def _configured(config: Any) -> set[str]:
+    """The pools of the running gateway; of one that does not run, those of its next start."""
+    from tidegate.uplink.progress import cursors
+    from tidegate.uplink.rule import load_all
+
+    if running := _sending(config):
+        return running
+    files = load_all(config.conf_dir, config.backends)
+    hidden = [file.backend for file in files if file.mistakes]
+    kept = {name for name in cursors(config.data) if name.partition(".")[0] in hidden}
+    return kept | {pool.full_name for file in files for pool in file.pools}
 
 
 def _ask_for(data: Path, action: str, ids: list[int], what: str, edited: str = "") -> None:

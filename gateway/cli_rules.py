@@ -53,16 +53,20 @@ def list_(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     config = load_config(config_file, data)
     files = _files(config)
     running = _running(config)
-    rows = [_row(file, rule) for file in files for rule in file.rules]
+    rows = [_row(file, rule, running) for file in files for rule in file.rules]
     pools = [_pool(file, pool.full_name, running) for file in files for pool in file.pools if file.backend != "sqlite"]
-    changed = _changed(files, running)
+    changed, unused = _changed(files, running), _unused(config)
     if as_json:
         told = {kind: [told._asdict() for file in files for told in getattr(file, kind)] for kind in ("warnings", "mistakes")}
-        click.echo(json.dumps({"rules": rows, "pools": pools, "reload_needed": changed} | told, indent=2, ensure_ascii=False))
+        found = {"rules": rows, "pools": pools, "reload_needed": changed, "not_loaded": unused}
+        click.echo(json.dumps(found | told, indent=2, ensure_ascii=False))
     else:
         _print_table(rows)
         for pool in pools:
             click.echo(f"pool {pool['name']}: {pool['state']}")
+        for path in unused:
+            backend = Path(path).stem.rpartition("_")[2]
+            click.echo(f"{Path(path).name} is not loaded: {backend} is not in uplink.backends")
         for path in changed:
             click.echo(f"warning: {path} was changed after the gateway read it: systemctl reload tidegate", err=True)
     _end(files, () if as_json else ("warnings", "mistakes"))
@@ -130,13 +134,33 @@ def _end(files: Sequence[Any], kinds: Sequence[str]) -> None:
 # -- list ------------------------------------------------------------------------------------------------------------
 
 
-def _row(file: Any, rule: Any) -> dict[str, Any]:
-    from tidegate.uplink.explain import state
+def _row(file: Any, rule: Any, running: dict[str, Any] | None) -> dict[str, Any]:
+    from tidegate.uplink.explain import IN_FORCE, state
 
+    told = state(file)
     return {
-        **_named(file.backend, rule), "state": state(file),
+        **_named(file.backend, rule), "state": _not_loaded(file.backend, running) or told if told == IN_FORCE else told,
         "warnings": [told.text for told in file.warnings if told.line == rule.line],
     }  # fmt: skip
+
+
+def _not_loaded(backend: str, running: dict[str, Any] | None) -> str:
+    """Why the running gateway does not go by the rules of this backend; empty when it does."""
+    if running is None:
+        return "not loaded: the gateway does not run"
+    if not running:
+        return "not known: the gateway could not be asked"
+    if backend not in running["backends"]:
+        return f"not loaded: {backend} was not in uplink.backends when the gateway started; restart it"
+    return ""
+
+
+def _unused(config: Any) -> list[str]:
+    """Files of far ends that lie there and are not in `uplink.backends`."""
+    from tidegate.uplink.vocabulary import BUILT
+
+    paths = [config.conf_dir / f"emqx_backend_{name}.conf" for name in BUILT if name not in config.backends]
+    return [str(path) for path in paths if path.exists()]
 
 
 def _named(backend: str, rule: Any) -> dict[str, Any]:
@@ -175,11 +199,14 @@ def _shortened(text: str) -> str:
 
 
 def _running(config: Any) -> dict[str, Any] | None:
-    """What the running gateway says of itself; None when it cannot be asked."""
-    from .control import NotRunning, ask
+    """What the running gateway says of itself; None when none runs, nothing when it cannot be asked."""
+    from .control import NoAnswer, NoRight, NotRunning, ask
 
     try:
         return ask(config.data / "control.sock", {"command": "status"})
+    except (NoRight, NoAnswer) as error:
+        click.echo(f"warning: {error}", err=True)
+        return {}
     except NotRunning:
         return None
 
@@ -191,7 +218,7 @@ def _pool(file: Any, name: str, running: dict[str, Any] | None) -> dict[str, Any
     live = next((pool["state"] for pool in (running or {}).get("pools", ()) if pool["name"] == name), None)
     if file.backend not in BUILT:
         return {"name": name, "state": NOT_BUILT, "trouble": trouble(file)}
-    state = MISCONFIGURED if file.mistakes else live or ("not loaded" if running else "the gateway does not run")
+    state = MISCONFIGURED if file.mistakes else live or _not_loaded(file.backend, running) or "not loaded"
     return {"name": name, "state": state, "trouble": trouble(file)}
 
 
@@ -203,7 +230,7 @@ def _changed(files: Sequence[Any], running: dict[str, Any] | None) -> list[str]:
     found = []
     for file in files:
         try:
-            if os.stat(file.path).st_mtime_ns // 1_000_000 > read:
+            if os.stat(file.path).st_mtime_ns // 1_000_000 > round(read * 1000):
                 found.append(str(file.path))
         except OSError:
             continue

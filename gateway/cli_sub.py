@@ -43,7 +43,11 @@ def sub() -> None:
 @CLIENT
 @FILTER
 def add(config_file: Path | None, data: Path | None, qos: int, client: str, topic_filter: str) -> None:
-    """Subscribe CLIENT to FILTER: now if it is connected, and whenever it connects."""
+    """Subscribe CLIENT to FILTER.
+
+    A rule on_subscribe_lookup of emqx_backend_sqlite.conf says when it takes effect: now if the client is connected, and when
+    its session is created (session.created) or whenever it connects (client.connected). Without one it is only stored.
+    """
     answer = _ask(config_file, data, {"action": "add", "client": client, "filter": topic_filter, "qos": qos})
     if answer["refused"]:
         raise Failure(f"the row is stored, but {client} may not subscribe to {topic_filter}")
@@ -102,9 +106,11 @@ def _rows(path: Path, client: str | None) -> list[dict[str, Any]]:
 
 def _ask(config_file: Path | None, data: Path | None, request: dict[str, Any]) -> dict[str, Any]:
     from .control import NotRunning, ask
-    from .made import fault
+    from .made import fault, fault_of_new
 
-    if why := fault(request["client"], request["filter"], request.get("qos", 0)):
+    if why := (fault_of_new if request["action"] == "add" else fault)(
+        request["client"], request["filter"], request.get("qos", 0)
+    ):
         raise Failure(why, 2)
     try:
         return ask(load_config(config_file, data).data / "control.sock", {"command": "sub", **request})

@@ -35,16 +35,30 @@ def init(config_file: Path | None, data: Path | None, yes: bool, alter: bool, po
     try:
         session = backend.schema_session(pool)
         try:
-            _init(session, pool, yes, alter)
+            changed = _init(session, pool, yes, alter)
         finally:
             session.close()
+        if changed:
+            _tell(load_config(config_file, data).data)
     except Misconfigured as error:
         raise Failure(f"{error}; {error.hint}") from None
     except (NotConnected, Rejected) as error:
         raise Failure(str(error)) from None
 
 
-def _init(session: Any, pool: Any, yes: bool, alter: bool) -> None:
+def _tell(data: Path) -> None:
+    """A pool that waits for what was made looks for itself only each minute."""
+    from .control import NotRunning, ask
+
+    try:
+        restarted = ask(data / "control.sock", {"command": "reconnect"})["restarted"]
+    except NotRunning:
+        restarted = False
+    click.echo("the running gateway tries again now" if restarted else "a running gateway tries again within a minute")
+
+
+def _init(session: Any, pool: Any, yes: bool, alter: bool) -> bool:
+    """Whether anything was created or changed."""
     from tidegate.uplink.sql_alter import alters
     from tidegate.uplink.sql_schema import missing
 
@@ -60,6 +74,7 @@ def _init(session: Any, pool: Any, yes: bool, alter: bool) -> None:
         click.echo("What exists is not changed without --alter, which would run:\n")
         for change in changes:
             click.echo(f"{change};")
+    return bool(steps or (changes and alter))
 
 
 def _do(session: Any, pool: Any, verb: str, steps: list[tuple[str, str]], yes: bool) -> None:

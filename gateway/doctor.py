@@ -153,7 +153,10 @@ def _listeners(status: dict[str, Any]) -> Iterable[Finding]:
 
 
 def _restart(status: dict[str, Any], config: Config) -> Iterable[Finding]:
-    """Listeners are read at the start only: the change that does nothing."""
+    """What is read at the start only: the change that does nothing."""
+    advice = "systemctl restart tidegate"
+    if changed := status["config"]["changed"]:
+        yield Finding(WARNING, "restart", f"gateway.toml was changed after the start: {', '.join(changed)}", advice)
     runs = sorted(status["listeners"])
     wanted = sorted(f"{listener.host}:{listener.port}" for listener in config.listeners)
     if runs != wanted:

@@ -162,6 +162,14 @@ class MadeSubscriptions:
             self._subscribing.unsubscribe(session, topic_filter)
 
 
+def fault_of_new(clientid: str, topic_filter: str, qos: int) -> str:
+    """Why it cannot be made now: what an earlier version kept can still be taken away."""
+    if topic_filter.startswith("$share/"):
+        text = "shared subscriptions come with a later version; without $share/NAME/ it is one of the client alone"
+        return f"{topic_filter!r}: {text}"
+    return fault(clientid, topic_filter, qos)
+
+
 def fault(clientid: str, topic_filter: str, qos: int) -> str:
     """Why this cannot be a subscription, empty if it can."""
     if not clientid or "\0" in clientid:

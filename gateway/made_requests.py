@@ -11,7 +11,7 @@ import asyncio
 from typing import Any
 
 from .broker import Broker
-from .made import fault
+from .made import fault, fault_of_new
 
 Future = asyncio.Future[dict[str, Any]]
 
@@ -22,7 +22,7 @@ def answer(broker: Broker, request: dict[str, Any], future: Future) -> dict[str,
     qos = 0 if action == "del" else qos
     if not isinstance(clientid, str) or not isinstance(topic_filter, str) or not isinstance(qos, int) or isinstance(qos, bool):
         return {"error": "client and filter are texts, qos is a number"}
-    if why := fault(clientid, topic_filter, qos):
+    if why := (fault_of_new if action == "add" else fault)(clientid, topic_filter, qos):
         return {"error": why}
     if broker.store_fault:
         return {"error": f"the store refuses to write: {broker.store_fault}"}

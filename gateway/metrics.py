@@ -80,6 +80,23 @@ def _session_parts(status: Status) -> Iterable[Sample]:
             yield {"part": part}, status["sessions"][part]
 
 
+DROPS = (
+    *("disk_budget", "free_floor", "max_waiting_age", "max_waiting_bytes", "max_waiting_messages"),
+    *("queue_full", "packet_too_large", "offline_opts", "no_longer_stored", "cannot_be_stored"),
+)
+"""Reasons that are there from the start: the growth of what was not there before is not seen."""
+
+
+def _dropped(status: Status) -> Iterable[Sample]:
+    for reason, count in (dict.fromkeys(DROPS, 0) | status["dropped"]).items():
+        if reason != "expired":
+            yield {"reason": reason}, count
+
+
+def _expired(status: Status) -> Iterable[Sample]:
+    yield {}, status["dropped"].get("expired", 0)
+
+
 def _pools_dropped(status: Status) -> Iterable[Sample]:
     for pool in status["pools"]:
         for reason, count in pool.get("balance", {}).get("dropped", {}).items():
@@ -162,7 +179,8 @@ METRICS = (
     Metric("tidegate_messages_sent_total", "counter", "PUBLISH packets sent to subscribers.", _value("messages", "sent")),
     Metric("tidegate_entries_stored_total", "counter", "Entries committed to the log.", _value("messages", "stored")),
     Metric("tidegate_rules_read_timestamp_seconds", "gauge", "When the rules in force were read.", _value("rules_read")),
-    Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _by("reason", "dropped")),
+    Metric("tidegate_messages_dropped_total", "counter", "Messages dropped, by reason.", _dropped),
+    Metric("tidegate_messages_expired_total", "counter", "Messages whose sender wanted them no longer delivered.", _expired),
     Metric(
         "tidegate_publishes_refused_total", "counter", "Publishes refused because the disk budget is used up.",
         _value("messages", "refused"),
@@ -208,8 +226,8 @@ METRICS = (
     Metric("tidegate_pool_cursor", "gauge", "Number of the last entry a far end is done with.", _pools("cursor")),
     Metric("tidegate_pool_waiting", "gauge", "Entries that wait for a far end.", _pools("waiting")),
     Metric("tidegate_pool_oldest_age_seconds", "gauge", "Age of the oldest waiting entry.", _pools("oldest_age")),
-    Metric("tidegate_pool_rate", "gauge", "Entries a far end takes per second.", _pools("rate")),
-    Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits, at this rate.", _pools("drain")),
+    Metric("tidegate_pool_rate", "gauge", "Entries done with per second while a backlog is drained, else 0.", _pools("rate")),
+    Metric("tidegate_pool_drain_seconds", "gauge", "Time until nothing waits; none if unknown.", _pools("drain")),
     Metric("tidegate_pool_delivered_total", "counter", "Entries a far end has taken.", _pools("delivered")),
     Metric("tidegate_pool_entries", "gauge", "What became of the entries for a far end: its balance.", _pool_parts),
     Metric("tidegate_pool_dropped_total", "counter", "Entries a far end never gets, by reason.", _pools_dropped),

@@ -141,7 +141,7 @@ class Snapshot:
         return [(name, one) for name, one in found if one.get("mismatch")]
 
     def sys_values(self) -> dict[str, bytes]:
-        """The `$SYS` topics that monitoring tools for mosquitto know."""
+        """The `$SYS` topics that monitoring tools for mosquitto know, as far as they mean the same here."""
         broker = self._broker
         asleep = sum(1 for session in broker.sessions if session.client is None)
         values = {
@@ -150,9 +150,8 @@ class Snapshot:
             "clients/connected": len(broker.sessions) - asleep,
             "clients/disconnected": asleep,
             "clients/total": len(broker.sessions),
-            "messages/received": broker.received,
-            "messages/sent": broker.delivery.sent,
-            "messages/stored": broker.stored,
+            "publish/messages/received": broker.received,
+            "publish/messages/sent": broker.delivery.sent,
             "publish/messages/dropped": sum(broker.delivery.dropped.values()),
             "retained messages/count": len(broker.retained),
             "subscriptions/count": broker.router.subscriptions,

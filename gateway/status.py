@@ -28,6 +28,11 @@ def render(status: dict[str, Any]) -> str:
     ]
     for pool in status["pools"]:
         lines += _pool(pool)
+    for one in status.get("quarantine", ()):
+        waiting = f", {one['waiting']} wait to be sent again" if one["waiting"] else ""
+        lines.append(
+            f"quarantine  {one['pool']}, which is not configured: {one['records']} records{waiting} (tidegate dead list)"
+        )
     if not status["pools"]:
         remote = [name for name in status["backends"] if name != "sqlite"]
         lines.append(f"pools       {'starting: ' + ', '.join(remote) if remote else 'none: no remote backend is configured'}")
@@ -45,6 +50,11 @@ def render(status: dict[str, Any]) -> str:
     for title, counts in (("dropped", status["dropped"]), ("refused", refused)):
         shown = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         lines.append(f"{title:<12}{shown or 'nothing'}")
+    config = status.get("config", {})
+    if changed := config.get("changed"):
+        lines.append(f"restart     gateway.toml was changed: {', '.join(changed)}")
+    if fault := config.get("error"):
+        lines += [f"restart     it would not start: {printable(line)}" for line in fault.splitlines()]
     if unheard := status["log"]["dropped"]:
         lines.append(f"log         {unheard} lines dropped: nobody reads standard error, or too slowly")
     return "\n".join(lines)

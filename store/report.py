@@ -42,6 +42,8 @@ class Level(IntEnum):
 
 
 INFO, WARNING, ERROR = Level.info, Level.warning, Level.error
+EACH = "each time"
+"""About nothing that is held back here: who says it takes care that it does not repeat itself."""
 
 
 class Say(Protocol):
@@ -76,7 +78,7 @@ class Report:
         said = Event(level, event, text, {name: _cut(value) for name, value in fields.items()})
         if about is None and level < INFO:
             about = ""
-        if about is not None:
+        if about is not None and about is not EACH:
             with self._lock:
                 due = list(self._often.admit((event, about), said, time.monotonic()))
         else:

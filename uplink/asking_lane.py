@@ -213,6 +213,7 @@ class AskingLane:
         if self._told_lost:
             self._told_lost = False
             self._say("lookup_connected", "lookups are answered again")
+        self._say_rarely.well()
         self._standing = self._standing._replace(state="connected", error="", hint="")
         self._save()
 

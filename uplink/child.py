@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Protocol, TextIO, cast
 
 from tidegate.store.reader import LogReader
-from tidegate.store.report import ERROR, INFO, WARNING, Level, Report, Say, brief
+from tidegate.store.report import EACH, ERROR, INFO, WARNING, Level, Report, Say, brief
 from tidegate.store.schema import StoreError, explain
 
 from .asking import AskingBackend
@@ -252,7 +252,8 @@ class PoolThread(threading.Thread):
         log.close()
 
     def _say(self, event: str, text: str, level: Level = INFO, _: str | None = None, /, **fields: object) -> None:
-        self._report(event, text, level, self.name, pool=self.name, **fields)
+        # Whoever is stepped here holds repetitions back by itself (`rarely`).
+        self._report(event, text, level, EACH, pool=self.name, **fields)
 
     def _end_process(self, text: str, **fields: object) -> None:
         self._say("pool_failed", text, ERROR, None, **fields)

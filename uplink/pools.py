@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .conf import Mistake, Raw, Setting, is_digits, nearest
-from .vocabulary import BACKEND_SETTINGS, BUILT, KEY_ALIASES, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
+from .vocabulary import BACKEND_SETTINGS, BUILT, IN_THE_RULES, KEY_ALIASES, POOL_KEYS, POOL_PREFIXES, SETTING_GROUPS, Key
 
 _HOST_NAME = re.compile(r"[\w.-]+")
 MAX_SECONDS = 86_400
@@ -96,6 +96,11 @@ def _by_its_own_name(raw: Raw, backend: str, setting: Setting) -> Setting:
 def _belongs(raw: Raw, file: str, backend: str, setting: Setting) -> bool:
     """Whether the setting is one of a pool of this backend; says why when it is nothing we know."""
     owner = POOL_PREFIXES.get(setting.backend, setting.backend)
+    name = f"{setting.pool}.{setting.key}" if setting.pool else setting.key
+    if owner == backend and (option := IN_THE_RULES.get(backend, {}).get(name)):
+        text = f'{name} has no effect here: say it by "{option}" in each rule that it is for'
+        raw.warnings.append(Mistake(file, setting.line, text))
+        return False
     group = SETTING_GROUPS.get(backend, {}).get(setting.pool)
     if owner == backend and not setting.pool and setting.key in BACKEND_SETTINGS.get(backend, ()):
         raw.passed_over(f"{setting.key} stands without a pool and holds for all of them", setting.line)
@@ -113,7 +118,7 @@ def _belongs(raw: Raw, file: str, backend: str, setting: Setting) -> bool:
         )
     elif owner != backend:
         raw.mistakes.append(Mistake(file, setting.line, f"a setting of {owner} does not belong in the file of {backend}"))
-    elif not setting.pool:
+    elif not setting.pool and setting.key in POOL_KEYS[backend]:
         raw.mistakes.append(
             Mistake(file, setting.line, f"the pool is missing: backend.{setting.backend}.pool1.{setting.key} = ...")
         )

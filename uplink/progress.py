@@ -31,6 +31,8 @@ from .uplink_db import UPLINK
 MAX_QUARANTINE = 50_000
 """Rows kept; the oldest go first and are counted."""
 _CHECKPOINT_EVERY = 200
+_RATE_HOLDS = 5_000
+"""Milliseconds since a pool was saved, which it is each second while it carries."""
 
 _STANDING = "state, error, hint, warning, cursor, gateway, epoch, delivered, refused, rate"
 _ACCOUNT = "again, passed, missing, solid, named, cancelled"
@@ -90,7 +92,7 @@ class Dead(NamedTuple):
 
 
 class PoolStatus(NamedTuple):
-    """A pool as `status` shows it. `waiting` counts entries after its cursor, `drain` is seconds at the present rate."""
+    """A pool as it was saved at `at`, in ms. `waiting` counts entries after its cursor, `rate` how many it takes a second."""
 
     name: str
     state: str
@@ -101,16 +103,22 @@ class PoolStatus(NamedTuple):
     waiting: int
     oldest_at: int | None
     rate: float
-    drain: float | None
     delivered: int
     refused: int
+    at: int
     balance: dict[str, Any] = {}  # noqa: RUF012
 
     def as_dict(self, wall: int) -> dict[str, object]:
-        """For `status`: the age in seconds instead of a moment; `wall` is now in ms."""
+        """For `status`: the age in seconds instead of a moment; `wall` is now in ms. Of a far end that confirmed nothing lately
+        nobody knows when it will have the rest."""
         values = self._asdict()
-        oldest = values.pop("oldest_at")
-        return values | {"oldest_age": None if oldest is None else max(0, wall - oldest) / 1000}
+        oldest, at = values.pop("oldest_at"), values.pop("at")
+        rate = self.rate if abs(wall - at) < _RATE_HOLDS else 0.0
+        return values | {
+            "oldest_age": None if oldest is None else max(0, wall - oldest) / 1000,
+            "rate": rate,
+            "drain": self.waiting / rate if rate else None,
+        }
 
 
 class Progress:
@@ -226,28 +234,34 @@ class Progress:
             )
         self.checkpoint()
 
-    def apply(self, name: str, action: str, ids: Collection[int], edited: bytes) -> None:
-        """Do what the request `name` asks, once. Raises ValueError for an unknown action, StoreError."""
+    def apply(self, name: str, action: str, ids: Collection[int], edited: bytes, alone: bool = False) -> None:
+        """Do what the request `name` asks, once; `alone`: no uplink runs.
+
+        Raises ValueError for an unknown action, StoreError.
+        """
         with self.transaction("FULL"):
             if self._db.execute("SELECT 1 FROM meta WHERE key = ?", (f"dead.{name}",)).fetchone():
                 return
             self._db.execute("INSERT INTO meta VALUES (?, 1)", (f"dead.{name}",))
             for number in ids:
-                self._apply_to(number, action, edited)
+                self._apply_to(number, action, edited, alone)
 
     def forget(self, name: str) -> None:
         """The request's file is gone: it cannot come twice."""
         with self.transaction():
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"dead.{name}",))
 
-    def _apply_to(self, number: int, action: str, edited: bytes) -> None:
-        free = "WHERE id = ? AND attempt IS NULL AND original != x''"
+    def _apply_to(self, number: int, action: str, edited: bytes, alone: bool) -> None:
+        free = "(attempt IS NULL OR ? OR pool NOT IN (SELECT name FROM pool))"
         if action == "drop":
-            self._remove("id = ? AND attempt IS NULL", (number,), "dead_dropped", "parked_cancelled")
+            self._remove(f"id = ? AND {free}", (number, alone), "dead_dropped", "parked_cancelled")
         elif action == "retry":
-            self._db.execute(f"UPDATE quarantine SET attempt = ? {free}", (secrets.randbits(62), number))
+            where = "WHERE id = ? AND attempt IS NULL AND original != x''"
+            self._db.execute(f"UPDATE quarantine SET attempt = ? {where}", (secrets.randbits(62), number))
         elif action == "edit":
-            self._db.execute(f"UPDATE quarantine SET attempt = ?, edited = ? {free}", (secrets.randbits(62), edited, number))
+            where = f"WHERE id = ? AND {free} AND original != x''"
+            values = (secrets.randbits(62), edited, number, alone)
+            self._db.execute(f"UPDATE quarantine SET attempt = ?, edited = ? {where}", values)
         else:
             raise ValueError(action)
 
@@ -318,12 +332,12 @@ def read_pools(data: Path, ahead: Ahead = lambda cursor: {}) -> list[PoolStatus]
     old = _is_older(data, 3)
     known = _ACCOUNT.replace("cancelled", "0") if _is_older(data, 5) else _ACCOUNT
     account = "0, 0, 0, 0, '{}', 0, 0, 0, 0, 0, 0" if old else f"{known}, {_PARKED_OF}"
-    rows = read_rows(data, f"SELECT name, {_STANDING}, {account} FROM pool ORDER BY name")
+    rows = read_rows(data, f"SELECT name, at, {_STANDING}, {account} FROM pool ORDER BY name")
     if not rows:
         return []
     log = LogReader(data / "log.db")
     try:
-        return [_status(log, name, _standing_of(row), Parked(*row[16:]), ahead) for name, *row in rows]
+        return [_status(log, name, at, _standing_of(row), Parked(*row[16:]), ahead) for name, at, *row in rows]
     finally:
         log.close()
 
@@ -349,6 +363,13 @@ def read_dead(data: Path) -> list[Dead]:
     return [Dead(*row)._replace(due=bool(row[-1])) for row in rows]
 
 
+def stranded(data: Path, served: Collection[str]) -> list[dict[str, object]]:
+    """What is in quarantine of pools that nobody serves, and how much of it waits to be sent again. Raises StoreError."""
+    waiting = "0" if _is_older(data, 2) else "count(attempt)"
+    rows = read_rows(data, f"SELECT pool, count(*), {waiting} FROM quarantine GROUP BY pool")
+    return [{"pool": pool, "records": count, "waiting": due} for pool, count, due in rows if pool not in served]
+
+
 def saved_wants(data: Path) -> dict[str, list[Want]]:
     """Backend -> what its last good file wanted (see `rule.wants`)."""
     rows = read_rows(data, "SELECT key, value FROM meta WHERE key LIKE 'wants.%'")
@@ -359,16 +380,15 @@ def _standing_of(row: Sequence[Any]) -> Standing:
     return Standing(*row[:10])._replace(account=Account(*row[10:16]))
 
 
-def _status(log: LogReader, name: str, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:
-    cursor, rate = standing.cursor, standing.rate
+def _status(log: LogReader, name: str, at: int, standing: Standing, parked: Parked, ahead: Ahead) -> PoolStatus:
+    cursor = standing.cursor
     low, high = log.bounds()
     past = max(cursor, low - 1)
     sheet = balance(cursor, standing.delivered, standing.account, parked, high, ahead(cursor))
     waiting = min(int(sheet["waiting"]), max(0, high - past))
-    drain = waiting / rate if rate > 0 else None
     return PoolStatus(
-        name, standing.state, standing.error, standing.hint, standing.warning, cursor, waiting, log.at(cursor), rate, drain,
-        standing.delivered, standing.refused, sheet,
+        name, standing.state, standing.error, standing.hint, standing.warning, cursor, waiting, log.at(cursor), standing.rate,
+        standing.delivered, standing.refused, at, sheet,
     )  # fmt: skip
 
 
@@ -385,8 +405,8 @@ def read_rows(data: Path, sql: str) -> list[tuple]:  # type: ignore[type-arg]
         with contextlib.closing(open_reader(path)) as db:
             return _select(db, path, sql)
     except sqlite3.DatabaseError as error:
-        # Made a moment ago and still without tables: as good as not there.
-        if "no such table" in str(error):
+        # Made, or being moved forward, since its version was looked at: as good as not there.
+        if "no such table" in str(error) or "no such column" in str(error):
             return []
         code = getattr(error, "sqlite_errorcode", 0) & 255
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):

@@ -4,7 +4,8 @@ Who asks writes a whole file and renames it, so it is there or not. The writer a
 notes its name, then removes it: killed in between, it finds the name noted and does nothing twice. A retried row gets a number
 drawn at random, its mark at the far end, so what is sent again after a kill is known there.
 
-Invariant: a row that waits to be sent is neither edited nor dropped, because it may have arrived.
+Invariant: a row that somebody may be sending is neither edited nor dropped. What waits for a far end that nobody serves can be,
+with the words that it may have arrived.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import time
 import uuid
 from base64 import b64decode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,11 @@ def leave(data: Path, action: str, ids: list[int], edited: str = "") -> Path:
     return path
 
 
-def take_up(data: Path, progress: Progress) -> None:
+def take_up(data: Path, progress: Progress, alone: bool = False) -> None:
     """Apply what lies there, oldest first. Raises StoreError when it cannot be written; it is taken up the next time then."""
     for path in sorted((data / DIRECTORY).glob("*.json")):
         try:
-            progress.apply(path.name, *_read(path))
+            progress.apply(path.name, *_read(path), alone)
             path.unlink(missing_ok=True)
             _sync(path.parent)
         except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
@@ -62,6 +64,25 @@ def take_up(data: Path, progress: Progress) -> None:
 
 def take_up_alone(data: Path) -> bool:
     """Take up without an uplink process; False when one runs, which does it then. Raises StoreError."""
+    with _without_uplink(data) as alone:
+        if alone:
+            progress = Progress(data)
+            try:
+                take_up(data, progress, alone)
+            finally:
+                progress.close()
+    return alone
+
+
+def uplink_runs(data: Path) -> bool:
+    """Whether an uplink process may be sending something right now. Raises StoreError."""
+    with _without_uplink(data) as alone:
+        return not alone
+
+
+@contextlib.contextmanager
+def _without_uplink(data: Path) -> Iterator[bool]:
+    """Meanwhile no uplink process starts; False when one runs."""
     try:
         lock = (data / "uplink.lock").open("w", encoding="ascii")
     except OSError as error:
@@ -70,13 +91,9 @@ def take_up_alone(data: Path) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        progress = Progress(data)
-        try:
-            take_up(data, progress)
-        finally:
-            progress.close()
-    return True
+            yield False
+        else:
+            yield True
 
 
 def _give(path: Path, data: Path) -> None:

@@ -33,7 +33,7 @@ def send_again(link: Link, due: Due) -> Refusal | None:
     try:
         refusals = link.write(Batch(_name(due), due.attempt, Mark(), 1, (operation,)))
     except Rejected as error:
-        return Refusal(due.attempt, 1, 0, str(error))
+        return Refusal(due.attempt, 1, 0, error.rows.get(0, str(error)))
     if refusals is None:
         refusals = [refusal for refusal in link.refusals(_name(due)) if refusal.epoch == due.attempt]
     return refusals[0] if refusals else None

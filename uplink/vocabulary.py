@@ -183,6 +183,14 @@ server_selection_timeout_ms wait_queue_timeout_ms heartbeat_frequency_ms min_hea
 SETTING_GROUPS = {"mongo": {"topology": tuple(_TOPOLOGY.split())}}
 """Backend -> a word in the place of the pool -> the keys that go with it; they hold for all pools."""
 
+_READING_BACK = dict.fromkeys(("time_range", "max_returned_count"), "offline_opts")
+IN_THE_RULES = {
+    "redis": {"msg.expired_after": "expired_time", **_READING_BACK},
+    "mysql": _READING_BACK,
+    "pgsql": _READING_BACK,
+}
+"""Backend -> a setting that EMQX's files have for all rules -> the option of a rule that says it here."""
+
 ACTION_KEYS = {
     "redis": ("function", "commands"),
     "mysql": ("function", "sql"),

@@ -22,6 +22,7 @@ from tidegate.store.schema import StoreError
 from .backend import Batch, Link, Mark, Operation, Packed, Refusal
 from .balance import Tally, named_by
 from .errors import Misconfigured, NotConnected, Rejected
+from .pace import Pace
 from .plan import Plan
 from .progress import Quarantined, Standing
 from .rarely import Rarely
@@ -36,7 +37,6 @@ FIRST_BACK_OFF, MAX_BACK_OFF = 0.1, 5.0
 MISCONFIGURED_WAIT = 60.0
 CHANGED_RULE = "a rule that was changed since"
 SAVE_EVERY = 1.0
-_FIRST_RATE, _RATE_OVER = 0.2, 5.0
 
 
 class Wait(NamedTuple):
@@ -116,8 +116,7 @@ class Worker:
         self._say_rarely = Rarely(say, clock.monotonic)
         self._told_lost = False
         self._retry_after = float("-inf")
-        self._rate_since = clock.monotonic()
-        self._rate_count = 0
+        self._pace = Pace(clock.monotonic)
         if not self._standing.cursor:
             self._account_begins()
         self._hold_before_lost_tail()
@@ -200,6 +199,8 @@ class Worker:
             # Whoever read of the loss is told of its end; of a link that flaps both are held back.
             self._told_lost = False
             self._say("pool_connected", "connected again")
+        if before.state != "connected":
+            self._say_rarely.well()
         self._back_off = FIRST_BACK_OFF
         self._standing = before._replace(state="connected", error="", hint="", warning=link.warning)
         self._save()
@@ -237,6 +238,7 @@ class Worker:
             return self._rest(link)
         key, mark, entries = stretch.key, stretch.mark, stretch.entries
         arrived = self._arrived(self._confirmed.get(key, 0), entries, mark)
+        self._pace.begins(stretch.is_full)
         self._tally = Tally(len(entries), arrived + stretch.wanted, named_by(entries), stretch.left_out)
         if stretch.operations:
             self._write(link, Batch(*key, mark, stretch.through, stretch.operations, stretch.tries), stretch)
@@ -372,9 +374,12 @@ class Worker:
         """The cursor goes on over what was tallied."""
         standing, tally = self._standing, self._tally
         account = standing.account.moved(standing.cursor, through, tally)
-        self._standing = standing._replace(cursor=through, gateway=key[0], epoch=key[1], account=account)
+        self._pace.carried(through - standing.cursor)
+        self._standing = standing._replace(
+            cursor=through, gateway=key[0], epoch=key[1], account=account,
+            delivered=standing.delivered + tally.delivered, rate=self._pace.rate,
+        )  # fmt: skip
         self._tally = Tally()
-        self._count(tally.delivered)
         if self._clock.monotonic() - self._saved_at >= SAVE_EVERY:
             self._save()
 
@@ -383,7 +388,8 @@ class Worker:
         if link.gone():
             raise NotConnected("the far end closed the connection")
         self._well(link)
-        self._measure_rate(self._clock.monotonic() - self._rate_since)
+        self._pace.begins(backlog=False)
+        self._standing = self._standing._replace(rate=self._pace.rate)
         if self._standing == self._saved and not self._moved:
             return Wait(None, True)
         left = self._saved_at + SAVE_EVERY - self._clock.monotonic()
@@ -414,6 +420,7 @@ class Worker:
 
     def _drop_link(self) -> None:
         self._stretches.forget()
+        self._pace.begins(backlog=False)
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -424,21 +431,6 @@ class Worker:
             self._limit = min(largest, self._limit * 2)
         elif seconds > SLOW:
             self._limit = max(1, self._limit // 2)
-
-    def _count(self, entries: int) -> None:
-        """Count what arrived, and how fast, over the last seconds."""
-        self._standing = self._standing._replace(delivered=self._standing.delivered + entries)
-        self._rate_count += entries
-        passed = self._clock.monotonic() - self._rate_since
-        if passed >= _RATE_OVER or (self._standing.rate == 0 and passed > _FIRST_RATE):
-            self._measure_rate(passed)
-
-    def _measure_rate(self, passed: float) -> None:
-        """The rate shown is that of the last time there was something to carry."""
-        if self._rate_count and passed > _FIRST_RATE:
-            self._standing = self._standing._replace(rate=round(self._rate_count / passed, 1))
-        self._rate_since += passed
-        self._rate_count = 0
 
     def _save_soon(self) -> None:
         """Save when the state changed or the last time is long ago; a long outage must not wear the card."""

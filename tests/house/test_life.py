@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -12,7 +13,12 @@ from pathlib import Path
 
 import pytest
 from tidegate.gateway.access import password_line, set_user
+from tidegate.gateway.config import Config, load
+from tidegate.gateway.config_changed import KEY_OF
+from tidegate.gateway.config_keys import KEYS
 from tidegate.gateway.control import ask
+from tidegate.gateway.doctor import examine
+from tidegate.gateway.status import render
 
 from tests.support.client import MqttClient
 from tests.support.gateway import Gateway
@@ -156,6 +162,47 @@ def test_sighup_takes_new_passwords_and_a_bad_file_changes_nothing(tmp_path: Pat
         wait_until(lambda: f'the passwords stay as they were reason="{passwd}:1: ' in gateway.log(), 10.0, gateway.log)
         assert _reason(gateway, "anna", b"secret") == 0
         assert gateway.stop() == 0
+
+
+def _config(gateway: Gateway) -> dict[str, object]:
+    return dict(ask(gateway.data / "control.sock", {"command": "status"})["config"])
+
+
+def test_sighup_names_the_keys_of_gateway_toml_that_wait_for_a_restart(tmp_path: Path) -> None:
+    with Gateway(tmp_path, toml="[limits]\nmax_inflight = 10\n") as gateway:
+        wait_until(lambda: " listening: " in gateway.log(), 10.0, gateway.log)
+        assert _config(gateway) == {"changed": [], "error": ""}
+        toml = tmp_path / "gateway.toml"
+        toml.write_text("[limits]\nmax_inflight = 20\n[uplink]\nbackends = ['redis']\n[[listener]]\nbind = '127.0.0.1:1'\n")
+        _hup(gateway)
+        wait_until(lambda: "config_changed: gateway.toml was changed and needs a restart" in gateway.log(), 10.0, gateway.log)
+        changed = ["limits.max_inflight", "uplink.backends"]
+        assert f"keys={','.join(changed)}\n" in gateway.log(), "and no listener, which --listen still overrules"
+        assert _config(gateway) == {"changed": changed, "error": ""}
+        for _ in range(3):
+            _hup(gateway)
+        wait_until(lambda: gateway.log().count("config_changed: ") == 4, 10.0, gateway.log)
+        shown = render(ask(gateway.data / "control.sock", {"command": "status"}))
+        assert "restart     gateway.toml was changed: limits.max_inflight, uplink.backends" in shown
+        found = [finding.text for finding in examine(load(toml, gateway.data)) if finding.check == "restart"]
+        assert "gateway.toml was changed after the start: limits.max_inflight, uplink.backends" in found
+
+        toml.write_text("[limits]\nmax_inflight = 0\n")
+        _hup(gateway)
+        wait_until(lambda: "config_unusable: " in gateway.log(), 10.0, gateway.log)
+        assert "gateway.toml:2: limits.max_inflight = 0" in str(_config(gateway)["error"])
+
+        toml.write_text("[limits]\nmax_inflight = 10\n")
+        _hup(gateway)
+        wait_until(lambda: _config(gateway) == {"changed": [], "error": ""}, 10.0, gateway.log)
+        assert gateway.stop() == 0
+
+
+def test_every_value_of_the_configuration_has_the_name_of_its_key() -> None:
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert KEY_OF.keys() == fields - {"conf_dir", "file", "warnings"}
+    keys = {f"{section}.{name}" for section, names in KEYS.items() for name in names}
+    assert set(KEY_OF.values()) == keys | {"listener", "store.policy"}
 
 
 def test_sighup_tells_the_mistakes_of_a_rule_file_and_goes_on(tmp_path: Path) -> None:

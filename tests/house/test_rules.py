@@ -73,17 +73,17 @@ def test_list_shows_every_rule_in_the_order_of_events_and_numbers(conf: Path) ->
         ["pool", "rule", "topic", "action", "where", "state"],
         [
             *("redis.pool1", "session.subscribed.1", "every", "topic", "on_retain_lookup", "emqx_backend_redis.conf:5"),
-            *("in", "force"),
+            *("not", "loaded:", "the", "gateway", "does", "not", "run"),
         ],
         [
             *("redis.pool1", "message.publish.9", "#", "on_message_publish", "expired_time=60"),
-            *("emqx_backend_redis.conf:4", "in", "force"),
+            *("emqx_backend_redis.conf:4", "not", "loaded:", "the", "gateway", "does", "not", "run"),
         ],
         [
             *("redis.pool1", "message.publish.10", "alarm/#", "RPUSH", "alarms", "${payload};", "INCR", "n"),
-            *("emqx_backend_redis.conf:3", "in", "force"),
+            *("emqx_backend_redis.conf:3", "not", "loaded:", "the", "gateway", "does", "not", "run"),
         ],
-        ["pool", "redis.pool1:", "the", "gateway", "does", "not", "run"],
+        ["pool", "redis.pool1:", "not", "loaded:", "the", "gateway", "does", "not", "run"],
     ]
     assert b"warning: " + os.fsencode(conf) + b"/emqx_backend_redis.conf:5: no space before the =" in done.stderr
 
@@ -102,11 +102,11 @@ def test_list_as_json_has_everything(conf: Path) -> None:
         "options": {"expired_time": 60},
         "file": f"{conf}/emqx_backend_redis.conf",
         "line": 4,
-        "state": "in force",
+        "state": "not loaded: the gateway does not run",
         "warnings": [],
     }
     assert command["action"] == {"commands": ["RPUSH alarms ${payload}", "INCR n"]}
-    assert (lookup["topic"], lookup["state"]) == (None, "in force")
+    assert lookup["topic"] is None
     assert lookup["warnings"] == ["no space before the =: passed over"]
     assert found["mistakes"] == found["reload_needed"] == []
 
@@ -124,6 +124,24 @@ def test_list_tells_mistakes_and_that_nothing_of_the_file_is_in_force(conf: Path
     ]
     (pool,) = found["pools"]
     assert (pool["state"], ":6: unknown function" in pool["trouble"]) == ("misconfigured", True)
+
+
+def test_list_names_the_files_of_backends_that_are_not_configured(conf: Path) -> None:
+    (conf / "emqx_backend_mysql.conf").touch()
+    told = "emqx_backend_mysql.conf is not loaded: mysql is not in uplink.backends"
+    assert lines(rules(conf, "list"))[-1] == told
+    assert answer(rules(conf, "list", "--json"))["not_loaded"] == [str(conf / "emqx_backend_mysql.conf")]
+
+
+def test_a_rule_is_in_force_when_the_running_gateway_has_loaded_its_backend(tmp_path: Path) -> None:
+    text = RULES.replace("PORT", str(free_port()))
+    local = 'backend.sqlite.hook.message.publish.1 = {"action": {"function": "on_message_publish"}}\n'
+    with Gateway(tmp_path, files={"emqx_backend_redis.conf": text, "emqx_backend_sqlite.conf": local}) as gateway:
+        wait_until(lambda: " listening: " in gateway.log(), 10.0, gateway.log)
+        (tmp_path / "gateway.toml").write_text('[uplink]\nbackends = ["sqlite", "redis"]\n')
+        found = {rule["backend"]: rule["state"] for rule in answer(rules(tmp_path, "list", "--json"))["rules"]}
+        assert found["sqlite"] == "in force"
+        assert found["redis"] == "not loaded: redis was not in uplink.backends when the gateway started; restart it"
 
 
 def test_list_says_what_the_running_gateway_has_not_read_yet(tmp_path: Path) -> None:
@@ -294,7 +312,7 @@ def test_the_page_names_every_function_with_its_events() -> None:
 def test_the_example_of_the_page_is_read(conf: Path) -> None:
     (example,) = re.findall(r"```conf\n(.*?)```", PAGE, re.DOTALL)
     (conf / "emqx_backend_redis.conf").write_text(example)
-    assert [line.split()[1] for line in lines(rules(conf, "list"))[1:3]] == ["message.publish.1", "message.publish.2"]
+    assert [line.split()[1] for line in lines(rules(conf, "list"))[1:3]] == ["message.publish.11", "message.publish.12"]
 
 
 def test_the_commands_of_the_page_work(conf: Path) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tidegate.gateway.control import NoAnswer, ask
 
 from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
 SHIPPED = (Path(__file__).resolve().parents[2] / "conf" / "emqx_backend_sqlite.conf").read_text()
-ALL_RULES = re.sub(r"^## backend\.sqlite\.hook\.(?!<)", "backend.sqlite.hook.", SHIPPED, flags=re.M)
+ALL_RULES = re.sub(r"^## backend", "backend", SHIPPED, flags=re.M)
+"""As `sed 's/^## backend/backend/'` makes it."""
 
 
 def gateway_on(directory: Path, rules: str = ALL_RULES) -> Gateway:
@@ -142,9 +144,12 @@ def test_what_sub_refuses(gateway: Gateway, tmp_path: Path) -> None:
     ):
         done = tidegate(gateway, "sub", *arguments)
         assert (done.returncode, done.stdout) == (code, "") and words in done.stderr and "Traceback" not in done.stderr
-    with MqttClient(gateway.port, "device"):
-        done = tidegate(gateway, "sub", "add", "device", "$share/group/a")
-        assert done.returncode == 1 and "the row is stored, but device may not subscribe to $share/group/a" in done.stderr
+    done = tidegate(gateway, "sub", "add", "device", "$share/group/a")
+    assert done.returncode == 2 and "shared subscriptions come with a later version" in done.stderr
+    assert tidegate(gateway, "sub", "list", "device").stdout == "none for device\n"
+    asked = {"command": "sub", "action": "add", "client": "device", "filter": "$share/group/a", "qos": 1}
+    with pytest.raises(NoAnswer, match="shared subscriptions come with a later version"):
+        ask(gateway.data / "control.sock", asked)
     gateway.stop()
     done = tidegate(gateway, "sub", "add", "device", "a")
     assert done.returncode == 1 and "no gateway is running" in done.stderr
@@ -155,6 +160,12 @@ def test_without_the_rule_sub_says_that_it_has_no_effect(tmp_path: Path) -> None
     with gateway_on(tmp_path, SHIPPED) as gateway:
         done = tidegate(gateway, "sub", "add", "device", "a")
         assert (done.returncode, done.stdout) == (0, "stored\n") and "on_subscribe_lookup" in done.stderr
+
+
+def test_sub_add_says_when_it_takes_effect(gateway: Gateway) -> None:
+    told = " ".join(tidegate(gateway, "sub", "add", "--help").stdout.split())
+    assert "A rule on_subscribe_lookup of emqx_backend_sqlite.conf says when it takes effect" in told
+    assert "Without one it is only stored." in told
 
 
 def test_check_knows_the_rules(gateway: Gateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tidegate.gateway.access import password_line
 from tidegate.gateway.refusals import KEPT, TEXT_LIMIT, Refusals
 from tidegate.gateway.status import render_refused
 
-from tests.support.client import MqttClient
+from tests.support.client import Kind, MqttClient
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
@@ -37,6 +38,25 @@ def command(gateway: Gateway, *options: str) -> list[str]:
 
 def told(gateway: Gateway, *options: str) -> str:
     return subprocess.run(command(gateway, *options), capture_output=True, text=True, check=True).stdout
+
+
+# -- $SYS ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_sys_topic_is_one_that_the_documentation_names_and_counts_what_mosquitto_counts(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mosquitto.md").read_text()
+    (row,) = re.findall(r"^\| `\$SYS/broker/` \|.*$", page, re.MULTILINE)
+    named = re.findall(r"`([^`]+)`", row.split("Not there:")[0])[1:]
+    with Gateway(tmp_path, toml="[log]\nsys_interval = 1\n") as gateway, MqttClient(gateway.port, "looks on") as client:
+        client.publish_and_wait("t", b"1")
+        client.ping()
+        client.subscribe(("$SYS/broker/#", 0))
+        found: dict[str, bytes] = {}
+        while found.get("$SYS/broker/publish/messages/received") != b"1" or len(found) < len(named):
+            packet = client.expect(Kind.PUBLISH)
+            found[packet.topic] = packet.payload
+        assert set(found) == {f"$SYS/broker/{name}" for name in named}
+        assert found["$SYS/broker/clients/connected"] == b"1"
 
 
 # -- refused ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,26 @@ def test_what_happens_is_counted(gateway: Gateway, web: int) -> None:
         assert value(web, "tidegate_connects_refused_total", reason="client_identifier_not_valid") == 1
     wait_until(lambda: value(web, "tidegate_pool_state", pool="redis.pool1", state="unreachable") == 1)
     wait_until(lambda: (value(web, "tidegate_pool_waiting", pool="redis.pool1") or 0) >= 3)
+
+
+def test_a_moment_is_in_seconds(gateway: Gateway, web: int) -> None:
+    read = value(web, "tidegate_rules_read_timestamp_seconds")
+    assert read is not None
+    assert abs(time.time() - read) < 3600
+
+
+def test_every_reason_to_drop_is_there_before_the_first_drop_and_what_expired_is_none(gateway: Gateway) -> None:
+    def samples(dropped: dict[str, int]) -> dict[str, float]:
+        found = families(exposition(status(gateway) | {"dropped": dropped}))
+        (expired,) = found["tidegate_messages_expired"].samples
+        return {sample.labels["reason"]: sample.value for sample in found["tidegate_messages_dropped"].samples} | {
+            "messages_expired": expired.value
+        }
+
+    before = samples({})
+    assert {"disk_budget", "queue_full", "max_waiting_age"} < before.keys()
+    assert set(before.values()) == {0}
+    assert samples({"expired": 3, "disk_budget": 2}) == before | {"disk_budget": 2, "messages_expired": 3}
 
 
 def test_every_number_of_the_status_is_a_metric(gateway: Gateway, web: int) -> None:

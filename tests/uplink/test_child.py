@@ -95,6 +95,26 @@ def write_rules(directory: Path, port: int, rules: str = MESSAGES + LIST) -> Non
     (directory / "emqx_backend_redis.conf").write_text(f"backend.redis.pool1.server = 127.0.0.1:{port}\n{rules}")
 
 
+OUTAGES = """
+import pathlib
+from tidegate.store.report import INFO, WARNING, Report
+from tidegate.uplink.child import PoolThread
+from tidegate.uplink.pools import Pool
+report = Report()
+thread = PoolThread(pathlib.Path("."), Pool("redis", "pool1", {}), None, report)
+for _ in range(4):
+    thread._say("pool_unreachable", "away", WARNING)
+    thread._say("pool_connected", "back", INFO)
+report.close()
+"""
+
+
+def test_what_a_pool_says_is_not_held_back_a_second_time() -> None:
+    done = subprocess.run([sys.executable, "-c", OUTAGES], stderr=subprocess.PIPE, text=True, check=True)
+    events = [line.split()[2] for line in done.stderr.splitlines()]
+    assert events == ["pool_unreachable:", "pool_connected:"] * 4
+
+
 def pool(directory: Path) -> PoolStatus | None:
     return next(iter(read_pools(directory / "data")), None)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tidegate.gateway.control import ask as control_ask
+from tidegate.gateway.status import render
 from tidegate.uplink import to_redis
 from tidegate.uplink.progress import Progress, read_dead
 from tidegate.uplink.requests import leave, take_up
@@ -85,11 +87,15 @@ def test_list_show_and_export_tell_what_was_refused(rig: Rig) -> None:
     assert (group["pool"], group["count"], group["example"]["id"]) == ("redis.pool1", 3, 3)
     assert group["reason"].startswith("WRONGTYPE")
     assert "3 records" in dead(rig.data, "list")
+    assert group["ids"] == [1, 2, 3]
+    assert "  ids: 1-3\n" in dead(rig.data, "list")
+    ask(rig, "drop", 2)
+    assert "  ids: 1, 3\n" in dead(rig.data, "list")
     assert "nothing is in quarantine of redis.other" in dead(rig.data, "list", "--pool", "redis.other")
-    shown = json.loads(dead(rig.data, "show", "2"))
-    assert shown["original"] == {"write": "command", "0": "RPUSH", "1": "list", "2": "b"}
-    assert (shown["entry"]["topic"], shown["entry"]["payload"]) == ("t", "b")
-    assert [json.loads(line)["id"] for line in dead(rig.data, "export").splitlines()] == [1, 2, 3]
+    shown = json.loads(dead(rig.data, "show", "3"))
+    assert shown["original"] == {"write": "command", "0": "RPUSH", "1": "list", "2": "c"}
+    assert (shown["entry"]["topic"], shown["entry"]["payload"]) == ("t", "c")
+    assert [json.loads(line)["id"] for line in dead(rig.data, "export").splitlines()] == [1, 3]
     assert "there is no record 9" in dead(rig.data, "show", "9", code=1)
 
 
@@ -203,9 +209,7 @@ def test_without_a_gateway_it_is_noted_and_sent_at_the_next_start_and_a_kill_aft
         rig.drain()
     far.delete("list")
     assert "1 record to be sent again" in dead(rig.data, "retry", "1")
-    assert "may have arrived" in dead(rig.data, "drop", "1", code=1)
     assert "name both --pool and --reason" in dead(rig.data, "drop", "--pool", "redis.pool1", code=2)
-    assert "may have arrived" in dead(rig.data, "edit", "1", "--set", "2=z", code=1)
     command = [sys.executable, "-c", KILLED_AFTER_THE_YES, str(rig.data), str(tmp_path)]
     for _ in range(2):
         with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
@@ -238,6 +242,49 @@ def test_a_running_gateway_sends_what_is_retried_or_edited_and_drops_what_is_dro
         assert far.lrange("list", 0, -1) == ["changed", "a"]
         assert gateway.stop() == 0
     assert (counted(gateway.data, "dead_sent"), counted(gateway.data, "dead_dropped")) == (2, 1)
+
+
+def test_what_waits_for_a_far_end_is_dropped_or_edited_only_while_nobody_may_be_sending_it(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    rules = {"emqx_backend_redis.conf": f"backend.redis.pool1.server = 127.0.0.1:{server.port}\n{RULES}"}
+    with Rig(tmp_path, server.port, RULES) as rig:
+        with server.client() as far:
+            far.set("list", "somebody else's")
+        for payload in (b"a", b"b", b"c"):
+            rig.log.publish("t", payload)
+        rig.drain()
+    server.kill()
+    with Gateway(tmp_path, toml=TOML, files=rules) as gateway:
+        place = ("--config", str(tmp_path / "gateway.toml"))
+        dead(gateway.data, "retry", "1", "2", *place)
+        assert "wait until it has or is refused" in dead(gateway.data, "drop", "1", *place, code=1)
+        assert "wait until it has or is refused" in dead(gateway.data, "edit", "1", "--set", "2=z", *place, code=1)
+        assert gateway.stop() == 0
+    assert "0 records dropped" in dead(gateway.data, "drop", "--pool", "redis.pool1", "--reason", "mended", *place)
+    assert "as changed (1 waited to be sent again, and may" in dead(gateway.data, "edit", "1", "--set", "2=z", *place)
+    assert "1 record dropped (1 waited to be sent again" in dead(gateway.data, "drop", "1", *place)
+    (tmp_path / "gateway.toml").write_text("")
+    with gateway:
+        # It takes connections a moment before it answers questions.
+        wait_until(lambda: gateway._log.read_text().count(" listening: ") == 2, say=gateway.log)
+        status = control_ask(gateway.data / "control.sock", {"command": "status"})
+        assert status["quarantine"] == [{"pool": "redis.pool1", "records": 2, "waiting": 1}]
+        shown = render(status)
+        assert "redis.pool1, which is not configured: 2 records, 1 wait to be sent again" in shown
+        assert "redis.pool1 is not configured" in dead(gateway.data, "retry", "3", *place)
+        assert "2 records dropped (2 waited to be sent again" in dead(gateway.data, "drop", "--all", *place)
+        assert gateway.stop() == 0
+    assert read_dead(gateway.data) == []
+
+
+def test_what_waits_for_a_pool_that_was_taken_out_is_dropped_while_the_uplink_runs(rig: Rig) -> None:
+    ask(rig, "retry", 1, 2)
+    ask(rig, "drop", 1)
+    assert [row.id for row in read_dead(rig.data)] == [1, 2, 3], "somebody may be sending it"
+    rig.progress.keep_only(["redis.other"])
+    ask(rig, "drop", 1, 3)
+    assert [row.id for row in read_dead(rig.data)] == [2]
 
 
 def test_a_message_is_edited_by_its_payload_in_options_or_the_editor(tmp_path: Path, server: RedisServer) -> None:

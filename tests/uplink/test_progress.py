@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tidegate.store.entry import Want
-from tidegate.uplink.progress import cursors, read_pools, saved_wants
+from tidegate.uplink.progress import cursors, read_pools, read_rows, saved_wants
 
 KILLED = """
 import os, sys, pathlib
@@ -21,6 +21,12 @@ os.kill(os.getpid(), 9)
 
 def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
     assert (read_pools(tmp_path), cursors(tmp_path), saved_wants(tmp_path)) == ([], {}, {})
+
+
+def test_a_file_that_is_just_being_moved_forward_is_read_the_next_time(tmp_path: Path) -> None:
+    (tmp_path / "uplink.db").write_bytes((Path(__file__).parent / "uplink-v1.db").read_bytes())
+    assert read_rows(tmp_path, "SELECT again FROM pool") == []
+    assert len(read_rows(tmp_path, "SELECT cursor FROM pool")) == 1
 
 
 @pytest.mark.parametrize("leave_index", [True, False], ids=["as it was left", "after a power cut, without the shared memory"])

@@ -84,6 +84,7 @@ MISTAKES = [
     ("backend.redis.pool1.password_file = nowhere", "cannot be read"),
     ("backend.redsi.pool1.server = 127.0.0.1:6379", 'unknown backend "redsi"; did you mean "redis"?'),
     ("backend.redis.server = 127.0.0.1:6379", "the pool is missing: backend.redis.pool1.server"),
+    ("backend.redis.timerange = 20s", 'unknown key "timerange"'),
     ("backend.mysql.pool1.server = 127.0.0.1:3306", "a setting of mysql does not belong in the file of redis"),
     ("this is no setting", "neither a comment nor `key = value`"),
     ("bakend.redis.pool1.server = 1", "unknown key bakend.redis.pool1.server"),
@@ -144,6 +145,21 @@ def test_a_mistake_is_named_with_file_line_and_what_is_known(tmp_path: Path, lin
     (mistake,) = rules.mistakes
     assert str(mistake).startswith(f"{tmp_path}/emqx_backend_redis.conf:2: ")
     assert expected in mistake.text
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("backend.redis.msg.expired_after = 3600", 'msg.expired_after has no effect here: say it by "expired_time" in each'),
+        ("backend.redis.time_range = 20s", 'time_range has no effect here: say it by "offline_opts" in each rule'),
+        ("backend.redis.max_returned_count = 500", 'max_returned_count has no effect here: say it by "offline_opts"'),
+    ],
+)
+def test_what_emqx_s_files_say_for_all_rules_is_a_warning_that_names_the_option(tmp_path: Path, line: str, text: str) -> None:
+    found = read(tmp_path, SERVER + line + "\n" + RULE)
+    assert (found.mistakes, [pool.name for pool in found.pools]) == ((), ["pool1"])
+    (warning,) = found.warnings
+    assert (warning.line, warning.text[: len(text)]) == (2, text)
 
 
 def test_all_mistakes_are_reported_together_in_order_of_lines(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tidegate.store.entry import SUBSCRIBED
 from tidegate.uplink.backend import Batch, Mark
+from tidegate.uplink.progress import read_dead
 from tidegate.uplink.rule import SHIPPED
 
 from tests.support.sql_servers import Postgres, SqlServer
@@ -266,6 +267,10 @@ def test_exactly_what_is_refused_goes_to_quarantine(tmp_path: Path, server: SqlS
         assert [msgid for (msgid,) in server.rows("SELECT msgid FROM list ORDER BY n")] == gate.published()
         assert gate.standing().refused == 4
         assert mark(server) == [gate.log.seq]
+        reasons = [row.reason for row in read_dead(gate.data)]
+        gate.progress.apply("again", "retry", [row.id for row in read_dead(gate.data)], b"")
+        gate.drain()
+        assert [row.reason for row in read_dead(gate.data) if not row.due] == reasons, "and what would help is still told"
 
 
 def test_a_refused_statement_in_the_middle_of_a_batch_is_found(tmp_path: Path, server: SqlServer) -> None:

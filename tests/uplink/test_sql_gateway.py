@@ -95,8 +95,11 @@ def test_messages_survive_an_outage_and_a_kill_and_what_is_refused_is_mended(tmp
         wait_until(lambda: state(broker) in ("connected", "misconfigured"), DEADLINE, broker.log)
         clients = [MqttClient(broker.port, f"device-{number}") for number in range(3)]
         publish(clients, 0, 20)
-        assert tidegate(tmp_path, "uplink", "init", f"{server.backend}.pool1", "--yes").returncode == 0
+        wait_until(lambda: state(broker) == "misconfigured", DEADLINE, broker.log)
         server.run(OWN_TABLE)
+        made = tidegate(tmp_path, "uplink", "init", f"{server.backend}.pool1", "--yes")
+        assert (made.returncode, made.stdout.splitlines()[-1]) == (0, "the running gateway tries again now")
+        wait_until(lambda: drained(broker), DEADLINE, lambda: (pool(broker), broker.log()))
         server.kill()
         publish(clients, 20, 20)
         clients[0].publish_and_wait("t" * 300, b"too long a topic")

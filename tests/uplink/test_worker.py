@@ -250,6 +250,22 @@ def test_a_link_that_flaps_says_little_and_tells_the_end_of_each_loss_it_told(tm
     simulation.close()
 
 
+def test_every_outage_of_a_far_end_that_was_well_in_between_has_its_lines(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, 1)
+    simulation.far.calm = True
+    simulation.finish(simulation.worker)
+    connect = simulation.far.connect
+    for _ in range(5):
+        simulation.clock.now += 3.0
+        simulation.far.is_cut, simulation.far.connect = True, _unreachable  # type: ignore[method-assign]
+        for _ in range(4):
+            simulation.clock.now += simulation.worker.step().seconds or 0.0
+        simulation.far.is_cut, simulation.far.connect = False, connect  # type: ignore[method-assign]
+        simulation.finish(simulation.worker)
+    assert [line.partition(":")[0] for line in simulation.said] == ["pool_unreachable", "pool_connected"] * 5
+    simulation.close()
+
+
 def test_status_and_cursor_can_be_read_from_outside(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, 2)
     simulation.far.calm = True
@@ -263,6 +279,66 @@ def test_status_and_cursor_can_be_read_from_outside(tmp_path: Path) -> None:
     (pool,) = read_pools(tmp_path)
     assert (pool.name, pool.state, pool.waiting, pool.cursor, pool.delivered) == ("redis.pool1", "connected", 0, 500, 500)
     simulation.close()
+
+
+@pytest.fixture
+def calm(tmp_path: Path) -> Iterator[Simulation]:
+    """A far end that takes a batch in half a second, and its worker, connected and with nothing to carry."""
+    simulation = Simulation(tmp_path, 1)
+    simulation.far.calm = True
+    simulation.finish(simulation.worker)
+    yield simulation
+    simulation.close()
+
+
+def shown(simulation: Simulation, later: float = 0.0) -> tuple[object, object, object]:
+    (pool,) = read_pools(simulation.data)
+    found = pool.as_dict(simulation.clock.wall() + int(later * 1000))
+    return found["waiting"], found["rate"], found["drain"]
+
+
+def take(simulation: Simulation, batches: int) -> None:
+    for _ in range(batches):
+        simulation.clock.now += 0.5
+        simulation.worker.step()
+
+
+def publish(simulation: Simulation, count: int) -> None:
+    for number in range(count):
+        simulation.log.publish("once", b"%d" % (1000 + number))
+
+
+def test_the_time_to_drain_is_told_of_a_backlog_that_is_being_drained_and_not_when_nothing_was_confirmed_lately(
+    calm: Simulation,
+) -> None:
+    calm.clock.now += 3600.0  # an idle hour says nothing of how fast it goes
+    publish(calm, 12_000)
+    take(calm, 10)
+    waiting, rate, drain = shown(calm)
+    assert isinstance(waiting, int) and 0 < waiting < 8_000
+    assert (rate, drain) == (2000.0, waiting / 2000.0), "a thousand each half second, after smaller ones at first"
+    assert shown(calm, later=4.0) == (waiting, rate, drain)
+    assert shown(calm, later=6.0) == (waiting, 0.0, None), "the far end hangs"
+
+
+def test_who_is_idle_but_for_a_message_now_and_then_has_no_time_to_drain(calm: Simulation) -> None:
+    for _ in range(20):
+        publish(calm, 1)
+        take(calm, 2)
+    publish(calm, 9)
+    assert shown(calm) == (9, 0.0, None)
+
+
+def test_a_connection_that_was_lost_takes_its_rate_along(calm: Simulation) -> None:
+    publish(calm, 12_000)
+    take(calm, 10)
+    connect, calm.far.connect = calm.far.connect, _unreachable  # type: ignore[method-assign]
+    calm.worker.stop()
+    take(calm, 1)
+    assert shown(calm)[1:] == (0.0, None)
+    calm.far.connect = connect  # type: ignore[method-assign]
+    take(calm, 2)
+    assert shown(calm)[1:] == (0.0, None), "nothing was measured since"
 
 
 def _unreachable() -> FarLink:
