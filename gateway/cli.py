@@ -19,7 +19,8 @@ from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store, cli_sub, 
 from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
-from .config import ConfigError, find_config, load
+from .config import ConfigError, load
+from .config_places import find_config
 
 
 class _Commands(click.Group):

@@ -65,7 +65,8 @@ def status(config_file: Path | None, data: Path | None, as_json: bool, refused: 
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     """Look at disk, clock, rights, ports, far ends and refused clients; say what to do. Ends with 1 if there is a problem."""
-    from .config import ConfigError, find_config, load
+    from .config import ConfigError, load
+    from .config_places import find_config
     from .doctor import PROBLEM, Finding, examine, examine_machine, render
 
     try:

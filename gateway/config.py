@@ -9,6 +9,7 @@ Invariant: a `Config` that exists can be run.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -33,6 +34,7 @@ from .config_keys import (
     near,
     split_address,
 )
+from .config_places import USER, default_conf, default_data
 from .config_policies import read_policies
 from .held import overdrawn, shares
 
@@ -180,7 +182,7 @@ class _Loader:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             backends, log_format = values["uplink.backends"] or (), values["log.format"] or "text"
             raise ConfigError(mistakes, Beside(base.absolute(), password_file, backends, log_format))
-        place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
+        place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ, self._path))
         return Config(
             name=values["gateway.name"],
             data=place.expanduser().absolute(),
@@ -226,7 +228,12 @@ class _Loader:
             self._text = self._path.read_text("utf-8")
             self._tables = tomllib.loads(self._text)
         except OSError as error:
-            text = f"cannot be read: {error.strerror}; name another with --config FILE"
+            rights = (
+                f"use sudo, join the group that may read it (the service's is {USER}), or "
+                if error.errno == errno.EACCES
+                else ""
+            )
+            text = f"cannot be read: {error.strerror}; {rights}name another with --config FILE"
             raise self._unreadable(0, text) from None
         except UnicodeDecodeError:
             raise self._unreadable(0, "is not UTF-8 text; save it as UTF-8") from None
@@ -411,30 +418,6 @@ def _overdrawn(values: Mapping[str, Any]) -> tuple[str, ...]:
     limits = (values[f"limits.max_{what}_bytes"] for what in ("retained", "session", "exchange"))
     budget = values["store.disk_budget"]
     return tuple(filter(None, [overdrawn(budget, shares(budget, *limits))]))
-
-
-def default_data(environ: Mapping[str, str]) -> Path:
-    """Where data lives when nobody says: systemd's directory, /var/lib for root, else the user's state directory."""
-    if state := environ.get("STATE_DIRECTORY"):
-        return Path(state.split(":")[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/tidegate")
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tidegate"
-
-
-def default_conf(environ: Mapping[str, str]) -> Path:
-    """Where configuration lives when nobody says: /etc for root, else the user's own."""
-    if os.geteuid() == 0:
-        return Path("/etc/tidegate")
-    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tidegate"
-
-
-def find_config(environ: Mapping[str, str]) -> Path | None:
-    """The gateway.toml that is used when none is named, None for the built-in defaults."""
-    for place in dict.fromkeys((default_conf(environ), Path("/etc/tidegate"))):
-        if (place / "gateway.toml").is_file():
-            return place / "gateway.toml"
-    return None
 
 
 def _version(host: str) -> int:

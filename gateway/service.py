@@ -17,9 +17,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .config_places import SYSTEM_CONF as CONF
+from .config_places import USER
+
 UNIT = Path("/etc/systemd/system/tidegate.service")
-CONF = Path("/etc/tidegate")
-USER = "tidegate"
 
 
 class ServiceError(Exception):

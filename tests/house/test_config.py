@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.config import Config, ConfigError, Listener, default_data, find_config, load
+from tidegate.gateway.config import Config, ConfigError, Listener, load
 from tidegate.gateway.config_keys import KEYS, LATER_KEYS, LISTENER_KEYS, NEVER
+from tidegate.gateway.config_places import SYSTEM_CONF, default_data, find_config
+
+from tests.support.rights import as_user, needs_root, seen_by_others
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "gateway.toml"
 DESIGN = """
@@ -250,6 +253,36 @@ def test_mistakes_in_the_environment_are_told_beside_those_of_the_file(tmp_path:
 def test_where_data_and_configuration_are_without_a_word(tmp_path: Path) -> None:
     assert default_data({"STATE_DIRECTORY": "/var/lib/tidegate:/other"}) == Path("/var/lib/tidegate")
     assert find_config({"XDG_CONFIG_HOME": str(tmp_path)}) in (None, Path("/etc/tidegate/gateway.toml"))
+
+
+@needs_root
+def test_the_service_s_configuration_means_the_service_s_data_for_every_user(tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with as_user(1000):
+        assert default_data(environ, SYSTEM_CONF / "gateway.toml") == Path("/var/lib/tidegate")
+        assert default_data(environ, tmp_path / "gateway.toml") == tmp_path / "state" / "tidegate"
+        assert default_data(environ) == tmp_path / "state" / "tidegate"
+    assert default_data(environ | {"STATE_DIRECTORY": "/x"}, SYSTEM_CONF / "gateway.toml") == Path("/x")
+
+
+@needs_root
+@pytest.mark.parametrize("closed", ["own", "system"])
+def test_a_configuration_that_must_not_be_looked_at_is_one_mistake(closed: str) -> None:
+    """/etc/tidegate as the service has it, or a closed ~/.config."""
+    with seen_by_others() as place:
+        for name in ("own", "system"):
+            (place / name / "tidegate").mkdir(parents=True)
+        (place / closed / "tidegate").chmod(0o750)
+        environ = {"XDG_CONFIG_HOME": str(place / "own")}
+        with as_user(1000):
+            found = find_config(environ, place / "system" / "tidegate")
+            with pytest.raises(ConfigError) as caught:
+                load(found, None, (), environ)
+        (mistake,) = caught.value.mistakes
+        assert str(mistake) == (
+            f"{place / closed / 'tidegate' / 'gateway.toml'}: cannot be read: Permission denied; use sudo, join the group that"
+            " may read it (the service's is tidegate), or name another with --config FILE"
+        )
 
 
 # -- who may be let in -----------------------------------------------------------------------------------------------
