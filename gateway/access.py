@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import errno
+import grp
 import hashlib
 import hmac
 import os
@@ -83,11 +85,9 @@ def read_passwords(path: Path) -> dict[str, Secret]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise PasswordFileError(
-            f"{path}: cannot be read: {error.strerror}; make it with: tidegate passwd -c {path} USER"
-        ) from None
+        raise PasswordFileError(f"{path}: cannot be read: {error.strerror}{_way_out(error, path)}") from None
     except UnicodeDecodeError:
-        raise PasswordFileError(f"{path}: is not UTF-8 text; make it anew with: tidegate passwd -c {path} USER") from None
+        raise PasswordFileError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     users: dict[str, Secret] = {}
     faults: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -105,6 +105,18 @@ def read_passwords(path: Path) -> dict[str, Secret]:
     if faults:
         raise PasswordFileError("\n".join(faults))
     return users
+
+
+def _way_out(error: OSError, path: Path) -> str:
+    """A file with users must not be made anew because this user cannot read it."""
+    if isinstance(error, FileNotFoundError):
+        return f"; make it with: tidegate passwd -c {path} USER"
+    if isinstance(error, PermissionError):
+        group: int | str = os.getegid()
+        with contextlib.suppress(KeyError):
+            group = grp.getgrgid(group).gr_name
+        return f"; let the gateway's user read it: chgrp {group} {path} && chmod g+r {path}"
+    return ""
 
 
 def _secret(coded: str) -> Secret | None:

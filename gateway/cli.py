@@ -102,6 +102,7 @@ def check(config_file: Path | None, data: Path | None) -> None:
     from tidegate.uplink.rule import load_all
 
     from .access import PasswordFileError, read_passwords
+    from .doctor_rights import unreadable
 
     mistakes: list[str] = []
     warnings: list[str] = []
@@ -121,6 +122,7 @@ def check(config_file: Path | None, data: Path | None) -> None:
     for file in load_all(beside.conf_dir, beside.backends):
         mistakes += map(str, file.mistakes)
         warnings += map(str, file.warnings)
+    mistakes += [f"{found.text}; {found.advice}" for found in unreadable(beside)]
     for text in warnings:
         click.echo(f"warning: {text}", err=True)
     for text in mistakes:

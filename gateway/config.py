@@ -36,7 +36,6 @@ from .config_keys import (
 )
 from .config_places import USER, default_conf, default_data
 from .config_policies import read_policies
-from .held import overdrawn, shares
 
 
 class Mistake(NamedTuple):
@@ -55,6 +54,8 @@ class Beside:
     """What is known of a gateway.toml also when it has a mistake: the files that belong to it and are checked together with it,
     and how its mistakes are to be told."""
 
+    file: Path | None
+    data: Path
     conf_dir: Path
     password_file: Path | None = None
     backends: tuple[str, ...] = ()
@@ -108,6 +109,8 @@ class Config:
     name: str
     """Empty: the host's name and four characters of the gateway's id, which only its database knows."""
     data: Path
+    file: Path | None
+    """None: the defaults."""
     conf_dir: Path
     listeners: tuple[Listener, ...]
     password_file: Path | None
@@ -145,7 +148,7 @@ class Config:
 
     @property
     def beside(self) -> Beside:
-        return Beside(self.conf_dir, self.password_file, self.backends, self.log_format)
+        return Beside(self.file, self.data, self.conf_dir, self.password_file, self.backends, self.log_format)
 
 
 def load(
@@ -158,12 +161,12 @@ def load(
 class _Loader:
     def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
         self._file = str(path) if path is not None else "defaults"
-        self._path = path
+        self._path = path.absolute() if path is not None else None
         self._environ = environ
         self._mistakes: list[Mistake] = []
         self._text = ""
         self._tables: dict[str, Any] = {}
-        self._base = path.parent if path is not None else default_conf(environ)
+        self._base = self._path.parent if self._path is not None else default_conf(environ).absolute()
 
     def load(self, data: Path | None, listen: Sequence[str]) -> Config:
         self._read_file()
@@ -178,15 +181,17 @@ class _Loader:
         if values["http.bind"]:
             self._check_http(values["http.bind"], listeners)
         policies = self._policies()
+        data = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ, self._path))
+        place = data.expanduser().absolute()
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             backends, log_format = values["uplink.backends"] or (), values["log.format"] or "text"
-            raise ConfigError(mistakes, Beside(base.absolute(), password_file, backends, log_format))
-        place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ, self._path))
+            raise ConfigError(mistakes, Beside(self._path, place, base, password_file, backends, log_format))
         return Config(
             name=values["gateway.name"],
-            data=place.expanduser().absolute(),
-            conf_dir=base.absolute(),
+            data=place,
+            file=self._path,
+            conf_dir=base,
             listeners=listeners,
             password_file=password_file,
             durability=values["store.durability"],
@@ -245,7 +250,8 @@ class _Loader:
 
     def _unreadable(self, line: int, text: str) -> ConfigError:
         log_format = self._environ.get(_variable("log", "format"), "text")
-        return ConfigError([Mistake(self._file, line, text)], Beside(self._base.absolute(), log_format=log_format))
+        data = default_data(self._environ, self._path)
+        return ConfigError([Mistake(self._file, line, text)], Beside(self._path, data, self._base, log_format=log_format))
 
     def _check_names(self) -> None:
         known = [*KEYS, "listener"]
@@ -415,6 +421,8 @@ def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
 
 
 def _overdrawn(values: Mapping[str, Any]) -> tuple[str, ...]:
+    from .held import overdrawn, shares  # it knows the store, which is more than a command may need
+
     limits = (values[f"limits.max_{what}_bytes"] for what in ("retained", "session", "exchange"))
     budget = values["store.disk_budget"]
     return tuple(filter(None, [overdrawn(budget, shares(budget, *limits))]))

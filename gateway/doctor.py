@@ -21,7 +21,8 @@ from typing import Any
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import StoreError
 
-from .config import Config
+from .access import PasswordFileError, read_passwords
+from .config import Beside, Config
 from .config_keys import WILDCARDS, is_loopback
 from .control import NoAnswer, NoRight, NotRunning, ask
 from .doctor_machine import (
@@ -36,9 +37,10 @@ from .doctor_machine import (
     check_secrets,
     check_sqlite,
 )
+from .doctor_rights import unreadable
 from .status import clock, duration, printable
 
-__all__ = ["PROBLEM", "Finding", "examine", "examine_machine", "render"]
+__all__ = ["PROBLEM", "Finding", "examine", "examine_files", "examine_machine", "render"]
 
 REACH = 2.0
 """Seconds that a listener has to take a connection."""
@@ -82,6 +84,11 @@ def examine(config: Config) -> list[Finding]:
         )
     machine = _each(lambda: check_data(config), lambda: check_secrets(config))
     return [running, *live, *_each(lambda: _reach(config)), *machine, *examine_machine()]
+
+
+def examine_files(beside: Beside) -> list[Finding]:
+    """What `check` finds in the password file, and in the rights of all files."""
+    return _each(lambda: _passwords(beside), lambda: _readable(beside))
 
 
 def examine_machine() -> list[Finding]:
@@ -223,6 +230,24 @@ def _refused(answer: dict[str, Any]) -> Iterable[Finding]:
         yield Finding(WARNING, "refused", text, "tidegate status --refused")
     if not groups:
         yield Finding(OK, "refused", "nobody was refused since the gateway started")
+
+
+# -- the files -------------------------------------------------------------------------------------------------------
+
+
+def _passwords(beside: Beside) -> Iterable[Finding]:
+    if beside.password_file is None:
+        return
+    try:
+        read_passwords(beside.password_file)
+    except PasswordFileError as error:
+        advice = "until then the gateway keeps the users it has, and does not start again"
+        yield from (Finding(PROBLEM, "passwords", line, advice) for line in str(error).splitlines())
+
+
+def _readable(beside: Beside) -> Iterable[Finding]:
+    for found in unreadable(beside):
+        yield Finding(PROBLEM, "rights", found.text, found.advice)
 
 
 # -- the configuration -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tidegate.gateway.access import Access, PasswordFileError, password_line, re
 from tidegate.gateway.config import Listener
 
 from tests.support.ports import free_port
+from tests.support.rights import as_user, needs_root
 from tests.support.waiting import wait_until
 
 LOOPBACK, OUTSIDE = Listener("127.0.0.1", 1883, True), Listener("0.0.0.0", 1883, False)
@@ -148,6 +149,14 @@ def test_all_bad_lines_are_told_and_the_old_users_stay(tmp_path: Path, access: A
 def test_a_file_that_is_not_there_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(PasswordFileError, match=r"No such file or directory; make it with: tidegate passwd -c"):
         read_passwords(tmp_path / "passwd")
+
+
+@needs_root
+def test_a_file_that_must_not_be_read_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    set_user(path, "anna", password_line("anna", b"secret"), create=True)
+    with as_user(65534), pytest.raises(PasswordFileError, match=rf"Permission denied; .*: chgrp nogroup {path} && chmod g\+r"):
+        read_passwords(path)
 
 
 def test_reload_takes_what_is_new(tmp_path: Path, access: Access) -> None:

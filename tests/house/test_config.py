@@ -88,7 +88,7 @@ def test_the_shipped_file_shows_every_key_and_no_other() -> None:
 def test_the_shipped_file_shows_the_defaults() -> None:
     shipped, built_in = load(SHIPPED, Path("/data"), (), {}), load(None, Path("/data"), (), {})
     differing = {name for name in Config.__slots__ if getattr(shipped, name) != getattr(built_in, name)}
-    assert differing == {"conf_dir"}
+    assert differing == {"file", "conf_dir"}
 
 
 def test_every_key_of_the_shipped_file_has_a_comment_above() -> None:

@@ -237,7 +237,7 @@ def test_messages_that_others_can_read(directory: Path) -> None:
 def test_files_of_another_user(directory: Path) -> None:
     """As after `sudo tidegate run` by hand, and then the service."""
     data = directory / "data"
-    os.chown(data, 1000, 1000)
+    os.chown(data, 54_321, 54_321)
     (data / "log.db").touch()
     level, text = doctor(directory).one("rights")
     assert level == "problem"
@@ -250,7 +250,7 @@ def test_a_user_without_rights_is_told_so_and_nothing_is_called_a_problem(tmp_pa
     with Gateway(tmp_path, toml=LISTENER.format(port=free_port())) as gateway:
         wait_until((gateway.data / "control.sock").exists)
         for path in (gateway.data, *gateway.data.iterdir()):
-            os.chown(path, 1000, 1000)
+            os.chown(path, 54_321, 54_321)
         gateway.data.chmod(0o700)
         without_rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
         found = doctor(tmp_path, prefix=without_rights)
