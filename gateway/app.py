@@ -30,7 +30,7 @@ from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
 
 from . import control, made_requests
-from .access import Access
+from .access import OPENED, Access, lacking
 from .broker import Broker
 from .config import Config, Listener
 from .config_keys import join_address
@@ -269,9 +269,8 @@ class App:
         if self._trust.state != "trusted":
             self._report("clock", "the time is not trusted", WARNING, state=self._trust.state, why=self._trust.why)
         if all(listener.loopback for listener in self._config.listeners):
-            passwd = self._config.conf_dir / "passwd"
-            text = f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`, set"
-            self._report("loopback_only", f"{text} access.password_file and listen on 0.0.0.0:1883")
+            steps = [*lacking(self._config.password_file, self._config.conf_dir), OPENED]
+            self._report("loopback_only", f"only this machine can connect; to let devices in: {', then '.join(steps)}")
         notify.ready()
         ticker = self._loop.create_task(self._tick(), name="tick")
         await self._stopping.wait()

@@ -163,7 +163,7 @@ def export(
 
 
 @main.command()
-@click.option("-c", "create", is_flag=True, help="Make the file anew (what was in it is gone).")
+@click.option("-c", "create", is_flag=True, help="Make the file (refused where one holds other users).")
 @click.option("-D", "delete", is_flag=True, help="Take the user out.")
 @click.option("-b", "batch", is_flag=True, help="Take the password from the command line (others can see it there).")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
@@ -187,7 +187,7 @@ def passwd(create: bool, delete: bool, batch: bool, file: Path, user: str, passw
         line = None if delete else password_line(user, (password or "").encode())
         was_there = set_user(file, user, line, create)
     except OSError as error:
-        hint = "; make it with -c" if isinstance(error, FileNotFoundError) and not create else ""
+        hint = "; make it with -c" if error.filename is not None and isinstance(error, FileNotFoundError) else ""
         raise _Failure(f"{file}: {error.strerror}{hint}") from None
     if delete and not was_there:
         raise _Failure(f"{file}: there is no user {user!r}")

@@ -345,6 +345,8 @@ class _Loader:
         A listener on every address is narrowed to loopback, one on another address is left out, each with the command that
         opens it; only when none is left there is nothing to run.
         """
+        from .access import lacking
+
         kept: list[Listener] = []
         warnings: list[str] = []
         for listener, place in found:
@@ -357,10 +359,7 @@ class _Loader:
                 kept.append(listener)
                 warnings.append(f"{listener} lets anybody in: allow_anonymous = true and no password file")
                 continue
-            hint = (
-                f"there is no password file: make one with `tidegate passwd -c {base / 'passwd'} USER`, then set"
-                f' password_file = "passwd" under [access] in gateway.toml'
-            )
+            hint = f"there is no password file in force: {', then '.join(lacking(None, base))}"
             if loopback := WILDCARDS.get(listener.host):
                 narrow = Listener(loopback, listener.port, True)
                 kept += [narrow] if narrow not in kept else []

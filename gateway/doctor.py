@@ -21,7 +21,7 @@ from typing import Any
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import StoreError
 
-from .access import PasswordFileError, read_passwords
+from .access import OPENED, PasswordFileError, lacking, read_passwords
 from .config import Beside, Config
 from .config_keys import WILDCARDS, is_loopback
 from .control import NoAnswer, NoRight, NotRunning, ask
@@ -284,12 +284,9 @@ def _reach(config: Config) -> Iterable[Finding]:
         yield Finding(WARNING, "access", warning, "if that is meant, nothing; else change gateway.toml and restart")
     outside = [listener for listener in config.listeners if not is_loopback(listener.host)]
     if not outside:
-        passwd = config.password_file or config.conf_dir / "passwd"
-        make = "" if config.password_file else f"tidegate passwd -c {passwd} USER, set access.password_file, and "
-        yield Finding(
-            WARNING, "network", "only this machine can connect: every listener is on loopback",
-            f"to let devices in: {make}set bind = \"0.0.0.0:1883\" under [[listener]] in gateway.toml, restart",
-        )  # fmt: skip
+        steps = ", then ".join([*lacking(config.password_file, config.conf_dir), OPENED])
+        text = "only this machine can connect: every listener is on loopback"
+        yield Finding(WARNING, "network", text, f"to let devices in: {steps}")
         return
     for listener in outside:
         where = f"{_own_address() or 'this machine'}:{listener.port}" if listener.host in WILDCARDS else str(listener)

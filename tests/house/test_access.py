@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.access import Access, PasswordFileError, password_line, read_passwords, set_user, user_fault
+from tidegate.gateway.access import Access, PasswordFileError, lacking, password_line, read_passwords, set_user, user_fault
 from tidegate.gateway.config import Listener
 
 from tests.support.ports import free_port
@@ -180,7 +180,7 @@ def test_setting_a_user_keeps_comments_rights_and_a_link(tmp_path: Path) -> None
 
 
 def test_a_new_file_is_closed_to_others(tmp_path: Path) -> None:
-    path = tmp_path / "etc" / "passwd"
+    path = tmp_path / "passwd"
     set_user(path, "anna", password_line("anna", b"secret"), create=True)
     assert not path.stat().st_mode & 0o007
     assert path.stat().st_gid == path.parent.stat().st_gid or os.geteuid()
@@ -204,10 +204,33 @@ def test_the_command_makes_changes_and_removes(tmp_path: Path) -> None:
     assert set(read_passwords(path)) == {"bert"}
 
 
+def test_making_a_file_that_holds_others_is_refused_and_throws_nobody_away(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    assert tidegate_passwd("-c", "-b", path, "anna", "old").returncode == 0
+    assert tidegate_passwd("-c", "-b", path, "anna", "new").returncode == 0, "nobody is lost"
+    assert Access(path).authenticate("anna", b"new", OUTSIDE)
+    done = tidegate_passwd("-c", "-b", path, "bert", "his")
+    assert done.returncode == 1
+    assert f"{path}: holds other users (anna): leave -c out to keep them, or delete the file first" in done.stderr
+    assert set(read_passwords(path)) == {"anna"}
+
+
+def test_what_is_lacking_before_anybody_can_log_in(tmp_path: Path) -> None:
+    path, other = tmp_path / "passwd", tmp_path / "other"
+    unset = 'set password_file = "passwd" under [access] in gateway.toml'
+    assert lacking(None, tmp_path) == [f"`tidegate passwd -c {path} USER`", unset]
+    other.write_text("")
+    assert lacking(other, tmp_path) == [f"`tidegate passwd {other} USER`"]
+    for file in (path, other):
+        set_user(file, "anna", password_line("anna", b"secret"), create=True)
+    assert (lacking(None, tmp_path), lacking(other, tmp_path)) == ([unset], [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["missing/passwd", "anna"], 1, "No such file or directory; make it with -c"),
+        (["missing", "anna"], 1, "No such file or directory; make it with -c"),
+        (["-c", "missing/passwd", "anna"], 1, "missing; make it first"),
         (["-D", "missing", "anna"], 1, "No such file or directory"),
         (["-D", "there", "zoe"], 1, "there is no user 'zoe'"),
         (["-c", "there", "a:b"], 2, "holds no colon"),

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import pytest
 from tidegate.gateway import __version__
+from tidegate.gateway.access import password_line
 
 from tests.support.gateway import Gateway
 from tests.support.ports import free_port
@@ -346,6 +347,14 @@ def test_a_listener_for_everybody_without_passwords_is_narrowed_and_says_how_to_
     assert f"not listening on 0.0.0.0:{port}, only on 127.0.0.1:{port}" in log
     assert f"tidegate passwd -c {tmp_path}/passwd USER" in log
     assert process.returncode == 0
+
+
+def test_what_is_lacking_to_let_devices_in_is_said_and_nothing_else(tmp_path: Path) -> None:
+    toml, users = "[access]\npassword_file = 'users'\n", password_line("anna", b"secret") + "\n"
+    with Gateway(tmp_path, toml=toml, files={"users": users}) as gateway:
+        wait_until(lambda: "loopback_only" in gateway.log(), 10.0, gateway.log)
+        (line,) = [line for line in gateway.log().splitlines() if "loopback_only" in line]
+    assert line.endswith('to let devices in: set bind = "0.0.0.0:1883" under [[listener]] in gateway.toml, and restart')
 
 
 def _listens(host: str, port: int) -> bool:
