@@ -39,6 +39,7 @@ from .health import Health
 from .held import shares
 from .inbox import Inbox
 from .online_backup import OnlineBackup
+from .rules_told import tell
 from .server import Sockets
 from .snapshot import Snapshot
 from .trimming import Reach, Trimming, reach
@@ -87,6 +88,7 @@ class App:
         self._supervisor: Any = None
         self._named: list[str] = []
         """The far ends that the rules name."""
+        self._reloads = 0
         self._next_alive = self._started + ALIVE_PAUSE
         self._health = Health(self._started)
         self._trust = Trust(config.clock_trust, int(config.clock_wait * 1000))
@@ -187,14 +189,7 @@ class App:
         read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
         self._own_mistake = next((str(file.mistakes[0]) for file in files if file.backend == "sqlite" and file.mistakes), "")
-        for file in files:
-            for warning in file.warnings:
-                self._report("rule_warning", warning.text, WARNING, str(warning), place=warning.place)
-            for mistake in file.mistakes:
-                self._report("rule_mistake", mistake.text, ERROR, str(mistake), place=mistake.place)
-            if file.mistakes:
-                text = "its pools wait until the file is mended and read again (SIGHUP); their events are kept"
-                self._report("rules_unusable", text, ERROR, str(file.path), file=file.path)
+        self._rules_usable = tell(self._report, files, self._reloads)
         try:
             saved = saved_wants(self._config.data)
         except StoreError as error:
@@ -354,12 +349,18 @@ class App:
             self._store.abandon()
 
     def _reload(self) -> None:
+        self._reloads += 1
         self._report("reload", "SIGHUP: reading rules and passwords again")
+        failed = False
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
             except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-                self._report("reload_failed", f"the {what} stay as they were", WARNING, what, reason=error)
+                about = f"{what} {self._reloads}"  # never held back: whoever sent SIGHUP must see what became of it
+                self._report("reload_failed", f"the {what} stay as they were", WARNING, about, reason=error)
+                failed = True
+        if self._rules_usable and not failed:
+            self._report("reloaded", "rules and passwords are in force as they now stand")
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 
