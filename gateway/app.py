@@ -258,8 +258,9 @@ class App:
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
+        where = {"data": self._config.data, "config": self._config.file or "defaults"}
         self._report(
-            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http
+            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http, **where
         )
         if self._trust.state != "trusted":
             self._report("clock", "the time is not trusted", WARNING, state=self._trust.state, why=self._trust.why)

@@ -20,7 +20,7 @@ from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
 from .config import ConfigError, load
-from .config_places import find_config
+from .config_places import default_conf, find_config
 
 
 class _Commands(click.Group):
@@ -123,6 +123,8 @@ def check(config_file: Path | None, data: Path | None) -> None:
         mistakes += map(str, file.mistakes)
         warnings += map(str, file.warnings)
     mistakes += [f"{found.text}; {found.advice}" for found in unreadable(beside)]
+    read = f"{beside.file}" if beside.file else f"none at {default_conf(os.environ) / 'gateway.toml'}: the defaults"
+    click.echo(f"configuration: {read}", err=bool(mistakes))
     for text in warnings:
         click.echo(f"warning: {text}", err=True)
     for text in mistakes:

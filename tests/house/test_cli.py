@@ -144,7 +144,21 @@ def open_for_nobody() -> BinaryIO:
 def test_check_of_what_is_shipped() -> None:
     shipped = Path(__file__).resolve().parents[2] / "conf" / "gateway.toml"
     done = tidegate("check", "--config", shipped, TIDEGATE_UPLINK__BACKENDS="sqlite,redis")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"configuration: {shipped}\nall is well\n", "")
+
+
+def test_check_says_which_file_it_read_or_that_it_had_none(conf: Path) -> None:
+    toml = conf / "gateway.toml"
+    toml.write_text("nonsense = 1\n")
+    assert f"configuration: {toml}\n" in tidegate("check", "--config", toml).stderr
+    if not Path("/etc/tidegate/gateway.toml").exists():
+        done = tidegate("check", XDG_CONFIG_HOME=str(conf))
+        assert "/tidegate/gateway.toml: the defaults\nall is well\n" in done.stdout
+
+
+def test_a_start_says_what_it_reads_and_writes(tmp_path: Path) -> None:
+    with Gateway(tmp_path) as gateway:
+        wait_until(lambda: f" data={gateway.data} config={tmp_path}/gateway.toml\n" in gateway.log(), 10.0, gateway.log)
 
 
 def test_check_tells_all_mistakes_of_all_files_at_once(conf: Path) -> None:
@@ -195,7 +209,7 @@ def test_check_warns_and_passes(conf: Path) -> None:
     assert done.returncode == 0
     (conf / "gateway.toml").write_text('[[listener]]\nbind = "0.0.0.0:1883"\n')
     done = tidegate("check", "--config", conf / "gateway.toml")
-    assert (done.returncode, done.stdout) == (0, "no mistakes, 1 warning\n")
+    assert (done.returncode, done.stdout) == (0, f"configuration: {conf}/gateway.toml\nno mistakes, 1 warning\n")
     assert f"tidegate passwd -c {conf}/passwd USER" in done.stderr
 
 
