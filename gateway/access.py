@@ -28,6 +28,10 @@ OPENED = 'set bind = "0.0.0.0:1883" under [[listener]] in gateway.toml, and rest
 """The last step of letting devices in."""
 
 
+NO_NAME, UNKNOWN, WRONG = "no user name", "unknown user", "wrong password"
+"""Why somebody is not let in, for the owner of the gateway. The client never learns which."""
+
+
 class PasswordFileError(Exception):
     """The file cannot be used; the text names file and line."""
 
@@ -80,6 +84,10 @@ class Access:
         secret = self._users.get(username)
         good = (secret or _NOBODY).matches(password or b"")
         return good and secret is not None
+
+    def why_not(self, username: str | None) -> str:
+        """Why `authenticate` said no."""
+        return NO_NAME if username is None else WRONG if username in self._users else UNKNOWN
 
 
 def read_passwords(path: Path) -> dict[str, Secret]:

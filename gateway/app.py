@@ -218,10 +218,10 @@ class App:
 
     def _listen(self, listener: Listener) -> list[str]:
         try:
-            return [f"{host}:{port}" for host, port in self._sockets.listen(listener)]
+            return [join_address(host, port) for host, port in self._sockets.listen(listener)]
         except OSError as error:
             raise StartError(
-                f"cannot listen on {listener.host}:{listener.port}: {error.strerror}; stop what uses the port, or choose"
+                f"cannot listen on {listener}: {error.strerror}; stop what uses the port, or choose"
                 f" another with --listen HOST:PORT"
             ) from error
 

@@ -9,6 +9,7 @@ Invariant: a `Config` that exists can be run.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import ipaddress
 import os
@@ -29,9 +30,11 @@ from .config_keys import (
     PREFIX,
     WILDCARDS,
     Key,
+    is_blocks,
     is_loopback,
     join_address,
     near,
+    near_section,
     split_address,
 )
 from .config_places import USER, default_conf, default_data
@@ -257,12 +260,14 @@ class _Loader:
         known = [*KEYS, "listener"]
         for section, table in self._tables.items():
             if section == "listener":
-                if not isinstance(table, list) or not all(isinstance(one, dict) for one in table):
+                if table and not is_blocks(table):
                     self._fail(self._line(section, None), "listeners are written [[listener]], with two brackets")
-            elif not isinstance(table, dict):
+            elif section in KEYS and is_blocks(table):
+                self._fail(self._line(section, None), f"the section is written [{section}], with one bracket")
+            elif not isinstance(table, dict) and not is_blocks(table):
                 self._fail(self._line(section, None), f"the key {section!r} belongs into a section, such as [gateway]")
             elif section not in KEYS and not any(key.startswith(f"{section}.") for key in LATER_KEYS):
-                self._fail(self._line(section, None), f"unknown section [{section}]{near(section, known)}")
+                self._fail(self._line(section, None), f"unknown section [{section}]{near_section(section, known)}")
             else:
                 for name in table:
                     self._check_name(section, name)
@@ -276,12 +281,14 @@ class _Loader:
 
     def _check_environment(self) -> None:
         """A variable that looks like one of ours and is not would be passed over in silence: a misspelt name."""
-        known = [_variable(section, name) for section, keys in KEYS.items() for name in keys]
+        known = [_variable(section, name).removeprefix(PREFIX) for section, keys in KEYS.items() for name in keys]
         for variable in self._environ:
-            if variable.startswith(PREFIX) and "__" in variable and variable not in known:
+            if variable.startswith(PREFIX) and "__" in variable and variable.removeprefix(PREFIX) not in known:
                 text = "listeners are not taken from the environment: use --listen or the file"
                 if not variable.startswith(f"{PREFIX}LISTENER"):
-                    text = f"unknown key{near(variable, known)}"
+                    found = difflib.get_close_matches(variable.removeprefix(PREFIX), known, 1)
+                    shape = f"; {PREFIX}SECTION__KEY names a section and a key as gateway.toml has them"
+                    text = f"unknown key{f': did you mean {PREFIX}{found[0]}?' if found else shape}"
                 self._mistakes.append(Mistake(f"environment variable {variable}", 0, text))
 
     def _value(self, section: str, name: str, key: Key) -> Any:

@@ -125,6 +125,11 @@ def test_with_a_password_file(
     assert access.authenticate(username, password, listener) is allowed
 
 
+def test_why_somebody_was_not_let_in(access: Access) -> None:
+    names: tuple[str | None, ...] = (None, "bert", "anna")
+    assert [access.why_not(name) for name in names] == ["no user name", "unknown user", "wrong password"]
+
+
 @pytest.mark.parametrize(("listener", "allowed"), [(LOOPBACK, True), (OUTSIDE, False)])
 def test_without_one_the_listener_decides(listener: Listener, allowed: bool) -> None:
     assert Access(None).authenticate(None, None, listener) is allowed

@@ -363,6 +363,18 @@ def test_a_listener_for_everybody_without_passwords_is_narrowed_and_says_how_to_
     assert process.returncode == 0
 
 
+def test_an_address_of_ipv6_is_written_as_people_write_it(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    address = f"[::1]:{gateway.port}"
+    with subprocess.Popen([*gateway.command()[:-1], address], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: f"listening   {address};" in tidegate("status", "--data", gateway.data).stdout)
+        finally:
+            process.terminate()
+        assert process.stderr is not None
+        assert f" address={address} " in process.stderr.read()
+
+
 def test_what_is_lacking_to_let_devices_in_is_said_and_nothing_else(tmp_path: Path) -> None:
     toml, users = "[access]\npassword_file = 'users'\n", password_line("anna", b"secret") + "\n"
     with Gateway(tmp_path, toml=toml, files={"users": users}) as gateway:

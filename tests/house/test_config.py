@@ -149,6 +149,8 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_name(tmp_path: Path
         ("[limits]\nsession_expiry = 'forever'\n", 2, '"never" or a time'),
         ("[gateway]\nname = ''\n", 2, "not empty"),
         ('[gateway]\nname = "a\\nb"\n', 2, "without control characters"),
+        ("[[listner]]\nbind = '127.0.0.1:1883'\n", 1, "unknown section [listner]: did you mean [[listener]]?"),
+        ("[[store]]\ndurability = 'full'\n", 1, "the section is written [store], with one bracket"),
         ("[listener]\nbind = '127.0.0.1:1883'\n", 1, "[[listener]], with two brackets"),
         ("[[listener]]\nbind = '127.0.0.1:99999'\n", 2, "a port from 0 to 65535"),
         ("[[listener]]\n[[listener]]\n", 2, "again"),
@@ -248,6 +250,10 @@ def test_mistakes_in_the_environment_are_told_beside_those_of_the_file(tmp_path:
         "gateway.toml",
     ]
     assert "did you mean TIDEGATE_STORE__DURABILITY?" in found[0]
+    assert mistakes(tmp_path, "", {"TIDEGATE_FOO__BAR": "1"}) == [
+        "environment variable TIDEGATE_FOO__BAR: unknown key; TIDEGATE_SECTION__KEY names a section and a key as"
+        " gateway.toml has them"
+    ]
 
 
 def test_where_data_and_configuration_are_without_a_word(tmp_path: Path) -> None:
