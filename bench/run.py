@@ -1,6 +1,6 @@
 """Measure the gateway against a mosquitto started in the same run, and print one table with ratios.
 
-    python bench/run.py [--quick] [--only NAME]... [--rounds N] [--write] [--peer-only]
+    .venv/bin/python bench/run.py [--quick] [--only NAME]... [--rounds N] [--write] [--peer-only]
 
 Rules: every round runs each scenario on every broker in turn, so that a machine that grows slower hurts all
 alike; each broker starts fresh, with an empty directory, for each measurement. The directory must lie on a
