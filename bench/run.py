@@ -18,12 +18,15 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import brokers
-import table
-from load import WrongAnswer
-from scenarios import SCENARIOS, Figure, Scenario
+try:
+    import brokers
+    import table
+    from load import WrongAnswer
+    from scenarios import SCENARIOS, Figure, Scenario
 
-from tests.uplink.sql_rig import SERVERS, settings, tables
+    from tests.uplink.sql_rig import SERVERS, settings, tables
+except ModuleNotFoundError as error:
+    sys.exit(f"the benchmarks need {error.name}: sh tests/all installs what they need")
 
 README = Path(__file__).with_name("README.md")
 QUICK = 10

@@ -17,9 +17,12 @@ import time
 import traceback
 from pathlib import Path
 
-from .far_ends import FAR_ENDS, not_here
-from .sheet import table
-from .trial import Plan, Result, Trial
+try:
+    from .far_ends import FAR_ENDS, not_here
+    from .sheet import table
+    from .trial import Plan, Result, Trial
+except ModuleNotFoundError as error:
+    sys.exit(f"the campaign needs {error.name}: sh tests/all installs what it needs")
 
 
 def main() -> int:
