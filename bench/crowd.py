@@ -1,6 +1,6 @@
 """What online traffic feels while many sessions that slept are served from the log at once.
 
-    python bench/crowd.py [--sessions N] [--messages N]        half a minute
+    .venv/bin/python bench/crowd.py [--sessions N] [--messages N]        half a minute
 
 The real gateway, started anew, so that nothing is in its memory. A process of its own sends a QoS 0 message to itself every few
 ms: while nothing else happens, and while all sleepers are back. Each of them takes all that was published while it slept, up to

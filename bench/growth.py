@@ -1,6 +1,6 @@
 """Whether the cost of a message stays the same however much waits, and what many sessions, topics and subscriptions cost.
 
-    python bench/growth.py [--large]        up to 10^6 waiting rows, with --large 10^7
+    .venv/bin/python bench/growth.py [--large]        up to 10^6 waiting rows, with --large 10^7
 
 Rows: the store itself is filled in batches of 500, the real gateway is started on it and drains it into a real redis-server.
 Sessions, topics and subscriptions: the broker's core with a real database, without sockets, in CPU time. No peer is measured;

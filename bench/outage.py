@@ -1,6 +1,6 @@
 """Three days without a far end at 20 messages/s, three priorities, a budget of 64 MiB: what is lost, and is it named?
 
-    python bench/outage.py [--hours H] [--budget MIB] [--seed N]
+    .venv/bin/python bench/outage.py [--hours H] [--budget MIB] [--seed N]
 
 The broker's core with the real store and an injected clock (the outage takes minutes), then a real redis-server and the
 uplink's worker. The exit code is 1 if the budget was exceeded or a loss is not named by a gap record.

@@ -1,6 +1,6 @@
 """Measure the gateway against a mosquitto started in the same run, and print one table with ratios.
 
-    python bench/run.py [--quick] [--only NAME]... [--rounds N] [--write] [--peer-only]
+    .venv/bin/python bench/run.py [--quick] [--only NAME]... [--rounds N] [--write] [--peer-only]
 
 Rules: every round runs each scenario on every broker in turn, so that a machine that grows slower hurts all
 alike; each broker starts fresh, with an empty directory, for each measurement. The directory must lie on a
@@ -18,12 +18,15 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import brokers
-import table
-from load import WrongAnswer
-from scenarios import SCENARIOS, Figure, Scenario
+try:
+    import brokers
+    import table
+    from load import WrongAnswer
+    from scenarios import SCENARIOS, Figure, Scenario
 
-from tests.uplink.sql_rig import SERVERS, settings, tables
+    from tests.uplink.sql_rig import SERVERS, settings, tables
+except ModuleNotFoundError as error:
+    sys.exit(f"the benchmarks need {error.name}: sh tests/all installs what they need")
 
 README = Path(__file__).with_name("README.md")
 QUICK = 10

@@ -1,6 +1,6 @@
 """What a slow disk costs whom: QoS 1 waits for each flush, QoS 0 and pings do not.
 
-    python bench/slow_disk.py [--probes N]        half a minute; needs strace
+    .venv/bin/python bench/slow_disk.py [--probes N]        half a minute; needs strace
 
 The real gateway, `durability = "full"`. strace makes each of its fsyncs and fdatasyncs take longer; twenty publishers keep a
 QoS 1 message on its way each, all the time. Between their answers a probe sends a QoS 0 message to itself, and a PINGREQ.

@@ -1,6 +1,6 @@
 """The gateway for a given time under random faults of all kinds, with many clients, and a balance sheet at the end.
 
-    python bench/soak.py [--minutes M] [--seed N] [--directory DIR]
+    .venv/bin/python bench/soak.py [--minutes M] [--seed N] [--directory DIR]
 
 Two lanes of faults run side by side, each one fault at a time: at the gateway (kill -9, SIGSTOP, and as root a full disk and
 errors of the disk) and towards the far end (kill -9 of the uplink child, Redis killed or stopped, the link cut, reset or held).

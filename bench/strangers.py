@@ -1,6 +1,6 @@
 """Clients with random ids come once and never again: what of the box grows with them.
 
-    python bench/strangers.py [--clients N]       100,000 as a rule, in about two minutes; a million in twenty
+    .venv/bin/python bench/strangers.py [--clients N]       100,000 as a rule, in about two minutes; a million in twenty
 
 Each connects, subscribes to a filter of its own, publishes once to a topic of its own (QoS 1), waits for its PUBACK and says
 goodbye. The real gateway with a Redis pool, so that the uplink runs too, and a disk budget of 64 MiB; every answer is checked.

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import errno
+import grp
 import hashlib
 import hmac
 import os
@@ -22,6 +24,12 @@ ITERATIONS = 1000
 """Of what we write; a Raspberry Pi verifies it in about 2 ms. mosquitto 2.0 writes 101 and reads any."""
 MAX_ITERATIONS = 1_000_000
 SALT_BYTES = 12
+OPENED = 'set bind = "0.0.0.0:1883" under [[listener]] in gateway.toml, and restart'
+"""The last step of letting devices in."""
+
+
+NO_NAME, UNKNOWN, WRONG = "no user name", "unknown user", "wrong password"
+"""Why somebody is not let in, for the owner of the gateway. The client never learns which."""
 
 
 class PasswordFileError(Exception):
@@ -77,17 +85,19 @@ class Access:
         good = (secret or _NOBODY).matches(password or b"")
         return good and secret is not None
 
+    def why_not(self, username: str | None) -> str:
+        """Why `authenticate` said no."""
+        return NO_NAME if username is None else WRONG if username in self._users else UNKNOWN
+
 
 def read_passwords(path: Path) -> dict[str, Secret]:
     """User -> secret. Raises PasswordFileError with every bad line."""
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise PasswordFileError(
-            f"{path}: cannot be read: {error.strerror}; make it with: tidegate passwd -c {path} USER"
-        ) from None
+        raise PasswordFileError(f"{path}: cannot be read: {error.strerror}{_way_out(error, path)}") from None
     except UnicodeDecodeError:
-        raise PasswordFileError(f"{path}: is not UTF-8 text; make it anew with: tidegate passwd -c {path} USER") from None
+        raise PasswordFileError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     users: dict[str, Secret] = {}
     faults: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -105,6 +115,18 @@ def read_passwords(path: Path) -> dict[str, Secret]:
     if faults:
         raise PasswordFileError("\n".join(faults))
     return users
+
+
+def _way_out(error: OSError, path: Path) -> str:
+    """A file with users must not be made anew because this user cannot read it."""
+    if isinstance(error, FileNotFoundError):
+        return f"; make it with: tidegate passwd -c {path} USER"
+    if isinstance(error, PermissionError):
+        group = str(os.getegid())
+        with contextlib.suppress(KeyError):
+            group = grp.getgrgid(os.getegid()).gr_name
+        return f"; let the gateway's user read it: chgrp {group} {path} && chmod g+r {path}"
+    return ""
 
 
 def _secret(coded: str) -> Secret | None:
@@ -129,6 +151,17 @@ def _digest(text: str) -> bytes:
     return digest
 
 
+def lacking(password_file: Path | None, conf_dir: Path) -> list[str]:
+    """What is to be done before anybody in the network can log in; nothing where the password file has users."""
+    file = password_file or conf_dir / "passwd"
+    try:
+        users = read_passwords(file)
+    except PasswordFileError:
+        users = {}
+    steps = [] if users else [f"`tidegate passwd {'' if os.path.exists(file) else '-c '}{file} USER`"]
+    return steps if password_file else [*steps, 'set password_file = "passwd" under [access] in gateway.toml']
+
+
 def user_fault(user: str) -> str | None:
     """Why this cannot be a user name in the file, None if it can."""
     if not user or len(user.encode()) > 65_535:
@@ -146,15 +179,21 @@ def password_line(user: str, password: bytes) -> str:
 
 
 def set_user(path: Path, user: str, line: str | None, create: bool) -> bool:
-    """Put the user's line into the file (None: take it out), in one atomic step; whether the user was there. Raises OSError."""
+    """Put the user's line into the file (None: take it out), in one atomic step; whether the user was there. Raises OSError.
+
+    With `create` the file may be missing, and must not hold other users: nobody is thrown away by a letter.
+    """
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is not a regular file; nothing was changed")
-    if create:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    lines = [] if create else path.read_text("utf-8", "surrogateescape").split("\n")
+    if not path.parent.is_dir():
+        raise OSError(errno.ENOENT, f"there is no directory {path.parent}; make it first")
+    lines = [] if create and not path.exists() else path.read_text("utf-8", "surrogateescape").split("\n")
     lines = [old for old in lines if old]
     kept = [old for old in lines if old.partition(":")[0] != user or old.startswith("#")]
+    if create and (others := [old.partition(":")[0] for old in kept if not old.startswith("#")]):
+        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise OSError(errno.EEXIST, f"holds other users ({names}): leave -c out to keep them, or delete the file first")
     was_there = len(kept) < len(lines)
     if line is not None:
         kept.append(line)

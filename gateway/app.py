@@ -23,14 +23,14 @@ from tidegate.store.catchup import CatchUp
 from tidegate.store.lock import hold
 from tidegate.store.log import Batch, Log
 from tidegate.store.msgid import gateway_code, message_id
-from tidegate.store.report import ERROR, WARNING, Report, brief
+from tidegate.store.report import EACH, ERROR, WARNING, Report, brief
 from tidegate.store.schema import STRANGE, StoreError, disk_fault, explain
 from tidegate.store.store import Store, file_bytes, free_bytes
 from tidegate.store.trim import Trim
 from tidegate.store.worker import Worker
 
 from . import control, made_requests
-from .access import Access
+from .access import OPENED, Access, lacking
 from .broker import Broker
 from .config import Config, Listener
 from .config_changed import ConfigChanged
@@ -40,6 +40,7 @@ from .health import Health
 from .held import shares
 from .inbox import Inbox
 from .online_backup import OnlineBackup
+from .rules_told import tell
 from .server import OUT_OF, Sockets
 from .snapshot import Snapshot
 from .trimming import Reach, Trimming, reach
@@ -191,14 +192,7 @@ class App:
         read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
         self._own_mistake = next((str(file.mistakes[0]) for file in files if file.backend == "sqlite" and file.mistakes), "")
-        for file in files:
-            for warning in file.warnings:
-                self._report("rule_warning", warning.text, WARNING, str(warning), place=warning.place)
-            for mistake in file.mistakes:
-                self._report("rule_mistake", mistake.text, ERROR, str(mistake), place=mistake.place)
-            if file.mistakes:
-                text = "its pools wait until the file is mended and read again (SIGHUP); their events are kept"
-                self._report("rules_unusable", text, ERROR, str(file.path), file=file.path)
+        self._rules_usable = tell(self._report, files)
         try:
             saved = saved_wants(self._config.data)
         except StoreError as error:
@@ -227,10 +221,10 @@ class App:
 
     def _listen(self, listener: Listener) -> list[str]:
         try:
-            return [f"{host}:{port}" for host, port in self._sockets.listen(listener)]
+            return [join_address(host, port) for host, port in self._sockets.listen(listener)]
         except OSError as error:
             raise StartError(
-                f"cannot listen on {listener.host}:{listener.port}: {error.strerror}; stop what uses the port, or choose"
+                f"cannot listen on {listener}: {error.strerror}; stop what uses the port, or choose"
                 f" another with --listen HOST:PORT"
             ) from error
 
@@ -267,15 +261,15 @@ class App:
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
         web = await self._listen_http()
         http = {"http": f"http://{self._snapshot.http}"} if web is not None else {}
+        where = {"data": self._config.data, "config": self._config.file or "defaults"}
         self._report(
-            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http
+            "listening", "devices may connect", address=",".join(addresses), durability=self._config.durability, **http, **where
         )
         if self._trust.state != "trusted":
             self._report("clock", "the time is not trusted", WARNING, state=self._trust.state, why=self._trust.why)
         if all(listener.loopback for listener in self._config.listeners):
-            passwd = self._config.conf_dir / "passwd"
-            text = f"only this machine can connect; to let devices in: `tidegate passwd -c {passwd} USER`, set"
-            self._report("loopback_only", f"{text} access.password_file and listen on 0.0.0.0:1883")
+            steps = [*lacking(self._config.password_file, self._config.conf_dir), OPENED]
+            self._report("loopback_only", f"only this machine can connect; to let devices in: {', then '.join(steps)}")
         notify.ready()
         ticker = self._loop.create_task(self._tick(), name="tick")
         await self._stopping.wait()
@@ -369,11 +363,15 @@ class App:
     def _reload(self) -> None:
         self._report("reload", "SIGHUP: reading rules and passwords again")
         self._changed.look()
+        failed = False
         for what, read in (("passwords", self.access.reload), ("rules", self._load_rules)):
             try:
                 read()
             except Exception as error:  # noqa: BLE001 - a bad new configuration must leave the old one running
-                self._report("reload_failed", f"the {what} stay as they were", WARNING, what, reason=error)
+                self._report("reload_failed", f"the {what} stay as they were", WARNING, EACH, reason=error)
+                failed = True
+        if self._rules_usable and not failed:
+            self._report("reloaded", "rules and passwords are in force as they now stand")
         if self._supervisor is not None:
             self._loop.create_task(self._supervisor.restart(), name="restart uplink")
 

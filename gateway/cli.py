@@ -19,7 +19,8 @@ from . import __version__, cli_dead, cli_doctor, cli_rules, cli_store, cli_sub, 
 from .cli_parts import CONFIG, DATA, SINCE
 from .cli_parts import Failure as _Failure
 from .cli_parts import load_config as _load
-from .config import Config, ConfigError, find_config, load
+from .config import Config, ConfigError, load
+from .config_places import default_conf, find_config
 
 
 class _Commands(click.Group):
@@ -105,6 +106,7 @@ def check(config_file: Path | None, data: Path | None) -> None:
     from tidegate.uplink.rule import load_all
 
     from .access import PasswordFileError, read_passwords
+    from .doctor_rights import unreadable
 
     mistakes: list[str] = []
     warnings: list[str] = []
@@ -124,6 +126,9 @@ def check(config_file: Path | None, data: Path | None) -> None:
     for file in load_all(beside.conf_dir, beside.backends):
         mistakes += map(str, file.mistakes)
         warnings += map(str, file.warnings)
+    mistakes += [f"{found.text}; {found.advice}" for found in unreadable(beside)]
+    read = f"{beside.file}" if beside.file else f"none at {default_conf(os.environ) / 'gateway.toml'}: the defaults"
+    click.echo(f"configuration: {read}", err=bool(mistakes))
     for text in warnings:
         click.echo(f"warning: {text}", err=True)
     for text in mistakes:
@@ -164,7 +169,7 @@ def export(
 
 
 @main.command()
-@click.option("-c", "create", is_flag=True, help="Make the file anew (what was in it is gone).")
+@click.option("-c", "create", is_flag=True, help="Make the file (refused where one holds other users).")
 @click.option("-D", "delete", is_flag=True, help="Take the user out.")
 @click.option("-b", "batch", is_flag=True, help="Take the password from the command line (others can see it there).")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
@@ -188,7 +193,7 @@ def passwd(create: bool, delete: bool, batch: bool, file: Path, user: str, passw
         line = None if delete else password_line(user, (password or "").encode())
         was_there = set_user(file, user, line, create)
     except OSError as error:
-        hint = "; make it with -c" if isinstance(error, FileNotFoundError) and not create else ""
+        hint = "; make it with -c" if error.filename is not None and isinstance(error, FileNotFoundError) else ""
         raise _Failure(f"{file}: {error.strerror}{hint}") from None
     if delete and not was_there:
         raise _Failure(f"{file}: there is no user {user!r}")

@@ -65,20 +65,20 @@ def status(config_file: Path | None, data: Path | None, as_json: bool, refused: 
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(config_file: Path | None, data: Path | None, as_json: bool) -> None:
     """Look at disk, clock, rights, ports, far ends and refused clients; say what to do. Ends with 1 if there is a problem."""
-    from .config import ConfigError, find_config, load
-    from .doctor import PROBLEM, Finding, examine, examine_machine, render
+    from .config import ConfigError, load
+    from .config_places import find_config
+    from .doctor import PROBLEM, Finding, examine, examine_files, examine_machine, render
 
     try:
         config = load(config_file or find_config(os.environ), data)
-        findings = examine(config)
-        advice = "mend it: until then its pools wait; tidegate check lists everything"
-        findings += [Finding(PROBLEM, "rules", mistake, advice) for mistake in _rule_mistakes(config.conf_dir, config.backends)]
+        beside, findings = config.beside, examine(config)
     except ConfigError as error:
-        findings = [
-            Finding(PROBLEM, "configuration", str(mistake), "mend it, then run this again: the rest needs it")
-            for mistake in error.mistakes
-        ]
-        findings += examine_machine()
+        advice = "mend it, then run this again: the rest needs it"
+        findings = [Finding(PROBLEM, "configuration", str(mistake), advice) for mistake in error.mistakes] + examine_machine()
+        beside = error.beside
+    advice = "mend it: until then its pools wait; tidegate check lists everything"
+    findings += [Finding(PROBLEM, "rules", mistake, advice) for mistake in _rule_mistakes(beside.conf_dir, beside.backends)]
+    findings += examine_files(beside)
     if as_json:
         answer: list[dict[str, Any]] = [finding._asdict() for finding in findings]
         click.echo(json.dumps({"findings": answer}, indent=2))

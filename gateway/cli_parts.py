@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from .config import Config, ConfigError, find_config, load
+from .config import Config, ConfigError, load
+from .config_places import find_config
 
 SINCE = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 """How a time is written on the command line."""

@@ -123,7 +123,10 @@ def _backup_running(place: Path, file: Path, show: _Progress) -> int | None:
     except NotRunning as error:
         raise Failure(str(error)) from None
     if answer["state"] != "done":
-        raise Failure(f"no backup was made: {answer.get('reason', answer)}")
+        reason = str(answer.get("reason", answer))
+        refused = any(words in reason for words in ("Permission denied", "Read-only file system", "there is no directory"))
+        hint = f"; the gateway's own user writes it, not you: name a file below {place}" if refused else ""
+        raise Failure(f"no backup was made: {reason}{hint}")
     if not file.exists():
         raise Failure(f"the gateway wrote {file} where only its service sees it: name a file below {place}")
     return int(answer["bytes"])

@@ -9,6 +9,8 @@ Invariant: a `Config` that exists can be run.
 
 from __future__ import annotations
 
+import difflib
+import errno
 import ipaddress
 import os
 import re
@@ -28,11 +30,14 @@ from .config_keys import (
     PREFIX,
     WILDCARDS,
     Key,
+    is_blocks,
     is_loopback,
     join_address,
     near,
+    near_section,
     split_address,
 )
+from .config_places import USER, default_conf, default_data
 from .config_policies import read_policies
 
 
@@ -52,6 +57,8 @@ class Beside:
     """What is known of a gateway.toml also when it has a mistake: the files that belong to it and are checked together with it,
     and how its mistakes are to be told."""
 
+    file: Path | None
+    data: Path
     conf_dir: Path
     password_file: Path | None = None
     backends: tuple[str, ...] = ()
@@ -105,6 +112,8 @@ class Config:
     name: str
     """Empty: the host's name and four characters of the gateway's id, which only its database knows."""
     data: Path
+    file: Path | None
+    """None: the defaults."""
     conf_dir: Path
     listeners: tuple[Listener, ...]
     password_file: Path | None
@@ -143,7 +152,7 @@ class Config:
 
     @property
     def beside(self) -> Beside:
-        return Beside(self.conf_dir, self.password_file, self.backends, self.log_format)
+        return Beside(self.file, self.data, self.conf_dir, self.password_file, self.backends, self.log_format)
 
 
 def load(
@@ -156,12 +165,12 @@ def load(
 class _Loader:
     def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
         self._file = str(path) if path is not None else "defaults"
-        self._path = path
+        self._path = path.absolute() if path is not None else None
         self._environ = environ
         self._mistakes: list[Mistake] = []
         self._text = ""
         self._tables: dict[str, Any] = {}
-        self._base = path.parent if path is not None else default_conf(environ)
+        self._base = self._path.parent if self._path is not None else default_conf(environ).absolute()
 
     def load(self, data: Path | None, listen: Sequence[str]) -> Config:
         self._read_file()
@@ -176,15 +185,17 @@ class _Loader:
         if values["http.bind"]:
             self._check_http(values["http.bind"], listeners)
         policies = self._policies()
+        data = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ, self._path))
+        place = data.expanduser().absolute()
         if self._mistakes:
             mistakes = sorted(self._mistakes, key=lambda mistake: mistake.line)
             backends, log_format = values["uplink.backends"] or (), values["log.format"] or "text"
-            raise ConfigError(mistakes, Beside(base.absolute(), password_file, backends, log_format))
-        place = data or (Path(values["gateway.data"]) if values["gateway.data"] else default_data(self._environ))
+            raise ConfigError(mistakes, Beside(self._path, place, base, password_file, backends, log_format))
         return Config(
             name=values["gateway.name"],
-            data=place.expanduser().absolute(),
-            conf_dir=base.absolute(),
+            data=place,
+            file=self._path,
+            conf_dir=base,
             listeners=listeners,
             password_file=password_file,
             durability=values["store.durability"],
@@ -227,7 +238,12 @@ class _Loader:
             self._text = self._path.read_text("utf-8-sig")
             self._tables = tomllib.loads(self._text)
         except OSError as error:
-            text = f"cannot be read: {error.strerror}; name another with --config FILE"
+            rights = (
+                f"use sudo, join the group that may read it (the service's is {USER}), or "
+                if error.errno == errno.EACCES
+                else ""
+            )
+            text = f"cannot be read: {error.strerror}; {rights}name another with --config FILE"
             raise self._unreadable(0, text) from None
         except UnicodeDecodeError:
             raise self._unreadable(0, "is not UTF-8 text; save it as UTF-8") from None
@@ -241,18 +257,21 @@ class _Loader:
 
     def _unreadable(self, line: int, text: str) -> ConfigError:
         log_format = self._environ.get(_variable("log", "format"), "text")
-        return ConfigError([Mistake(self._file, line, text)], Beside(self._base.absolute(), log_format=log_format))
+        data = default_data(self._environ, self._path)
+        return ConfigError([Mistake(self._file, line, text)], Beside(self._path, data, self._base, log_format=log_format))
 
     def _check_names(self) -> None:
         known = [*KEYS, "listener"]
         for section, table in self._tables.items():
             if section == "listener":
-                if not isinstance(table, list) or not all(isinstance(one, dict) for one in table):
+                if table and not is_blocks(table):
                     self._fail(self._line(section, None), "listeners are written [[listener]], with two brackets")
-            elif not isinstance(table, dict):
+            elif section in KEYS and is_blocks(table):
+                self._fail(self._line(section, None), f"the section is written [{section}], with one bracket")
+            elif not isinstance(table, dict) and not is_blocks(table):
                 self._fail(self._line(section, None), f"the key {section!r} belongs into a section, such as [gateway]")
             elif section not in KEYS and not any(key.startswith(f"{section}.") for key in LATER_KEYS):
-                self._fail(self._line(section, None), f"unknown section [{section}]{near(section, known)}")
+                self._fail(self._line(section, None), f"unknown section [{section}]{near_section(section, known)}")
             else:
                 for name in table:
                     self._check_name(section, name)
@@ -266,12 +285,14 @@ class _Loader:
 
     def _check_environment(self) -> None:
         """A variable that looks like one of ours and is not would be passed over in silence: a misspelt name."""
-        known = [_variable(section, name) for section, keys in KEYS.items() for name in keys]
+        known = [_variable(section, name).removeprefix(PREFIX) for section, keys in KEYS.items() for name in keys]
         for variable in self._environ:
-            if variable.startswith(PREFIX) and "__" in variable and variable not in known:
+            if variable.startswith(PREFIX) and "__" in variable and variable.removeprefix(PREFIX) not in known:
                 text = "listeners are not taken from the environment: use --listen or the file"
                 if not variable.startswith(f"{PREFIX}LISTENER"):
-                    text = f"unknown key{near(variable, known)}"
+                    found = difflib.get_close_matches(variable.removeprefix(PREFIX), known, 1)
+                    shape = f"; {PREFIX}SECTION__KEY names a section and a key as gateway.toml has them"
+                    text = f"unknown key{f': did you mean {PREFIX}{found[0]}?' if found else shape}"
                 self._mistakes.append(Mistake(f"environment variable {variable}", 0, text))
 
     def _value(self, section: str, name: str, key: Key) -> Any:
@@ -335,6 +356,8 @@ class _Loader:
         A listener on every address is narrowed to loopback, one on another address is left out, each with the command that
         opens it; only when none is left there is nothing to run.
         """
+        from .access import lacking
+
         kept: list[Listener] = []
         warnings: list[str] = []
         for listener, place in found:
@@ -347,10 +370,7 @@ class _Loader:
                 kept.append(listener)
                 warnings.append(f"{listener} lets anybody in: allow_anonymous = true and no password file")
                 continue
-            hint = (
-                f"there is no password file: make one with `tidegate passwd -c {base / 'passwd'} USER`, then set"
-                f' password_file = "passwd" under [access] in gateway.toml'
-            )
+            hint = f"there is no password file in force: {', then '.join(lacking(None, base))}"
             if loopback := WILDCARDS.get(listener.host):
                 narrow = Listener(loopback, listener.port, True)
                 kept += [narrow] if narrow not in kept else []
@@ -411,35 +431,11 @@ def _open_http(bind: tuple[str, int] | None) -> tuple[str, ...]:
 
 
 def _overdrawn(values: Mapping[str, Any]) -> tuple[str, ...]:
-    from .held import overdrawn, shares
+    from .held import overdrawn, shares  # it knows the store, which is more than a command may need
 
     limits = (values[f"limits.max_{what}_bytes"] for what in ("retained", "session", "exchange"))
     budget = values["store.disk_budget"]
     return tuple(filter(None, [overdrawn(budget, shares(budget, *limits))]))
-
-
-def default_data(environ: Mapping[str, str]) -> Path:
-    """Where data lives when nobody says: systemd's directory, /var/lib for root, else the user's state directory."""
-    if state := environ.get("STATE_DIRECTORY"):
-        return Path(state.split(":")[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/tidegate")
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tidegate"
-
-
-def default_conf(environ: Mapping[str, str]) -> Path:
-    """Where configuration lives when nobody says: /etc for root, else the user's own."""
-    if os.geteuid() == 0:
-        return Path("/etc/tidegate")
-    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tidegate"
-
-
-def find_config(environ: Mapping[str, str]) -> Path | None:
-    """The gateway.toml that is used when none is named, None for the built-in defaults."""
-    for place in dict.fromkeys((default_conf(environ), Path("/etc/tidegate"))):
-        if (place / "gateway.toml").is_file():
-            return place / "gateway.toml"
-    return None
 
 
 def _version(host: str) -> int:

@@ -173,6 +173,16 @@ def near(name: str, known: Iterable[str]) -> str:
     return f": did you mean {found[0]}?" if found else f"; known: {', '.join(known) or 'none'}"
 
 
+def near_section(name: str, known: Iterable[str]) -> str:
+    """The same, the listeners as they are written."""
+    return re.sub(r"\blistener\b", "[[listener]]", near(name, known))
+
+
+def is_blocks(value: Any) -> bool:
+    """[[name]], once or more."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
 def split_address(text: str, example: str = "127.0.0.1:1883, 0.0.0.0:1883 or [::]:1883") -> tuple[str, int]:
     """`host:port` or `[v6]:port` taken apart. Raises ValueError with what is allowed."""
     host, colon, port = text.rpartition(":")

@@ -71,6 +71,7 @@ class Access(Protocol):
     """Who may connect; the only one that may refuse (`gateway.access`)."""
 
     def authenticate(self, username: str | None, password: bytes | None, listener: Any) -> bool: ...
+    def why_not(self, username: str | None) -> str: ...
 
 
 class Broker(Protocol):
@@ -190,7 +191,8 @@ class Connecting:
     def _refuse(self, client: Client, packet: Connect, reason: ReasonCode) -> None:
         name = reason.name.lower()
         self.refused[name] = self.refused.get(name, 0) + 1
-        self.refusals.note(self._broker.log.now, client.peer, packet.client_id, packet.username, name)
+        why = f"{name}: {self._access.why_not(packet.username)}" if reason == ReasonCode.NOT_AUTHORIZED else name
+        self.refusals.note(self._broker.log.now, client.peer, packet.client_id, packet.username, why)
         self._broker.delivery.send(client, encode(ConnAck(False, reason, {}), client.version))
         self._close(client)
 

@@ -214,7 +214,7 @@ class _Demo:
         return 0 if self._balance is not None and self._balance.is_right and self._stored() else 1
 
     async def _story(self, gateway: subprocess.Popen[bytes]) -> None:
-        share = min(1.0, (self._seconds or 1e9) / (2 * (UP + CUT + UP_AGAIN)))
+        share = 1.0 if self._seconds is None else min(1.0, self._seconds / (2 * (UP + CUT + UP_AGAIN)))
         self._screen.say(
             f"act 1     {len(DEVICES)} devices publish readings at QoS 1; each is on disk before it is acknowledged"
         )
@@ -284,6 +284,7 @@ class _Demo:
             say(f"now you   the gateway stays up; publish to 127.0.0.1:{self._port}, for example:")
             say(f"          mosquitto_pub -p {self._port} -q 1 -t kitchen/temperature -m 21.5")
             say(f"          redis-cli -p {self._far_end.port} keys 'mqtt:msg:*'")
+            say(f"          tidegate status --data {self._data}")
             kept = "is kept" if self._keeps_data else "goes with the demo; --data DIR keeps it"
             say(f"          Ctrl-C ends it; the log {kept}. Devices in your network: see First steps in the README")
         left = None if self._seconds is None else max(0.0, self._seconds - (time.monotonic() - self._started))
@@ -341,13 +342,15 @@ class _Demo:
         self._waiting = int(pool.get("waiting", stored))
         with self._far_end.client() as client:
             delivered = sum(client.zcard(f"mqtt:msg:{topic}") for topic in self._acknowledged)
+        # What was acknowledged after the first question may be in Redis already: of what is shown as stored, all is there.
+        shown = min(stored, delivered)
         return Figures(
             elapsed=time.monotonic() - self._started,
             line_is_up=self._line_is_up,
             stored=stored,
-            waiting=min(self._waiting, max(0, stored - delivered)),
+            waiting=min(self._waiting, stored - shown),
             oldest_age=pool.get("oldest_age"),
-            delivered=delivered,
+            delivered=shown,
             missing=max(0, stored - self._waiting - delivered),
             own=self._own,
             pool_says=str(pool.get("state", "starting")),

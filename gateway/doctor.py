@@ -21,8 +21,9 @@ from typing import Any
 from tidegate.store.reader import LogReader
 from tidegate.store.schema import StoreError
 
-from .config import Config
-from .config_keys import WILDCARDS, is_loopback
+from .access import NO_NAME, OPENED, UNKNOWN, WRONG, PasswordFileError, lacking, read_passwords
+from .config import Beside, Config
+from .config_keys import WILDCARDS, is_loopback, join_address
 from .control import NoAnswer, NoRight, NotRunning, ask
 from .doctor_machine import (
     CLOCK_ADVICE,
@@ -36,17 +37,19 @@ from .doctor_machine import (
     check_secrets,
     check_sqlite,
 )
+from .doctor_rights import unreadable
 from .status import clock, duration, printable
 
-__all__ = ["PROBLEM", "Finding", "examine", "examine_machine", "render"]
+__all__ = ["PROBLEM", "Finding", "examine", "examine_files", "examine_machine", "render"]
 
 REACH = 2.0
 """Seconds that a listener has to take a connection."""
 SHOWN = 5
 """Refused clients that are named."""
 ADVICE = {
-    "not_authorized": "give the device a user name and password of the password file: tidegate passwd FILE USER sets them",
-    "bad_user_name_or_password": "set the password again (tidegate passwd FILE USER), reload, and give it to the device",
+    f"not_authorized: {NO_NAME}": "give the device a user name and a password: tidegate passwd FILE USER makes them",
+    f"not_authorized: {UNKNOWN}": "correct its user name, or make that user: tidegate passwd FILE USER; then reload",
+    f"not_authorized: {WRONG}": "correct its password, or set it again: tidegate passwd FILE USER; then reload",
     "server_busy": "raise limits.max_connections, or find who opens so many connections",
     "client_identifier_not_valid": "give the device a client id, or let it connect with a clean session",
     "bad_authentication_method": "extended authentication is not supported: use user name and password",
@@ -60,6 +63,7 @@ _MARKS = {OK: "ok", WARNING: "WARNING", PROBLEM: "PROBLEM"}
 def examine(config: Config) -> list[Finding]:
     """Everything, in the order in which a person should read it."""
     live: list[Finding] = []
+    listeners = [listener.address for listener in config.listeners]
     try:
         status = ask(config.data / "control.sock", {"command": "status"})
         refused = ask(config.data / "control.sock", {"command": "refused"})
@@ -72,6 +76,7 @@ def examine(config: Config) -> list[Finding]:
         live = _each(lambda: _free_ports(config), lambda: _log(config))
     else:
         running = _running(status)
+        listeners = [_split(address) for address in status["listeners"]]
         live = _each(
             lambda: _listeners(status),
             lambda: _restart(status, config),
@@ -81,7 +86,12 @@ def examine(config: Config) -> list[Finding]:
             lambda: _refused(refused),
         )
     machine = _each(lambda: check_data(config), lambda: check_secrets(config))
-    return [running, *live, *_each(lambda: _reach(config)), *machine, *examine_machine()]
+    return [running, *live, *_each(lambda: _reach(config, listeners)), *machine, *examine_machine()]
+
+
+def examine_files(beside: Beside) -> list[Finding]:
+    """What `check` finds in the password file, and in the rights of all files."""
+    return _each(lambda: _passwords(beside), lambda: _readable(beside))
 
 
 def examine_machine() -> list[Finding]:
@@ -158,7 +168,7 @@ def _restart(status: dict[str, Any], config: Config) -> Iterable[Finding]:
     if changed := status["config"]["changed"]:
         yield Finding(WARNING, "restart", f"gateway.toml was changed after the start: {', '.join(changed)}", advice)
     runs = sorted(status["listeners"])
-    wanted = sorted(f"{listener.host}:{listener.port}" for listener in config.listeners)
+    wanted = sorted(map(str, config.listeners))
     if runs != wanted:
         text = f"the running gateway listens on {', '.join(runs)}, the configuration says {', '.join(wanted)}"
         yield Finding(WARNING, "restart", text, "systemctl restart tidegate, unless it was started with --listen")
@@ -228,13 +238,31 @@ def _refused(answer: dict[str, Any]) -> Iterable[Finding]:
         yield Finding(OK, "refused", "nobody was refused since the gateway started")
 
 
+# -- the files -------------------------------------------------------------------------------------------------------
+
+
+def _passwords(beside: Beside) -> Iterable[Finding]:
+    if beside.password_file is None:
+        return
+    try:
+        read_passwords(beside.password_file)
+    except PasswordFileError as error:
+        advice = "until then the gateway keeps the users it has, and does not start again"
+        yield from (Finding(PROBLEM, "passwords", line, advice) for line in str(error).splitlines())
+
+
+def _readable(beside: Beside) -> Iterable[Finding]:
+    for found in unreadable(beside):
+        yield Finding(PROBLEM, "rights", found.text, found.advice)
+
+
 # -- the configuration -----------------------------------------------------------------------------------------------
 
 
 def _free_ports(config: Config) -> Iterable[Finding]:
     """No gateway runs: could it listen?"""
     for host, port in [listener.address for listener in config.listeners] + ([config.http] if config.http else []):
-        where = f"{host}:{port}"
+        where = join_address(host, port)
         try:
             _try_listen(host, port)
         except OSError as error:
@@ -256,21 +284,18 @@ def _try_listen(host: str, port: int) -> None:
             sock.listen(1)
 
 
-def _reach(config: Config) -> Iterable[Finding]:
-    """Whether devices in the network can connect, as configured."""
+def _reach(config: Config, listeners: Iterable[tuple[str, int]]) -> Iterable[Finding]:
+    """Whether devices in the network can connect: to what the gateway listens on, or would."""
     for warning in config.warnings:
         yield Finding(WARNING, "access", warning, "if that is meant, nothing; else change gateway.toml and restart")
-    outside = [listener for listener in config.listeners if not is_loopback(listener.host)]
+    outside = [(host, port) for host, port in listeners if not is_loopback(host)]
     if not outside:
-        passwd = config.password_file or config.conf_dir / "passwd"
-        make = "" if config.password_file else f"tidegate passwd -c {passwd} USER, set access.password_file, and "
-        yield Finding(
-            WARNING, "network", "only this machine can connect: every listener is on loopback",
-            f"to let devices in: {make}set bind = \"0.0.0.0:1883\" under [[listener]] in gateway.toml, restart",
-        )  # fmt: skip
+        steps = ", then ".join([*lacking(config.password_file, config.conf_dir), OPENED])
+        text = "only this machine can connect: every listener is on loopback"
+        yield Finding(WARNING, "network", text, f"to let devices in: {steps}")
         return
-    for listener in outside:
-        where = f"{_own_address() or 'this machine'}:{listener.port}" if listener.host in WILDCARDS else str(listener)
+    for host, port in outside:
+        where = f"{_own_address() or 'this machine'}:{port}" if host in WILDCARDS else join_address(host, port)
         yield Finding(OK, "network", f"devices can connect to {where}, if no firewall is in between")
 
 

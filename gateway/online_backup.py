@@ -60,7 +60,7 @@ class OnlineBackup:
                 self._end(result)
             else:
                 self._state = self._state | {"state": "checking"}
-                helper.submit(lambda: finish(file), self._end)
+                helper.submit(lambda: finish(file, self._store.path), self._end)
 
         self._committer.submit(
             lambda: backup_to(self._store.connection, file, lambda done, total: self._between(file, done, total)), copied

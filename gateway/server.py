@@ -23,6 +23,7 @@ from typing import Any
 from tidegate.store.report import ERROR, WARNING, Say, brief
 
 from .broker import Broker
+from .config_keys import join_address
 from .session import Client
 
 READ = 64 << 10
@@ -172,7 +173,7 @@ class Sockets:
             link = Link(self, sock.detach())
             self._links[link.number] = link
             self._epoll.register(link.number, _IN)  # first: who is turned away may be gone already
-            link.client = self._broker.opened(link, f"{peer[0]}:{peer[1]}", listener)
+            link.client = self._broker.opened(link, join_address(*peer[:2]), listener)
 
     def _pause_accepting(self, listening: socket.socket, number: int) -> None:
         self._report("accept_failed", "cannot accept connections", WARNING, reason=os.strerror(number))

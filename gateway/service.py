@@ -2,12 +2,13 @@
 
 The watchdog is fed from the committer's thread through the loop: if either stands still, systemd restarts the gateway.
 
-Invariant: nothing that exists is overwritten but the unit file itself, and every step done is told.
+Invariant: nothing that exists is lost (a unit that said something else is kept beside), and every step done is told.
 """
 
 from __future__ import annotations
 
 import grp
+import itertools
 import os
 import pwd
 import shutil
@@ -17,9 +18,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .config_places import SYSTEM_CONF as CONF
+from .config_places import USER
+
 UNIT = Path("/etc/systemd/system/tidegate.service")
-CONF = Path("/etc/tidegate")
-USER = "tidegate"
+
+
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What the unit's ProtectHome and PrivateTmp keep from the service."""
+ADVICE = (
+    "install it where everybody may read: sudo python3 -m venv /opt/tidegate && sudo /opt/tidegate/bin/pip install"
+    " '.[fast]', then sudo /opt/tidegate/bin/tidegate service install"
+)
 
 
 class ServiceError(Exception):
@@ -28,7 +38,6 @@ class ServiceError(Exception):
 
 def unit_file(command: Path) -> str:
     """The systemd unit that runs this `tidegate`."""
-    home = "read-only" if command.is_relative_to("/home") else "yes"
     return f"""\
 [Unit]
 Description=Tidegate MQTT edge gateway
@@ -59,7 +68,7 @@ LimitNOFILE=65536
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
-ProtectHome={home}
+ProtectHome=yes
 PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
@@ -90,16 +99,20 @@ def this_command() -> Path:
 
 def check_reach(*files: Path) -> None:
     """The service's own user must come to each of them, through every link on the way. Raises ServiceError."""
-    advice = (
-        "install it where everybody may read: sudo python3 -m venv /opt/tidegate && sudo /opt/tidegate/bin/pip install"
-        " '.[fast]', then sudo /opt/tidegate/bin/tidegate service install"
-    )
     for file in files:
         if not file.is_file():
-            raise ServiceError(f"there is no {file}; {advice}")
+            raise ServiceError(f"there is no {file}; {ADVICE}")
         for place in _passed(file):
             if not place.stat().st_mode & stat.S_IXOTH:
-                raise ServiceError(f"the service's user {USER} could not look into {place} on the way to {file}; {advice}")
+                raise ServiceError(f"the service's user {USER} could not look into {place} on the way to {file}; {ADVICE}")
+
+
+def check_shown(*files: Path) -> None:
+    """Nothing that the service needs may lie where its unit lets it see nothing. Raises ServiceError."""
+    for file in files:
+        for place in _passed(file):
+            if str(place) in HIDDEN:
+                raise ServiceError(f"{file} lies below {place}, which the service must not see; {ADVICE}")
 
 
 def _passed(file: Path) -> Iterator[Path]:
@@ -127,13 +140,26 @@ def install_service() -> Iterator[str]:
         raise ServiceError("there is no systemd here; the unit file is shown by: tidegate service install --print")
     command = this_command()
     # In a virtual environment the interpreter is a link, and may lead into the home of whoever made it.
-    check_reach(command, Path(sys.executable), Path(__file__).absolute())
+    needed = (command, Path(sys.executable), Path(__file__).absolute())
+    check_shown(*needed)
+    check_reach(*needed)
     yield from _make_user()
     yield from make_conf(CONF, grp.getgrnam(USER).gr_gid)
-    UNIT.write_text(unit_file(command))
-    yield f"wrote {UNIT}"
+    yield from write_unit(UNIT, unit_file(command))
     _run("systemctl", "daemon-reload")
     yield "start it now and at every boot with: systemctl enable --now tidegate"
+
+
+def write_unit(unit: Path, text: str) -> Iterator[str]:
+    """Put it there; one that says something else is kept beside it."""
+    before = unit.read_text() if unit.exists() else text
+    if before != text:
+        names = (unit.with_name(f"{unit.name}.old{number or ''}") for number in itertools.count())
+        kept = next(place for place in names if not place.exists())
+        kept.write_text(before)
+        yield f"{unit} was another: kept as {kept}; changes of your own belong into `systemctl edit {unit.stem}`"
+    unit.write_text(text)
+    yield f"wrote {unit}"
 
 
 def _make_user() -> Iterator[str]:

@@ -54,7 +54,7 @@ class Snapshot:
             "gateway": store.identity.gateway,
             "epoch": store.identity.epoch,
             "uptime": round(time.monotonic() - self._started, 1),
-            "listeners": [f"{listener.host}:{listener.port}" for listener in config.listeners],
+            "listeners": [str(listener) for listener in config.listeners],
             "http": self.http,
             "clients": {
                 "connected": len(broker.clients),

@@ -43,21 +43,27 @@ Between = Callable[[int, int], None]
 def backup_to(source: sqlite3.Connection, file: Path, between: Between) -> None:
     """Copy what `source` holds to the part of `file`; it has no name yet. Raises StoreError."""
     with _words(file):
-        check_target(file, _place_of(source))
+        log = _place_of(source)
+        check_target(file, log)
         part = make_part(file)
         try:
             _copy(source, part, between)
+        except sqlite3.DatabaseError as error:
+            remove_part(file)
+            if error.sqlite_errorname.startswith("SQLITE_CORRUPT"):
+                raise StoreError(_damaged(log)) from error
+            raise
         except BaseException:
             remove_part(file)
             raise
 
 
-def finish(file: Path) -> int:
+def finish(file: Path, log: Path) -> int:
     """Check the part, sync it and give it its name; returns its bytes. Raises StoreError."""
     with _words(file):
         try:
             part = part_of(file)
-            verify(part)
+            _verify_copy(part, log)
             sync(part)
             size = part.stat().st_size
             os.replace(part, file)
@@ -66,6 +72,21 @@ def finish(file: Path) -> int:
             raise
         sync_directory(file.parent)
         return size
+
+
+def _verify_copy(part: Path, log: Path) -> None:
+    """What the copy lacks the log lacks: SQLite copies damaged pages too."""
+    try:
+        verify(part)
+    except StoreError as error:
+        if "is damaged" not in str(error):
+            raise
+        raise StoreError(_damaged(log)) from error
+
+
+def _damaged(log: Path) -> str:
+    salvage = f"stop the gateway; `tidegate salvage --data {log.parent}` saves what can be read"
+    return f"{log} is damaged (or the disk that its copy went to): {salvage}"
 
 
 def check_target(file: Path, log: Path) -> None:
@@ -100,7 +121,7 @@ def backup_stopped(path: Path, file: Path, between: Between) -> int:
             close_unmoved(source, path)
     except sqlite3.Error as error:
         raise StoreError(explain(path, error)) from error
-    return finish(file)
+    return finish(file, path)
 
 
 def restore(file: Path, path: Path) -> Path | None:

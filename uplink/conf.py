@@ -85,7 +85,7 @@ class Raw:
         """One warning for each kind of defect, at its first line."""
         for defect, (first, *more) in self.defects.items():
             lines = f"; so in line{'s' * (len(more) > 1)} {', '.join(map(str, more))}" if more else ""
-            self.warnings.append(Mistake(file, first, f"{defect}: passed over{lines}"))
+            self.warnings.append(Mistake(file, first, f"{defect}: read all the same{lines}"))
 
 
 def read(path: Path) -> Raw:

@@ -44,6 +44,9 @@ class Everyone:
     def authenticate(self, username: str | None, password: bytes | None, listener: Any) -> bool:
         return username != "mallory"
 
+    def why_not(self, username: str | None) -> str:
+        return "mallory"
+
 
 class World:
     """One gateway life on `path`; a second World on the same path is the restart."""

@@ -1,6 +1,6 @@
 """The proof campaign: every far end, every fault, under real traffic, compared row by row at the end.
 
-    python -m tests.campaign [--cuts 50] [--kills 10] [--rounds 2] [--far all] [--seed K]
+    .venv/bin/python -m tests.campaign [--cuts 50] [--kills 10] [--rounds 2] [--far all] [--seed K]
 
 For each far end real servers, the real gateway (broker and uplink child) and real MQTT clients run; then a sheet is printed.
 The exit code is 1 if anything is missing or not explained; what failed keeps its directory, and its seed is printed.
@@ -17,9 +17,12 @@ import time
 import traceback
 from pathlib import Path
 
-from .far_ends import FAR_ENDS, not_here
-from .sheet import table
-from .trial import Plan, Result, Trial
+try:
+    from .far_ends import FAR_ENDS, not_here
+    from .sheet import table
+    from .trial import Plan, Result, Trial
+except ModuleNotFoundError as error:
+    sys.exit(f"the campaign needs {error.name}: sh tests/all installs what it needs")
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ ext4 cannot do that: the kernel does not let go of `emergency_ro` before the fil
 `remount,ro` while a file is open for writing (EBUSY). Here every call that would change something is answered with EROFS by the
 file system itself as long as the file SWITCH is there. Everything else is passed on to a directory.
 
-    python -m tests.faults.switched_fs DIRECTORY MOUNT_POINT SWITCH
+    .venv/bin/python -m tests.faults.switched_fs DIRECTORY MOUNT_POINT SWITCH
 
 Needs root and /dev/fuse; `reason` says what is missing. include/uapi/linux/fuse.h has the protocol; this speaks 7.31.
 

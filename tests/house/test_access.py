@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.access import Access, PasswordFileError, password_line, read_passwords, set_user, user_fault
+from tidegate.gateway.access import Access, PasswordFileError, lacking, password_line, read_passwords, set_user, user_fault
 from tidegate.gateway.config import Listener
 
 from tests.support.ports import free_port
+from tests.support.rights import as_user, needs_root
 from tests.support.waiting import wait_until
 
 LOOPBACK, OUTSIDE = Listener("127.0.0.1", 1883, True), Listener("0.0.0.0", 1883, False)
@@ -124,6 +125,11 @@ def test_with_a_password_file(
     assert access.authenticate(username, password, listener) is allowed
 
 
+def test_why_somebody_was_not_let_in(access: Access) -> None:
+    names: tuple[str | None, ...] = (None, "bert", "anna")
+    assert [access.why_not(name) for name in names] == ["no user name", "unknown user", "wrong password"]
+
+
 @pytest.mark.parametrize(("listener", "allowed"), [(LOOPBACK, True), (OUTSIDE, False)])
 def test_without_one_the_listener_decides(listener: Listener, allowed: bool) -> None:
     assert Access(None).authenticate(None, None, listener) is allowed
@@ -150,6 +156,14 @@ def test_a_file_that_is_not_there_says_which_command_makes_it(tmp_path: Path) ->
         read_passwords(tmp_path / "passwd")
 
 
+@needs_root
+def test_a_file_that_must_not_be_read_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    set_user(path, "anna", password_line("anna", b"secret"), create=True)
+    with as_user(65534), pytest.raises(PasswordFileError, match=rf"Permission denied; .*: chgrp nogroup {path} && chmod g\+r"):
+        read_passwords(path)
+
+
 def test_reload_takes_what_is_new(tmp_path: Path, access: Access) -> None:
     set_user(tmp_path / "passwd", "bert", password_line("bert", b"his"), create=False)
     assert not access.authenticate("bert", b"his", OUTSIDE)
@@ -171,7 +185,7 @@ def test_setting_a_user_keeps_comments_rights_and_a_link(tmp_path: Path) -> None
 
 
 def test_a_new_file_is_closed_to_others(tmp_path: Path) -> None:
-    path = tmp_path / "etc" / "passwd"
+    path = tmp_path / "passwd"
     set_user(path, "anna", password_line("anna", b"secret"), create=True)
     assert not path.stat().st_mode & 0o007
     assert path.stat().st_gid == path.parent.stat().st_gid or os.geteuid()
@@ -195,10 +209,33 @@ def test_the_command_makes_changes_and_removes(tmp_path: Path) -> None:
     assert set(read_passwords(path)) == {"bert"}
 
 
+def test_making_a_file_that_holds_others_is_refused_and_throws_nobody_away(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    assert tidegate_passwd("-c", "-b", path, "anna", "old").returncode == 0
+    assert tidegate_passwd("-c", "-b", path, "anna", "new").returncode == 0, "nobody is lost"
+    assert Access(path).authenticate("anna", b"new", OUTSIDE)
+    done = tidegate_passwd("-c", "-b", path, "bert", "his")
+    assert done.returncode == 1
+    assert f"{path}: holds other users (anna): leave -c out to keep them, or delete the file first" in done.stderr
+    assert set(read_passwords(path)) == {"anna"}
+
+
+def test_what_is_lacking_before_anybody_can_log_in(tmp_path: Path) -> None:
+    path, other = tmp_path / "passwd", tmp_path / "other"
+    unset = 'set password_file = "passwd" under [access] in gateway.toml'
+    assert lacking(None, tmp_path) == [f"`tidegate passwd -c {path} USER`", unset]
+    other.write_text("")
+    assert lacking(other, tmp_path) == [f"`tidegate passwd {other} USER`"]
+    for file in (path, other):
+        set_user(file, "anna", password_line("anna", b"secret"), create=True)
+    assert (lacking(None, tmp_path), lacking(other, tmp_path)) == ([unset], [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["missing/passwd", "anna"], 1, "No such file or directory; make it with -c"),
+        (["missing", "anna"], 1, "No such file or directory; make it with -c"),
+        (["-c", "missing/passwd", "anna"], 1, "missing; make it first"),
         (["-D", "missing", "anna"], 1, "No such file or directory"),
         (["-D", "there", "zoe"], 1, "there is no user 'zoe'"),
         (["-c", "there", "a:b"], 2, "holds no colon"),

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -146,6 +146,7 @@ def test_backup_says_what_is_wrong(tmp_path: Path) -> None:
         for place, words in (
             (tmp_path / "letter", f"no backup was made: {tmp_path}/letter is there already and is not a backup"),
             (tmp_path / "nowhere" / "x", f"there is no directory {tmp_path}/nowhere"),
+            (tmp_path / "nowhere" / "x", f"; the gateway's own user writes it, not you: name a file below {gateway.data}"),
             (Path("/proc/x"), "cannot write /proc/x.part: "),
             (gateway.data / "log.db", "belongs to the running log"),
         ):
@@ -203,6 +204,23 @@ def test_a_damaged_log_refuses_to_start_names_salvage_and_starts_after_it(tmp_pa
     assert after[1] > before[1]
     assert after[2] > before[2]
     assert 8 <= len(stored(path)) - 1 < 10
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_backup_of_a_damaged_log_names_the_log_and_salvage(tmp_path: Path, runs: bool) -> None:
+    gateway = Gateway(tmp_path)
+    with gateway:
+        fill(gateway, 1)
+        gateway.stop()
+    path = gateway.data / "log.db"
+    with closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'position'").fetchone()
+    content = path.read_bytes()
+    path.write_bytes(content[: (root - 1) * 4096] + b"\xa5" * 4096 + content[root * 4096 :])
+    with gateway if runs else nullcontext():
+        done = tidegate("backup", "--data", gateway.data, tmp_path / "backup.db")
+    refused(done, 1, f"{path} is damaged", f"`tidegate salvage --data {gateway.data}`")
+    assert "btree" not in done.stderr and ".part" not in done.stderr
 
 
 def test_damage_that_shows_when_sessions_are_loaded_is_one_sentence_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import pytest
 from tidegate.gateway import __version__
+from tidegate.gateway.access import password_line
 
 from tests.support.gateway import Gateway
 from tests.support.ports import free_port
@@ -143,7 +144,21 @@ def open_for_nobody() -> BinaryIO:
 def test_check_of_what_is_shipped() -> None:
     shipped = Path(__file__).resolve().parents[2] / "conf" / "gateway.toml"
     done = tidegate("check", "--config", shipped, TIDEGATE_UPLINK__BACKENDS="sqlite,redis")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"configuration: {shipped}\nall is well\n", "")
+
+
+def test_check_says_which_file_it_read_or_that_it_had_none(conf: Path) -> None:
+    toml = conf / "gateway.toml"
+    toml.write_text("nonsense = 1\n")
+    assert f"configuration: {toml}\n" in tidegate("check", "--config", toml).stderr
+    if not Path("/etc/tidegate/gateway.toml").exists():
+        done = tidegate("check", XDG_CONFIG_HOME=str(conf))
+        assert "/tidegate/gateway.toml: the defaults\nall is well\n" in done.stdout
+
+
+def test_a_start_says_what_it_reads_and_writes(tmp_path: Path) -> None:
+    with Gateway(tmp_path) as gateway:
+        wait_until(lambda: f" data={gateway.data} config={tmp_path}/gateway.toml\n" in gateway.log(), 10.0, gateway.log)
 
 
 def test_check_tells_all_mistakes_of_all_files_at_once(conf: Path) -> None:
@@ -194,7 +209,7 @@ def test_check_warns_and_passes(conf: Path) -> None:
     assert done.returncode == 0
     (conf / "gateway.toml").write_text('[[listener]]\nbind = "0.0.0.0:1883"\n')
     done = tidegate("check", "--config", conf / "gateway.toml")
-    assert (done.returncode, done.stdout) == (0, "no mistakes, 1 warning\n")
+    assert (done.returncode, done.stdout) == (0, f"configuration: {conf}/gateway.toml\nno mistakes, 1 warning\n")
     assert f"tidegate passwd -c {conf}/passwd USER" in done.stderr
 
 
@@ -346,6 +361,26 @@ def test_a_listener_for_everybody_without_passwords_is_narrowed_and_says_how_to_
     assert f"not listening on 0.0.0.0:{port}, only on 127.0.0.1:{port}" in log
     assert f"tidegate passwd -c {tmp_path}/passwd USER" in log
     assert process.returncode == 0
+
+
+def test_an_address_of_ipv6_is_written_as_people_write_it(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    address = f"[::1]:{gateway.port}"
+    with subprocess.Popen([*gateway.command()[:-1], address], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: f"listening   {address};" in tidegate("status", "--data", gateway.data).stdout)
+        finally:
+            process.terminate()
+        assert process.stderr is not None
+        assert f" address={address} " in process.stderr.read()
+
+
+def test_what_is_lacking_to_let_devices_in_is_said_and_nothing_else(tmp_path: Path) -> None:
+    toml, users = "[access]\npassword_file = 'users'\n", password_line("anna", b"secret") + "\n"
+    with Gateway(tmp_path, toml=toml, files={"users": users}) as gateway:
+        wait_until(lambda: "loopback_only" in gateway.log(), 10.0, gateway.log)
+        (line,) = [line for line in gateway.log().splitlines() if "loopback_only" in line]
+    assert line.endswith('to let devices in: set bind = "0.0.0.0:1883" under [[listener]] in gateway.toml, and restart')
 
 
 def _listens(host: str, port: int) -> bool:

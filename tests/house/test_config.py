@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tidegate.gateway.config import Config, ConfigError, Listener, default_data, find_config, load
+from tidegate.gateway.config import Config, ConfigError, Listener, load
 from tidegate.gateway.config_keys import KEYS, LATER_KEYS, LISTENER_KEYS, NEVER
+from tidegate.gateway.config_places import SYSTEM_CONF, default_data, find_config
+
+from tests.support.rights import as_user, needs_root, seen_by_others
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "gateway.toml"
 DESIGN = """
@@ -85,7 +88,7 @@ def test_the_shipped_file_shows_every_key_and_no_other() -> None:
 def test_the_shipped_file_shows_the_defaults() -> None:
     shipped, built_in = load(SHIPPED, Path("/data"), (), {}), load(None, Path("/data"), (), {})
     differing = {name for name in Config.__slots__ if getattr(shipped, name) != getattr(built_in, name)}
-    assert differing == {"conf_dir"}
+    assert differing == {"file", "conf_dir"}
 
 
 def test_every_key_of_the_shipped_file_has_a_comment_above() -> None:
@@ -148,6 +151,8 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_name(tmp_path: Path
         ("[limits]\nsession_expiry = 'forever'\n", 2, '"never" or a time'),
         ("[gateway]\nname = ''\n", 2, "not empty"),
         ('[gateway]\nname = "a\\nb"\n', 2, "without control characters"),
+        ("[[listner]]\nbind = '127.0.0.1:1883'\n", 1, "unknown section [listner]: did you mean [[listener]]?"),
+        ("[[store]]\ndurability = 'full'\n", 1, "the section is written [store], with one bracket"),
         ("[listener]\nbind = '127.0.0.1:1883'\n", 1, "[[listener]], with two brackets"),
         ("[[listener]]\nbind = '127.0.0.1:99999'\n", 2, "a port from 0 to 65535"),
         ("[[listener]]\n[[listener]]\n", 2, "again"),
@@ -251,11 +256,45 @@ def test_mistakes_in_the_environment_are_told_beside_those_of_the_file(tmp_path:
         "gateway.toml",
     ]
     assert "did you mean TIDEGATE_STORE__DURABILITY?" in found[0]
+    assert mistakes(tmp_path, "", {"TIDEGATE_FOO__BAR": "1"}) == [
+        "environment variable TIDEGATE_FOO__BAR: unknown key; TIDEGATE_SECTION__KEY names a section and a key as"
+        " gateway.toml has them"
+    ]
 
 
 def test_where_data_and_configuration_are_without_a_word(tmp_path: Path) -> None:
     assert default_data({"STATE_DIRECTORY": "/var/lib/tidegate:/other"}) == Path("/var/lib/tidegate")
     assert find_config({"XDG_CONFIG_HOME": str(tmp_path)}) in (None, Path("/etc/tidegate/gateway.toml"))
+
+
+@needs_root
+def test_the_service_s_configuration_means_the_service_s_data_for_every_user(tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with as_user(1000):
+        assert default_data(environ, SYSTEM_CONF / "gateway.toml") == Path("/var/lib/tidegate")
+        assert default_data(environ, tmp_path / "gateway.toml") == tmp_path / "state" / "tidegate"
+        assert default_data(environ) == tmp_path / "state" / "tidegate"
+    assert default_data(environ | {"STATE_DIRECTORY": "/x"}, SYSTEM_CONF / "gateway.toml") == Path("/x")
+
+
+@needs_root
+@pytest.mark.parametrize("closed", ["own", "system"])
+def test_a_configuration_that_must_not_be_looked_at_is_one_mistake(closed: str) -> None:
+    """/etc/tidegate as the service has it, or a closed ~/.config."""
+    with seen_by_others() as place:
+        for name in ("own", "system"):
+            (place / name / "tidegate").mkdir(parents=True)
+        (place / closed / "tidegate").chmod(0o750)
+        environ = {"XDG_CONFIG_HOME": str(place / "own")}
+        with as_user(1000):
+            found = find_config(environ, place / "system" / "tidegate")
+            with pytest.raises(ConfigError) as caught:
+                load(found, None, (), environ)
+        (mistake,) = caught.value.mistakes
+        assert str(mistake) == (
+            f"{place / closed / 'tidegate' / 'gateway.toml'}: cannot be read: Permission denied; use sudo, join the group that"
+            " may read it (the service's is tidegate), or name another with --config FILE"
+        )
 
 
 # -- who may be let in -----------------------------------------------------------------------------------------------

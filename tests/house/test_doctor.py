@@ -104,7 +104,7 @@ def test_who_was_refused_and_what_to_do(tmp_path: Path) -> None:
         assert first[1].startswith("somebody from 127.0.0.1, once: protocol error")
         assert "uses TLS" in first[1]
         assert second[1].startswith("client meter-3 user barn from 127.0.0.1, 2 times: ")
-        assert "tidegate passwd FILE USER" in second[1]
+        assert "wrong password | correct its password, or set it again: tidegate passwd FILE USER" in second[1]
 
 
 def test_a_gateway_that_does_not_know_its_new_configuration(tmp_path: Path) -> None:
@@ -118,6 +118,15 @@ def test_a_gateway_that_does_not_know_its_new_configuration(tmp_path: Path) -> N
             f"the running gateway listens on 127.0.0.1:{gateway.port}, the configuration says 127.0.0.1:{port}"
             " | systemctl restart tidegate, unless it was started with --listen",
         )
+
+
+def test_to_what_devices_can_connect_is_said_of_the_gateway_that_runs(tmp_path: Path) -> None:
+    toml = '[[listener]]\nbind = "0.0.0.0:1"\nallow_anonymous = true\n'
+    with Gateway(tmp_path, toml=toml) as gateway:  # with --listen 127.0.0.1
+        level, text = doctor(tmp_path).one("network")
+        assert (level, text.partition(":")[0]) == ("warning", "only this machine can connect")
+        assert gateway.stop() == 0
+    assert doctor(tmp_path).one("network")[0] == "ok"
 
 
 def test_a_gateway_that_hangs_is_a_problem(tmp_path: Path) -> None:
@@ -237,7 +246,7 @@ def test_messages_that_others_can_read(directory: Path) -> None:
 def test_files_of_another_user(directory: Path) -> None:
     """As after `sudo tidegate run` by hand, and then the service."""
     data = directory / "data"
-    os.chown(data, 1000, 1000)
+    os.chown(data, 54_321, 54_321)
     (data / "log.db").touch()
     level, text = doctor(directory).one("rights")
     assert level == "problem"
@@ -250,7 +259,7 @@ def test_a_user_without_rights_is_told_so_and_nothing_is_called_a_problem(tmp_pa
     with Gateway(tmp_path, toml=LISTENER.format(port=free_port())) as gateway:
         wait_until((gateway.data / "control.sock").exists)
         for path in (gateway.data, *gateway.data.iterdir()):
-            os.chown(path, 1000, 1000)
+            os.chown(path, 54_321, 54_321)
         gateway.data.chmod(0o700)
         without_rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
         found = doctor(tmp_path, prefix=without_rights)

@@ -107,6 +107,27 @@ def test_a_sighup_during_the_start_does_not_kill(tmp_path: Path) -> None:
     assert starting.returncode == 0
 
 
+def test_what_became_of_each_sighup_is_told(tmp_path: Path) -> None:
+    """Also of the third in a minute, when other repeated warnings are held back."""
+    toml = "[access]\npassword_file = 'users'\n"
+    good = password_line("anna", b"secret") + "\n"
+    rule = 'backend.sqlite.hook.session.subscribed.1 = {"action": {"function": "on_message_fech"}}\n'
+    with Gateway(tmp_path, toml=toml, files={"users": good, "emqx_backend_sqlite.conf": ""}) as gateway:
+
+        def said(event: str) -> int:
+            return gateway._log.read_text(errors="replace").count(f" {event}: ")
+
+        for users, rules, event in ((good, "", "reloaded"), ("anna\n", "", "reload_failed"), (good, rule, "rules_unusable")):
+            (tmp_path / "users").write_text(users)
+            (tmp_path / "emqx_backend_sqlite.conf").write_text(rules)
+            other = said("reloaded")
+            for turn in range(1, 5):
+                _hup(gateway)
+                wait_until(lambda event=event, turn=turn: said(event) == turn, 10.0, gateway.log)  # type: ignore[misc]
+            assert event == "reloaded" or said("reloaded") == other
+        assert said("rule_mistake") == 4
+
+
 def test_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path)
     with subprocess.Popen(gateway.command(), stderr=subprocess.PIPE, text=True) as starting:

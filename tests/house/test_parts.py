@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tidegate.gateway import notify
 from tidegate.gateway.control import NotRunning, ask, serve
-from tidegate.gateway.service import ServiceError, check_reach, make_conf, unit_file
+from tidegate.gateway.service import ServiceError, check_reach, check_shown, make_conf, unit_file, write_unit
 from tidegate.gateway.status import duration, render, size
 
 SHIPPED = Path(__file__).resolve().parents[2] / "conf"
@@ -197,6 +197,23 @@ def test_an_interpreter_behind_a_link_that_the_service_cannot_follow_is_refused(
         closed.chmod(0o700)
         with pytest.raises(ServiceError, match=f"could not look into {closed} on the way to {program}; install it where"):
             check_reach(program)
+
+
+@pytest.mark.parametrize("place", ["/home/anna/tidegate/.venv", "/root/.venv", "/tmp/clone/.venv"])
+def test_a_program_where_the_unit_lets_the_service_see_nothing_is_refused(place: str) -> None:
+    top = "/" + place.split("/")[1]
+    with pytest.raises(ServiceError, match=rf"{place}/bin/tidegate lies below {top}, .*; install it where .*/opt/tidegate"):
+        check_shown(Path("/opt/tidegate/bin/python"), Path(place, "bin", "tidegate"))
+
+
+def test_a_unit_that_says_something_else_is_kept(tmp_path: Path) -> None:
+    unit = tmp_path / "tidegate.service"
+    assert list(write_unit(unit, "new\n")) == list(write_unit(unit, "new\n")) == [f"wrote {unit}"]
+    for name, mine in (("tidegate.service.old", "mine\n"), ("tidegate.service.old1", "mine again\n")):
+        unit.write_text(mine)
+        assert str(tmp_path / name) in next(kept := write_unit(unit, "new\n"))
+        assert list(kept) == [f"wrote {unit}"]
+        assert ((tmp_path / name).read_text(), unit.read_text()) == (mine, "new\n")
 
 
 def test_the_configuration_is_laid_out_once(tmp_path: Path) -> None:

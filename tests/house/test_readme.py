@@ -93,6 +93,17 @@ def test_the_rule_example_has_no_mistake(tmp_path: Path) -> None:
     assert len(file.rules) == 2
 
 
+@pytest.mark.parametrize("program", ["tests/campaign/__main__.py", "bench/run.py"])
+def test_what_needs_more_than_the_first_command_says_so(program: str) -> None:
+    name = "run_module('tests.campaign'" if "campaign" in program else f"run_path({program!r}"
+    without = (
+        f"import sys, runpy; sys.modules['psycopg'] = None; sys.path[:0] = ['bench', '.']; runpy.{name}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert re.fullmatch(r"the \w+ needs? psycopg: sh tests/all installs what \w+ needs?\n", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())

@@ -107,7 +107,7 @@ def test_list_as_json_has_everything(conf: Path) -> None:
     }
     assert command["action"] == {"commands": ["RPUSH alarms ${payload}", "INCR n"]}
     assert lookup["topic"] is None
-    assert lookup["warnings"] == ["no space before the =: passed over"]
+    assert lookup["warnings"] == ["no space before the =: read all the same"]
     assert found["mistakes"] == found["reload_needed"] == []
 
 

@@ -64,21 +64,27 @@ def test_every_sys_topic_is_one_that_the_documentation_names_and_counts_what_mos
 
 def test_who_was_refused_and_why(gateway: Gateway) -> None:
     assert told(gateway, "--refused") == "nobody was refused since the gateway started\n"
-    MqttClient(gateway.port, "meter-3", username="barn", password=b"wrong", refused=True)
+    refused = [
+        MqttClient(gateway.port, "meter-3", version=5, username=name, password=password, refused=True)
+        for name, password in (("barn", b"wrong"), ("shed", b"secret"))
+    ]
     with MqttClient(gateway.port, "talker", username="barn", password=b"secret") as talker:
         talker.send(b"\xf0\x00")
         talker.expect_closed()
     answer = json.loads(told(gateway, "--refused", "--json"))
-    wrong, fault = answer["refusals"]
+    wrong, unknown, fault = answer["refusals"]
     assert (wrong["client_id"], wrong["username"]) == ("meter-3", "barn")
-    assert wrong["reason"] in ("bad_user_name_or_password", "not_authorized")
+    assert [one["reason"].partition("not_authorized: ")[2] for one in (wrong, unknown)] == [
+        "wrong password", "unknown user",
+    ]  # fmt: skip
+    assert [one.connack.reason for one in refused] == [0x87, 0x87], "the network does not learn which"
     assert wrong["peer"].startswith("127.0.0.1:")
     assert (fault["client_id"], fault["username"]) == ("talker", "barn")
     assert fault["reason"].startswith("protocol error: ")
     assert answer["fell_out"] == 0
     lines = told(gateway, "--refused").splitlines()
     assert lines[0].split() == ["when", "from", "client", "id", "user", "name", "why"]
-    assert [line.split()[3] for line in lines[1:]] == ["meter-3", "talker"]
+    assert [line.split()[3] for line in lines[1:]] == ["meter-3", "meter-3", "talker"]
 
 
 def test_what_is_kept_is_bounded_whatever_is_sent() -> None:

@@ -76,10 +76,24 @@ def test_it_runs_as_a_user_of_its_own_who_can_read_and_write_only_what_is_its(ma
     ]  # fmt: skip
 
 
+def test_its_user_asks_without_saying_where_and_another_is_told_in_one_sentence(machine: Box) -> None:
+    tidegate = "/opt/tidegate/bin/tidegate"
+    status = machine.run("setpriv", "--reuid=tidegate", "--regid=tidegate", "--init-groups", "env", "-u", "XDG_CONFIG_HOME",
+                         "HOME=/nonexistent", tidegate, "status", "--json")  # fmt: skip
+    assert json.loads(status)["version"]
+    told = machine.run("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "env", "HOME=/nonexistent",
+                       "/bin/sh", "-c", f"{tidegate} status 2>&1", code=2)  # fmt: skip
+    assert told.startswith("tidegate: /etc/tidegate/gateway.toml: cannot be read: Permission denied; use sudo")
+    assert len(told.splitlines()) == 1
+
+
 def test_the_journal_has_its_lines_with_their_priority_and_without_a_second_time(machine: Box) -> None:
     (line,) = [entry for entry in _journal(machine) if entry["MESSAGE"].startswith("listening: ")]
     assert (line["PRIORITY"], line["SYSLOG_IDENTIFIER"]) == ("6", "tidegate")
-    assert line["MESSAGE"] == "listening: devices may connect address=127.0.0.1:1883 durability=full"
+    assert line["MESSAGE"] == (
+        "listening: devices may connect address=127.0.0.1:1883 durability=full data=/var/lib/tidegate"
+        " config=/etc/tidegate/gateway.toml"
+    )
 
 
 def test_a_reload_is_heard(machine: Box) -> None:

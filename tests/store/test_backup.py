@@ -59,7 +59,7 @@ def test_what_is_committed_between_two_steps_is_in_the_copy_too(path: Path, tmp_
 
     backup_to(store.connection, tmp_path / "copy", commit)
     written = payloads(path)
-    assert finish(tmp_path / "copy") == (tmp_path / "copy").stat().st_size
+    assert finish(tmp_path / "copy", path) == (tmp_path / "copy").stat().st_size
     assert len(steps) > 3, "many small steps"
     assert max(after - before for before, after in pairwise(steps)) <= 64
     assert payloads(tmp_path / "copy") == written[:-10], "the last ten were committed after the last step"
@@ -81,7 +81,7 @@ def test_a_backup_that_is_given_up_leaves_no_file_and_the_earlier_one_as_it_was(
     store = fill(path, 20_000)
     earlier = tmp_path / "copy"
     backup_to(store.connection, earlier, quiet)
-    finish(earlier)
+    finish(earlier, path)
     before = earlier.read_bytes()
 
     def give_up(copied: int, total: int) -> None:
@@ -103,7 +103,7 @@ def test_a_copy_that_is_damaged_gets_no_name(path: Path, tmp_path: Path) -> None
     content[len(content) // 2 : len(content) // 2 + 4096] = b"\xa5" * 4096
     part_of(file).write_bytes(content)
     with pytest.raises(StoreError, match="is damaged"):
-        finish(file)
+        finish(file, path)
     assert [found.name for found in tmp_path.iterdir()] == ["data"]
     store.close(NOW)
 

@@ -10,30 +10,30 @@ from tidegate.uplink.rule import RuleFile, load
 from tidegate.uplink.vocabulary import BUILT, POOL_KEYS
 
 BLOCKS = Path(__file__).parent / "specification"
-NO_SPACE = "no space before the =: passed over"
+NO_SPACE = "no space before the =: read all the same"
 
 WARNINGS: dict[str, list[tuple[int, str]]] = {
     "redis": [(28, NO_SPACE)],
     "mysql": [(21, NO_SPACE)],
     "pgsql": [(24, NO_SPACE)],
-    "mongo": [(11, "c_pool_size is called pool_size elsewhere: passed over"), (60, NO_SPACE)],
+    "mongo": [(11, "c_pool_size is called pool_size elsewhere: read all the same"), (60, NO_SPACE)],
     "cassa": [
         (
             2,
-            "ecql is the cassa of the rules, a pool is written backend.cassa.: passed over;"
+            "ecql is the cassa of the rules, a pool is written backend.cassa.: read all the same;"
             " so in lines 5, 8, 11, 12, 15, 18",
         ),
-        (2, "nodes is called server elsewhere: passed over"),
-        (5, "size is called pool_size elsewhere: passed over"),
-        (28, "on_subscription_lookup is called on_subscribe_lookup: passed over"),
+        (2, "nodes is called server elsewhere: read all the same"),
+        (5, "size is called pool_size elsewhere: read all the same"),
+        (28, "on_subscription_lookup is called on_subscribe_lookup: read all the same"),
         (43, NO_SPACE),
-        (43, "a quote is missing before a name in the rule: passed over"),
+        (43, "a quote is missing before a name in the rule: read all the same"),
     ],
-    "dynamo": [(2, "region stands without a pool and holds for all of them: passed over"), (22, NO_SPACE)],
+    "dynamo": [(2, "region stands without a pool and holds for all of them: read all the same"), (22, NO_SPACE)],
     "influxdb": [(14, "message.publish.1 again: this one replaces line 11")],
     "opentsdb": [
         (39, "message.publish.1 again: this one replaces line 36"),
-        (39, "the rule is written for influxdb and taken as one of opentsdb: passed over; so in line 42"),
+        (39, "the rule is written for influxdb and taken as one of opentsdb: read all the same; so in line 42"),
     ],
 }  # fmt: skip
 RULES = {"redis": 13, "mysql": 11, "pgsql": 11, "mongo": 10, "cassa": 11, "dynamo": 10, "influxdb": 2, "opentsdb": 2}
