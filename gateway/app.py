@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import sqlite3
-import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -36,6 +35,7 @@ from .config import Config, Listener
 from .config_changed import ConfigChanged
 from .config_keys import join_address
 from .connecting import Limits
+from .far_ends import FarEnds
 from .health import Health
 from .held import shares
 from .inbox import Inbox
@@ -43,7 +43,7 @@ from .online_backup import OnlineBackup
 from .rules_told import tell
 from .server import OUT_OF, Sockets
 from .snapshot import Snapshot
-from .trimming import Reach, Trimming, reach
+from .trimming import Trimming
 from .trust import Trust
 
 DEFAULT_AGE = 604_800
@@ -52,8 +52,6 @@ ALIVE_PAUSE = BALANCE_PAUSE = 60.0
 GC_THRESHOLD = 50_000
 """Rows of a batch are thousands of short-lived tuples without cycles; looking through them early finds nothing."""
 STOP_DEADLINE = 4.0
-_UNKNOWN = {"waiting": 0, "oldest_age": None, "rate": 0.0, "drain": None, "delivered": 0, "refused": 0}
-"""Of a pool that nothing is known of."""
 
 
 class StartError(Exception):
@@ -88,9 +86,6 @@ class App:
         self._report = report
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
-        self._supervisor: Any = None
-        self._named: list[str] = []
-        """The far ends that the rules name."""
         self._next_alive = self._started + ALIVE_PAUSE
         self._health = Health(self._started)
         self._trust = Trust(config.clock_trust, int(config.clock_wait * 1000))
@@ -176,10 +171,11 @@ class App:
         self.broker.now = time.monotonic()
         self.broker.router.policies = config.policies
         self.broker.load(store.connection, identity.clean)
-        self._trimming = Trimming(
-            self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._reach, self._report
-        )
         self._inbox = Inbox(self.broker, config.data / "uplink.db")
+        self._far_ends = FarEnds(config, self.broker, self._report, self._inbox.look)
+        self._trimming = Trimming(
+            self._trim(DEFAULT_AGE), store.connection, self._committer.submit, self.broker, self._far_ends.reach, self._report
+        )
         self._load_rules()
 
     def _load_rules(self) -> None:
@@ -191,7 +187,6 @@ class App:
 
         read = _clock()[0]
         files = load_all(self._config.conf_dir, self._config.backends)
-        self._own_mistake = next((str(file.mistakes[0]) for file in files if file.backend == "sqlite" and file.mistakes), "")
         self._rules_usable = tell(self._report, files)
         try:
             saved = saved_wants(self._config.data)
@@ -203,7 +198,7 @@ class App:
         router.set_wants(wants(files, saved), router.local if local is None else local)
         mine = [rule for file in files if file.backend == "sqlite" for rule in file.rules]
         ages = [rule.expired_time or DEFAULT_AGE for rule in mine if rule.function in LOGGED_FOR_SQLITE]
-        self._named = [pool.full_name for file in files if file.backend != "sqlite" for pool in file.pools]
+        self._far_ends.read(files)
         self._trimming.trim = self._trim(max(ages, default=0))
         self._rules_read = read
 
@@ -251,11 +246,9 @@ class App:
     async def _serve(self, addresses: list[str]) -> None:
         from . import notify
 
-        self._supervisor = self._make_supervisor()
-        if self._supervisor is not None:
-            await self._supervisor.start()
+        await self._far_ends.start()
         self._snapshot = Snapshot(
-            self._config, self._store, self.broker, self._trust, self._pools, self._started, self._report.lines
+            self._config, self._store, self.broker, self._trust, self._far_ends.pools, self._started, self._report.lines
         )
         self._inbox.look()
         control_server = await control.serve(self._config.data / "control.sock", self._answer)
@@ -341,8 +334,7 @@ class App:
         self.broker.stop()
         while self.broker.busy and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if self._supervisor is not None:
-            await self._supervisor.stop(max(0.5, deadline - time.monotonic()))
+        await self._far_ends.stop(max(0.5, deadline - time.monotonic()))
         clean = not self.broker.busy
         await asyncio.to_thread(self._committer.stop)
         if self._reader is not None:
@@ -372,8 +364,7 @@ class App:
                 failed = True
         if self._rules_usable and not failed:
             self._report("reloaded", "rules and passwords are in force as they now stand")
-        if self._supervisor is not None:
-            self._loop.create_task(self._supervisor.restart(), name="restart uplink")
+        self._far_ends.restart()
 
     # -- what the core asks for ------------------------------------------------------------------------------------
 
@@ -399,8 +390,7 @@ class App:
                 self._report("checkpoint_failed", self._store.checkpoint_fault, WARNING)
             if result is None:
                 self._trimming.committed(batch.size)
-                if self._supervisor is not None:
-                    self._supervisor.wake()
+                self._far_ends.wake()
 
         self._committer.submit(lambda: self._store.apply(batch), committed)
 
@@ -423,56 +413,6 @@ class App:
         code, epoch = self._runs.get(run) or (gateway_code(identity.gateway), identity.epoch)
         return message_id(at, code, epoch, seq).encode()
 
-    def _reach(self) -> Reach:
-        """Where the cursors of all who wait are: sessions as stored, pools as they report."""
-        if self._supervisor is None:
-            return reach(self.broker, ())
-        from tidegate.uplink.progress import held
-
-        try:
-            return reach(self.broker, held(self._config.data, self._named))
-        except StoreError as error:
-            self._report("uplink_db_unusable", str(error), WARNING)
-            return Reach(0, ())
-
-    def _make_supervisor(self) -> Any:
-        backends = [name for name in self._config.backends if name != "sqlite"]
-        if not backends:
-            return None
-        from .supervisor import Supervisor
-
-        command = [sys.executable, "-m", "tidegate.uplink.child"]
-        command += ["--data", str(self._config.data), "--conf", str(self._config.conf_dir)]
-        command += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
-        for name in backends:
-            command += ["--backend", name]
-        return Supervisor(command, self._report, self._inbox.look)
-
-    def _pools(self) -> list[dict[str, Any]]:
-        return self._own_pool() + self._far_ends()
-
-    def _own_pool(self) -> list[dict[str, Any]]:
-        """The box itself, where it does not do what its rules say."""
-        if not self._own_mistake:
-            return []
-        hint = "what the box gives back is off until this is mended and read again (SIGHUP); messages are kept"
-        return [{"name": "sqlite", "state": "misconfigured", "error": self._own_mistake, "hint": hint, **_UNKNOWN}]
-
-    def _far_ends(self) -> list[dict[str, Any]]:
-        if self._supervisor is None:
-            return []
-        from tidegate.uplink.lane_book import read_lanes
-        from tidegate.uplink.progress import read_pools
-
-        try:
-            pools = [pool.as_dict(self.broker.log.now) for pool in read_pools(self._config.data, self.broker.gaps.ahead)]
-            lanes = read_lanes(self._config.data)
-            return [
-                pool | {"lookups": lanes[name]._asdict()} if (name := str(pool["name"])) in lanes else pool for pool in pools
-            ]
-        except StoreError as error:
-            return [{"name": "uplink", "state": "misconfigured", "error": str(error), "hint": "", **_UNKNOWN}]
-
     def _answer(self, request: dict[str, Any]) -> control.Answer:
         if request.get("command") == "status":
             return self._status()
@@ -483,29 +423,16 @@ class App:
         if request.get("command") == "sub":
             return made_requests.answer(self.broker, request, self._loop.create_future())
         if request.get("command") == "wake":
-            if self._supervisor is not None:
-                self._supervisor.wake()
-            return {"woken": self._supervisor is not None}
+            return {"woken": self._far_ends.wake()}
         if request.get("command") == "reconnect":
-            if self._supervisor is not None:
-                self._loop.create_task(self._supervisor.restart(), name="restart uplink")
-            return {"restarted": self._supervisor is not None}
+            return {"restarted": self._far_ends.restart()}
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _status(self) -> dict[str, Any]:
         self._tick_clock()
         config = {"changed": self._changed.changed, "error": self._changed.fault}
         found = self._snapshot.status() | {"rules_read": self._rules_read / 1000, "config": config}
-        return found | {"quarantine": self._stranded([str(pool["name"]) for pool in found["pools"]])}
-
-    def _stranded(self, served: list[str]) -> list[dict[str, object]]:
-        """What is in quarantine of pools that are not configured any more."""
-        from tidegate.uplink.progress import stranded
-
-        try:
-            return stranded(self._config.data, served)
-        except StoreError:
-            return []  # the far ends' part of the status tells it
+        return found | {"quarantine": self._far_ends.stranded([str(pool["name"]) for pool in found["pools"]])}
 
 
 def _clock() -> tuple[int, int]:

@@ -24,6 +24,7 @@ WIRING = {
     "gateway/cli_doctor.py",
     "gateway/cli_rules.py",
     "gateway/cli_uplink.py",
+    "gateway/far_ends.py",
 }
 """Where everything is put together: they may import every package."""
 
