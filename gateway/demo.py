@@ -206,8 +206,11 @@ class _Demo:
                 for task in done:
                     _raise_fault(task, self._gateway_said)
         finally:
-            for task in tasks:
-                task.cancel()
+            # More than once: a client that is just connecting can swallow it.
+            while left := [task for task in tasks if not task.done()]:
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left, timeout=1.0)
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._balance is None:
             self._screen.say("stopped before everything was compared")
