@@ -234,7 +234,7 @@ class Delivery(Retaining):
 
         Where many are behind each waits for its turn, however much it has at hand.
         """
-        if session.client is None or session.client.held is not None:  # the CONNACK leaves first, then what `resume` begins with
+        if session.client is None or session.client.held is not None:  # the CONNACK leaves first, then `resume`
             return
         if session.retained or session.retained_due:
             self._send_waiting_retained(session, session.client)
