@@ -386,11 +386,11 @@ class Broker:
         if not self._durable:
             self.delivery.acknowledge({client: [packet]})
         else:
-            self.log.batch.acks.setdefault(client, []).append(packet)
+            self.log.acknowledge(client, packet)
 
     def when_durable(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call `function` after the commit that holds everything appended so far."""
-        self.log.batch.after.append((function, *arguments))
+        self.log.when_durable(function, *arguments)
 
     # -- packets ---------------------------------------------------------------------------------------------------
 

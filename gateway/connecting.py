@@ -291,6 +291,8 @@ class Connecting:
         broker.delivery.send_first(client, answer)
         if session.behind or session.inflight or session.releasing:
             broker.delivery.resume(session)
+        else:
+            broker.delivery.pump(session)
         if held is not None:
             topics = broker.router.topics
             broker.handle(client, [(topics[e[0].raw], *e[1:]) if type(e) is tuple else e for e in held])

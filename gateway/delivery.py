@@ -234,7 +234,9 @@ class Delivery(Retaining):
 
         Where many are behind each waits for its turn, however much it has at hand.
         """
-        if session.client is not None and (session.retained or session.retained_due):
+        if session.client is None or session.client.held is not None:  # the CONNACK leaves first, then `resume`
+            return
+        if session.retained or session.retained_due:
             self._send_waiting_retained(session, session.client)
             self._fetch_retained(session, session.client)
         while client := session.client:

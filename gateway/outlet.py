@@ -16,7 +16,7 @@ from typing import Any
 from tidegate.store.entry import DELIVERED
 from tidegate.store.few import NO_DICT, NO_LIST
 from tidegate.store.local import QUEUE, TOLD
-from tidegate.store.log import Ack, Log
+from tidegate.store.log import ACK_BYTES, Ack, Log
 
 from .mqtt.properties import Property, decode_block, encode_block
 from .mqtt.wire import write_varint
@@ -103,6 +103,7 @@ class Outlet:
         for waiting in (self._log.batch.acks, self.leaving):
             if client in waiting:
                 waiting[client].append(packet)
+                self._log.batch.size += ACK_BYTES
                 return
         self.acknowledge({client: [packet]})
 
@@ -162,7 +163,7 @@ class Outlet:
             return
         self._log.change(ADD_DELIVERY, session.name, seq, packet_id, delivery_state(session, seq, packet_id, SENT))
         self.added_delivery()
-        self._log.batch.after.append((self.send_if_connected, session, client, packet))
+        self._log.when_durable(self.send_if_connected, session, client, packet)
 
     def send_if_connected(self, session: Session, client: Client, packet: bytes) -> None:
         if session.client is client:
@@ -225,7 +226,7 @@ class Outlet:
         session.releasing[packet_id] = (seq, RELEASED)
         if session.persistent:
             self._log.change(SET_DELIVERY, delivery_state(session, seq, packet_id, RELEASED), session.name, seq, packet_id)
-        self._log.batch.acks.setdefault(client, []).append(PUBREL | packet_id)
+        self._log.acknowledge(client, PUBREL | packet_id)
 
     def _expired(self, properties: bytes, at: int, mono: int, run: int) -> bool:
         found = decode_block(properties, 0, len(properties), "PUBLISH")

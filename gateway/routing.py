@@ -120,11 +120,14 @@ class Topics(dict[bytes, Topic]):
     def __init__(self) -> None:
         super().__init__()
         self._bytes = 0
+        self._waiting = 0
+        """Of a topic that is new here: ANY once others were let go, of which it may be one."""
 
     def __missing__(self, raw: bytes) -> Topic:
         text = topic_name(raw)
         self.take(TOPIC_BYTES + 3 * len(raw))
         topic = self[bytes(raw)] = Topic(bytes(raw), text)
+        topic.waiting = self._waiting
         return topic
 
     def take(self, size: int) -> None:
@@ -132,10 +135,11 @@ class Topics(dict[bytes, Topic]):
         self._bytes += size
         if len(self) >= MAX_TOPICS or self._bytes > MAX_TOPIC_BYTES:
             self.clear()
-            self._bytes = 0
+            self._bytes, self._waiting = 0, ANY
 
     def forget(self, text: str) -> None:
         """The name's number ends: whoever needs the topic again gets a new one. Only `Topic`s from here go into the log."""
+        self._waiting = ANY
         self.pop(text.encode(), None)
 
 

@@ -106,6 +106,7 @@ class Subscribing:
         if client is None:
             return
         if session.persistent or self._broker.busy:
+            self._broker.log.batch.size += sum([subscription_bytes(one.wanted.filter) for one in made])
             self._broker.when_durable(self._send_all, client, session, made)
         else:
             self._send_all(client, session, made)

@@ -12,6 +12,7 @@ Invariant: seq rises by one with every entry and `at` never goes back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Ack = int | bytes
 """An acknowledgement packet: those of 4 bytes as an integer, which is made and joined faster."""
 ROW_BYTES = 250
 """What an entry costs in memory besides its payload, about."""
+ACK_BYTES, CALL_BYTES = 50, 150
+"""What an acknowledgement and a call that wait for a commit cost in memory, about."""
 NAME_BYTES = 1_000
 """What a name that is new to the store costs in memory as long as an entry leads to it."""
 
@@ -41,7 +44,7 @@ class Name:
 
 
 class Batch:
-    """What one commit holds. `notes` belongs to the broker: the store carries it through untouched."""
+    """What one commit holds. `acks` and `after` belong to the broker: the store carries them through untouched."""
 
     __slots__ = ("acks", "after", "changes", "first_seq", "rows", "size", "together", "unused")
 
@@ -118,6 +121,16 @@ class Log:
         """A change of a state table, in the same transaction; parameters may be `Name`s (their number is meant)."""
         self.batch.changes.append((sql, parameters))
         self.batch.size += 64
+
+    def acknowledge(self, client: Any, packet: Ack) -> None:
+        """An acknowledgement that leaves after this commit."""
+        self.batch.acks.setdefault(client, []).append(packet)
+        self.batch.size += ACK_BYTES
+
+    def when_durable(self, function: Callable[..., None], *arguments: Any) -> None:
+        """A call after this commit."""
+        self.batch.after.append((function, *arguments))
+        self.batch.size += CALL_BYTES + sum([len(argument) for argument in arguments if isinstance(argument, bytes)])
 
     def take(self) -> Batch:
         """The gathered batch; a new empty one begins."""

@@ -8,6 +8,7 @@ import pytest
 from tidegate.gateway.connecting import Limits
 from tidegate.gateway.mqtt.packets import ConnAck, PubAck, Publish, PubRec, PubRel, SubAck, Unsubscribe
 from tidegate.gateway.mqtt.reasons import ReasonCode
+from tidegate.gateway.routing import MAX_TOPICS
 
 from tests.broker.world import Device, World
 
@@ -116,6 +117,22 @@ def test_a_message_is_not_delivered_before_one_that_was_stored_for_a_subscriptio
     device.publish("t", b"not stored", packet_id=2)
     world.settle()
     assert [payload for *_, payload in watcher.messages()] == [b"stored", b"not stored"]
+
+
+@pytest.mark.parametrize("how", ["its name's number ended", "there were too many"])
+def test_a_topic_that_was_forgotten_and_is_known_again_keeps_its_order(world: World, how: str) -> None:
+    watcher = subscriber(world, "s", "t", 0)
+    device = publisher(world)
+    device.publish("t", b"kept", retain=True, packet_id=1)
+    topics = world.broker.router.topics
+    if how == "there were too many":
+        assert all([topics[str(number).encode()] for number in range(MAX_TOPICS)])
+    else:
+        topics.forget("t")
+    assert b"t" not in topics
+    device.publish("t", b"not kept", packet_id=2)
+    world.settle()
+    assert [payload for *_, payload in watcher.messages()] == [b"kept", b"not kept"]
 
 
 def test_nothing_is_stored_for_the_sake_of_order_when_nothing_waits(world: World) -> None:
