@@ -100,7 +100,9 @@ class Retaining(Outlet):
 
     def _find(self, topic_filter: str, due: Due) -> None:
         if due.through:
-            found = (seq for seq in self._kept.find(topic_filter) if seq <= due.through)
+            found = [seq for seq in self._kept.find(topic_filter) if seq <= due.through]
+            if (progress := due.target.session.progress) is not None:
+                progress.skip(topic_filter, found)  # a fetch waits until nothing is due
             due.seqs = array("q", sorted({*due.seqs, *found}))
             due.through = 0
 

@@ -182,7 +182,7 @@ class Session:
         self.retained: list[Any] = NO_LIST
         """(topic filter, target, message) for new subscriptions, waiting for room: one read of them."""
         self.retained_due: dict[str, Any] = NO_DICT
-        """Topic filter -> (target, seqs) of retained messages to be read and sent next."""
+        """Topic filter -> `retaining.Due`: what is to be found, read and sent next, in this order."""
         self.retaining: dict[int, int] = NO_DICT
         """Packet id -> seq of what left with the retain flag: it has it again when it is sent again (3.3.1.3)."""
         self.fetching: Client | None = None

@@ -124,12 +124,7 @@ class Subscribing:
             for name, payload in self._broker.sys_values.items():
                 if matches(text, name):
                     self._broker.delivery.send_value(client, self._broker.router.topics[name.encode()], payload)
-        target, through, seqs = target_of(session, made.subscription), made.through, list[int]()
-        if session.progress is not None:  # what a fetch leaves to these is decided now
-            seqs = sorted(seq for seq in self._broker.retained.find(text) if seq <= through)
-            session.progress.skip(text, seqs)
-            through = 0
-        self._broker.delivery.queue_retained(client, text, Due(target, through, seqs))
+        self._broker.delivery.queue_retained(client, text, Due(target_of(session, made.subscription), made.through))
 
     def on_unsubscribe(self, client: Client, session: Session, packet: Unsubscribe) -> None:
         reasons = []

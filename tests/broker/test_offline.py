@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from tidegate.gateway.connecting import Limits
-from tidegate.gateway.mqtt.packets import PubAck, PubComp, PubRec, PubRel, Unsubscribe
+from tidegate.gateway.mqtt.packets import PubAck, PubComp, PubRec, PubRel, Subscribe, Subscription, Unsubscribe
+from tidegate.gateway.retaining import FOUND_AT_ONCE
 from tidegate.store.entry import PUBLISH, Want
 from tidegate.store.local import PUBSUB, QUEUE, FetchRule, Keep, LocalRules
 from tidegate.store.trim import Plan, Trim
@@ -612,3 +613,24 @@ def test_the_newest_n_are_found_over_several_steps(path: Path) -> None:
     publish(world, "pubsub/a", [str(number) for number in range(9_000)])
     assert take(one_to_many(world, "s")) == [str(number) for number in range(500, 9_000)]
     assert world.broker.delivery.dropped["offline_opts"] == 500
+
+
+def test_what_a_fetch_leaves_to_retained_messages_is_found_for_one_filter_after_the_other(path: Path) -> None:
+    """A stranger may subscribe to thousands of filters at once, and a fetching rule is no reason to look for all in one go."""
+    world = open_world(path)
+    names = [f"pubsub/{number}" for number in range(FOUND_AT_ONCE + 1)]
+    publisher = world.device("publisher")
+    for name in names:
+        publisher.publish(name, name.encode(), retain=True)
+    filters = ("pubsub/+", "+/1/#", "pubsub/#")
+    device = world.device("s", clean=False)
+    world.auto = False
+    device.send(Subscribe(7, tuple(Subscription(text, 1, False, False, 0) for text in filters), {}))
+    world.commit()
+    session = world.broker.sessions.get("s")
+    assert session is not None and session.progress is not None
+    assert [bool(due.through) for due in session.retained_due.values()] == [False, True, True]
+    world.auto = True
+    world.settle()
+    assert sorted(take(device)) == sorted([*names, "pubsub/1", *names])
+    world.kill()
