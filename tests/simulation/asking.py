@@ -420,9 +420,10 @@ class Asking:
         """What was asked for when a device subscribed is here; and after another look the newest of all is."""
         for device in lasting:
             for topic, at in device.asked.items():
-                found, here = self._kept_here(topic), self._set_last(topic)
-                newest = max(self.far.moments.get(found, 0), here + max(self._offsets) if here else 0)
-                assert newest >= at, f"{device.name} asked for {topic}, there is {found!r}"
+                found = self._kept_here(topic)
+                assert max(self.far.moments.get(found, 0), self._set_here_between(topic)[1]) >= at, (
+                    f"{device.name} asked for {topic}, there is {found!r}"
+                )
         checker = self.box.device("checker", clean=False)
         for topic in KEPT:
             checker.subscribe(topic)
@@ -431,12 +432,11 @@ class Asking:
             self._check_newest(topic)
 
     def _check_newest(self, topic: str) -> None:
-        there, here = self.far.retained.get(topic), self._set_last(topic)
+        there, (earliest, latest) = self.far.retained.get(topic), self._set_here_between(topic)
         found = self._kept_here(topic)
-        is_theirs = there is not None and found == there.payload
-        if there is not None and there.at > here + max(self._offsets):
-            assert is_theirs, f"{topic} is {found!r}, the far end has a newer one: {there}"
-        elif here and (there is None or there.at <= here + min(self._offsets)):
+        if there is not None and there.at > latest:
+            assert found == there.payload, f"{topic} is {found!r}, the far end has a newer one: {there}"
+        elif earliest and (there is None or there.at <= earliest):
             assert found not in self.far.moments, f"{topic} is {found!r}, which is older than what was set here"
 
     def _kept_here(self, topic: str) -> bytes:
@@ -444,11 +444,15 @@ class Asking:
         row = self.box.store.connection.execute(sql, (topic,)).fetchone()
         return bytes(row[0]) if row else b""
 
-    def _set_last(self, topic: str) -> int:
-        """When a device of this gateway set or cleared it last, by the clock that does not step; 0: never."""
-        db = self.box.store.connection
+    def _set_here_between(self, topic: str) -> tuple[int, int]:
+        """When a device of this gateway set or cleared it last, whatever its clock showed then; 0: never. The entry of a clear
+        may be trimmed by now, its time stays."""
         sql = (
-            "SELECT max(e.mono) FROM entry e JOIN topic t ON t.id = e.topic"
-            f" WHERE t.name = ? AND e.kind = {PUBLISH} AND e.flags & {RETAIN}"
+            "SELECT max(e.mono), (SELECT at FROM cleared WHERE topic = ?1) FROM entry e JOIN topic t ON t.id = e.topic"
+            f" WHERE t.name = ?1 AND e.kind = {PUBLISH} AND e.flags & {RETAIN}"
         )
-        return int(db.execute(sql, (topic,)).fetchone()[0] or 0)
+        mono, cleared = self.box.store.connection.execute(sql, (topic,)).fetchone()
+        slow, fast = min(self._offsets), max(self._offsets)
+        entry = (mono + slow, mono + fast) if mono else (0, 0)
+        clear = (cleared + slow - fast, cleared + fast - slow) if cleared else (0, 0)
+        return max(entry[0], clear[0]), max(entry[1], clear[1])
